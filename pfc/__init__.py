@@ -1,0 +1,37 @@
+"""Measure, predict and reproduce progressive feedforward collapse, layer by layer."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfc import data as data
+    from pfc import figures as figures
+    from pfc.nets import ConvResNet as ConvResNet
+    from pfc.nets import FCResNet as FCResNet
+    from pfc.profile import Profile as Profile
+    from pfc.profile import features as features
+    from pfc.profile import load as load
+    from pfc.profile import measure as measure
+    from pfc.training import RECIPES as RECIPES
+    from pfc.training import Recipe as Recipe
+    from pfc.training import train as train
+
+_HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
+    **dict.fromkeys(("data", "figures", "metrics", "moments"), ""),
+    **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
+    **dict.fromkeys(("Profile", "features", "load", "measure"), "pfc.profile"),
+    **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),
+}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pfc' has no attribute {name!r}")
+    home = _HOME[name]
+    return getattr(import_module(home), name) if home else import_module(f"pfc.{name}")
+
+
+def __dir__() -> list[str]:
+    return __all__

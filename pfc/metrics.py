@@ -1,0 +1,243 @@
+"""Metrics of progressive feedforward collapse and its kin: pure functions of moments and means.
+
+Rows are samples or classes: `M` is K x D and holds the class means, in any orthonormal coordinates.
+`weighting` says what a class counts in covariances of unbalanced data: `"class"`, all the same, or
+`"sample"`, by its samples. Undefined mathematics gives NaN.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pfc.moments import ClassMoments
+
+Weighting = Literal["class", "sample"]
+
+
+def class_weights(count: Float64[Tensor, " K"], weighting: Weighting) -> Float64[Tensor, " K"]:
+    """Weight of each class in covariances; zero for a class without samples.
+
+    Args:
+        count: Samples of each class.
+        weighting: `"class"` or `"sample"`.
+
+    Returns:
+        Weights that sum to 1.
+
+    Raises:
+        ValueError: If the weighting is unknown.
+    """
+    if weighting not in {"class", "sample"}:
+        raise ValueError(f"weighting must be 'class' or 'sample', got {weighting!r}")
+    weight = (count > 0).to(count) if weighting == "class" else count
+    return weight / weight.sum()
+
+
+def within_trace(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
+    """Trace of the within-class covariance, the numerator of PFC1."""
+    pi = class_weights(moments.count, weighting)
+    return (pi * moments.scatter / moments.count.clamp(min=1)).sum()
+
+
+def between_trace(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
+    """Trace of the between-class covariance, the denominator of PFC1."""
+    pi = class_weights(moments.count, weighting)
+    return (pi * (moments.mean - pi @ moments.mean).square().sum(1)).sum()
+
+
+def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
+    r"""Within-class over between-class variance (PFC1), $Tr \Sigma_W / Tr \Sigma_B$.
+
+    Eq. 7 of arXiv 2405.00985, its formula restored from its words and the source it names.
+
+    Args:
+        moments: Of one layer.
+        weighting: What a class counts in both covariances.
+
+    Returns:
+        A number in [0, inf]: 0 at perfect collapse, inf if only the means coincide, NaN if all
+        features coincide. Translating, rotating and scaling the features changes nothing.
+
+    Raises:
+        ValueError: If fewer than two classes have samples.
+
+    Example:
+        >>> H = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]])
+        >>> float(scatter_ratio(ClassMoments.of(H, torch.tensor([0, 0, 1, 1]))))
+        0.25
+    """
+    _two_classes(int((moments.count > 0).sum()))
+    return within_trace(moments, weighting) / between_trace(moments, weighting)
+
+
+def etf_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+    r"""Distance of the class means from a simplex equiangular tight frame (PFC2).
+
+    $$ \left\| \frac{G}{\|G\|_F} - \frac{1}{\sqrt{K-1}} \Big(I_K - \tfrac1K 11^\top\Big)
+       \right\|_F, \qquad G = \tilde M \tilde M^\top, $$
+
+    where row $k$ of $\tilde M$ is class mean $k$ minus the unweighted mean of the class means, whatever
+    the weighting elsewhere. Eq. 8 of arXiv 2405.00985, restored from its words and sources.
+
+    Args:
+        M: Class means: translating, rotating or scaling them changes nothing.
+
+    Returns:
+        A number in $[0, \sqrt2)$: 0 exactly at a simplex ETF, so always 0 for K = 2. NaN if all the
+        means coincide, since nothing then has a direction.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
+
+    Example:
+        >>> triangle = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])
+        >>> bool(etf_distance(triangle) < 1e-6)
+        True
+    """
+    K = len(M)
+    _two_classes(K)
+    M = M - M.mean(0)
+    G = M @ M.mT
+    etf = (torch.eye(K).to(M) - 1 / K) / (K - 1) ** 0.5
+    return torch.linalg.norm(G / torch.linalg.norm(G) - etf)
+
+
+def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+    """Effective rank of the centred class means, (Tr G)^2 / |G|_F^2; K - 1 exactly at a simplex ETF.
+
+    PFC2 is sqrt(2 - 2 sqrt(ratio / (K - 1))) and so says the same.
+    """
+    M = M - M.mean(0)
+    G = M @ M.mT
+    return G.trace().square() / G.square().sum()
+
+
+def nearest_mean_accuracy(
+    hits: Float64[Tensor, " K"], count: Float64[Tensor, " K"]
+) -> Float64[Tensor, ""]:
+    """Fraction of the samples whose nearest class mean is their own (PFC3), Eq. 9 of arXiv 2405.00985.
+
+    Args:
+        hits: Samples of each class that are nearest to its mean; ties go to the lowest class.
+        count: Samples of each class.
+
+    Returns:
+        A number in [0, 1]; 1 means the layer is NCC separable. Every sample counts the same in
+        either weighting, as in the definition.
+    """
+    return hits.sum() / count.sum()
+
+
+def collapse_trace(
+    squares: Float64[Tensor, "K R"],
+    count: Float64[Tensor, " K"],
+    values: Float64[Tensor, " R"],
+    weighting: Weighting = "class",
+) -> Float64[Tensor, ""]:
+    r"""Separation fuzziness $Tr(\Sigma_W \Sigma_B^+)$ of He and Su; NC1 is this divided by K.
+
+    Args:
+        squares: For each class the summed squares of its residuals along the singular directions of
+            the weighted, centred class means.
+        count: Samples of each class.
+        values: The singular values, all above zero; their number is the rank of the means.
+        weighting: What a class counts in both covariances.
+
+    Returns:
+        A number in [0, inf); 0 at perfect collapse, NaN if the means coincide.
+    """
+    if not len(values):
+        return squares.new_tensor(float("nan"))
+    pi = class_weights(count, weighting)
+    Sigma_W = (pi / count.clamp(min=1)) @ squares  # its diagonal in these directions
+    return (Sigma_W / values.square()).sum()
+
+
+def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
+    """Coefficient of variation of the norms of the centred class means (NC2); 0 at perfect collapse.
+
+    Papyan, Han and Donoho 2020 use ddof 1.
+    """
+    norms = (M - M.mean(0)).norm(dim=1)
+    return norms.std(correction=ddof) / norms.mean()
+
+
+def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
+    U = M - M.mean(0)
+    U = U / U.norm(dim=1, keepdim=True)
+    return (U @ U.mT)[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
+
+
+def equiangle(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+    """Standard deviation of the cosines between centred class means (NC2); 0 at perfect collapse."""
+    return _cosines(M).std(correction=0)
+
+
+def maximal_angle_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+    """Mean distance of those cosines from the simplex ETF's -1/(K-1) (NC2); 0 at perfect collapse.
+
+    Papyan, Han and Donoho 2020; the field calls it the maximal angle.
+    """
+    return (_cosines(M) + 1 / (len(M) - 1)).abs().mean()
+
+
+def self_duality(*, M: Float[Tensor, "K D"], W: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+    """Distance of the classifier from the centred class means, both at unit norm (NC3).
+
+    Args:
+        M: Class means.
+        W: Rows of the classifier, in the same coordinates.
+
+    Returns:
+        A number in [0, 2], not squared; 0 at perfect collapse, NaN if either is zero.
+    """
+    M = M - M.mean(0)
+    return torch.linalg.norm(W / torch.linalg.norm(W) - M / torch.linalg.norm(M))
+
+
+def class_distance_variance(M: Float[Tensor, "K D"], variance: Float[Tensor, " K"]) -> Float[Tensor, ""]:
+    """Class-distance normalised variance, CDNV of Galanti et al. 2021: mean over pairs of classes.
+
+    Args:
+        M: Class means.
+        variance: Mean squared distance of each class's samples to its mean.
+
+    Returns:
+        A number in [0, inf]; 0 at perfect collapse.
+    """
+    apart = ~torch.eye(len(M), dtype=torch.bool, device=M.device)
+    distance = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")[apart]
+    return ((variance[:, None] + variance)[apart] / (2 * distance.square())).mean()
+
+
+def effective_depth(errors: Sequence[float], eps: float = 0.01) -> int | None:
+    """First layer from which on the NCC error stays within `eps`; `None` if the last does not.
+
+    Args:
+        errors: 1 - PFC3 of each layer, in the order of the forward pass.
+        eps: The tolerated error, in [0, 1].
+
+    Returns:
+        An index into `errors`, or `None`.
+
+    Raises:
+        ValueError: If `eps` is out of range.
+
+    Example:
+        >>> effective_depth([0.2, 0.005, 0.02, 0.01, 0.0])
+        3
+    """
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps must lie in [0, 1], got {eps}")
+    good = [error <= eps for error in errors]
+    if not good or not good[-1]:
+        return None
+    return max((l + 1 for l, fine in enumerate(good) if not fine), default=0)
+
+
+def _two_classes(K: int) -> None:
+    if K < 2:
+        raise ValueError(f"need samples of at least 2 classes, got {K}")

@@ -1,0 +1,347 @@
+"""First pass: streaming, exact class statistics of one layer and of what pairs the layers of a segment.
+
+All state is float64 and mergeable: batches, processes and resumed work may be combined in any order.
+Features are upcast in tiles that stay in the processor's cache, so that exactness costs less than one
+float32 product with the class means.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+TILE = {"cpu": 2**17, "cuda": 2**25}  # float64 numbers worked on at once: 1 MiB is a core's cache
+FEW_CLASSES = 64  # up to here class sums are a matrix product, above a scatter
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLabels:
+    """The labels of one batch, prepared once for all layers.
+
+    Args:
+        y: Class of each sample.
+        present: Classes that occur, ascending.
+        place: Position of each sample's class in `present`.
+        first: Number of the first sample of each class in `present`.
+        count: Samples of each class in `present`.
+        one_hot: Membership in the classes of `present`; `None` if they are many.
+    """
+
+    y: Int64[Tensor, " B"]
+    present: Int64[Tensor, " P"]
+    place: Int64[Tensor, " B"]
+    first: Int64[Tensor, " P"]
+    count: Float64[Tensor, " P"]
+    one_hot: Float64[Tensor, "P B"] | None
+
+    @classmethod
+    def of(cls, y: Int[Tensor, " B"]) -> "BatchLabels":
+        """Prepare the integer labels of a batch.
+
+        Raises:
+            ValueError: If the batch is empty or a label is negative.
+        """
+        if not len(y):
+            raise ValueError("a batch needs at least one sample, got labels of shape (0,)")
+        if y.min() < 0:
+            raise ValueError(f"labels must not be negative, got {int(y.min())}")
+        y = y.long()
+        present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
+        order = torch.argsort(place, stable=True)
+        first = order[count.cumsum(0) - count]
+        few = len(present) <= FEW_CLASSES or y.device.type == "cuda"
+        one_hot = (present[:, None] == y).double() if few else None
+        return cls(y, present, place, first, count.double(), one_hot)
+
+    def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
+        """Sum of the rows of each class present."""
+        if self.one_hot is not None:
+            return self.one_hot @ X
+        return X.new_zeros(len(self.present), X.shape[1]).index_add_(0, self.place, X)
+
+    def rows(self, rows: slice) -> "BatchLabels":
+        """The labels of some rows; the classes keep their places."""
+        one_hot = None if self.one_hot is None else self.one_hot[:, rows]
+        place, y = self.place[rows], self.y[rows]
+        return BatchLabels(y, self.present, place, self.first, self.count, one_hot)
+
+
+@dataclass(eq=False)
+class ClassMoments:
+    """Counts, means and within-class scatter of the labelled features of one layer.
+
+    A commutative monoid: `empty` is its zero and `merge` its sum.
+
+    Args:
+        count: Samples of each class.
+        mean: Mean of each class; zero where a class has no sample.
+        scatter: Sum over the class's samples of the squared distance to the class mean.
+    """
+
+    count: Float64[Tensor, " K"]
+    mean: Float64[Tensor, "K D"]
+    scatter: Float64[Tensor, " K"]
+
+    @classmethod
+    def empty(
+        cls, classes: int, features: int, device: torch.device | str | None = None
+    ) -> "ClassMoments":
+        """Moments of no samples."""
+        zeros = torch.zeros(classes, features, dtype=torch.float64, device=device)
+        return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes))
+
+    @classmethod
+    def of(
+        cls, H: Float[Tensor, "N D"], y: Int[Tensor, " N"], classes: int | None = None
+    ) -> "ClassMoments":
+        """Moments of features `H` with labels `y` in 0..classes-1.
+
+        Args:
+            H: Features, one sample a row, of any floating type.
+            y: Class of each sample.
+            classes: Number of classes; one more than the largest label if `None`.
+
+        Raises:
+            ValueError: If there is no sample, the lengths differ, or a label is out of range.
+        """
+        labels = BatchLabels.of(y)
+        moments = cls.empty(classes or int(y.max()) + 1, H.shape[1], H.device)
+        moments.update(H, labels)
+        return moments
+
+    def update(self, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
+        """Add a batch in place."""
+        absorb([self], [H], labels)
+
+    def merge(self, other: "ClassMoments") -> None:
+        """Add `other` in place: Chan, Golub and LeVeque (1983), class by class."""
+        n, m = self.count, other.count
+        share = m / (n + m).clamp(min=1)
+        delta = other.mean - self.mean
+        self.scatter += other.scatter + n * share * delta.square().sum(1)
+        self.mean += delta * share[:, None]
+        self.count = n + m
+
+    def grow(self, classes: int) -> None:
+        """Make room for more classes."""
+        more = classes - len(self.count)
+        if more > 0:
+            self.count = torch.cat([self.count, self.count.new_zeros(more)])
+            self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(more)])
+            self.mean = torch.cat([self.mean, self.mean.new_zeros(more, self.mean.shape[1])])
+
+    def present(self) -> "ClassMoments":
+        """The same moments without the classes that have no sample."""
+        seen = self.count > 0
+        return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen])
+
+    def cpu(self) -> "ClassMoments":
+        """The same moments on the CPU."""
+        return ClassMoments(self.count.cpu(), self.mean.cpu(), self.scatter.cpu())
+
+
+@dataclass(eq=False)
+class SegmentMoments:
+    """Moments of consecutive layers of one shape, and what pairs them: a monoid like its parts.
+
+    It holds what the straight line from the first to the last layer needs beyond the two layers' own
+    moments (the cross scatter), and all inner products of the increments D_l = H_{l+1} - H_l, summed
+    over the samples of each class (positions, lengths, energies and angles of the path).
+
+    Args:
+        layers: Moments of each layer.
+        cross: Per class, sum over its samples of the inner product of the residuals (feature minus
+            class mean) at the first and at the last layer.
+        steps: Per class, sum over its samples of the Gram matrix of the L increments.
+    """
+
+    layers: list[ClassMoments]
+    cross: Float64[Tensor, " K"]
+    steps: Float64[Tensor, "K L L"]
+
+    @classmethod
+    def empty(
+        cls, depth: int, classes: int, features: int, device: torch.device | str | None = None
+    ) -> "SegmentMoments":
+        """Moments of no samples of `depth` layers."""
+        layers = [ClassMoments.empty(classes, features, device) for _ in range(depth)]
+        zeros = layers[0].count
+        return cls(layers, zeros.clone(), zeros.new_zeros(classes, depth - 1, depth - 1))
+
+    def update(self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels) -> None:
+        """Add a batch in place, one feature matrix a layer."""
+        absorb(self.layers, batch, labels, self)
+
+    def merge(self, other: "SegmentMoments") -> None:
+        """Add `other` in place."""
+        n, m = self.layers[0].count, other.layers[0].count
+        share = n * m / (n + m).clamp(min=1)
+        first, last = (
+            theirs.mean - ours.mean
+            for ours, theirs in ((self.layers[i], other.layers[i]) for i in (0, -1))
+        )
+        self.cross += other.cross + share * (first * last).sum(1)
+        self.steps += other.steps
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            ours.merge(theirs)
+
+    def grow(self, classes: int) -> None:
+        """Make room for more classes."""
+        more = classes - len(self.cross)
+        if more > 0:
+            self.cross = torch.cat([self.cross, self.cross.new_zeros(more)])
+            self.steps = torch.cat([self.steps, self.steps.new_zeros(more, *self.steps.shape[1:])])
+        for layer in self.layers:
+            layer.grow(classes)
+
+
+def absorb(
+    layers: Sequence[ClassMoments],
+    batch: Sequence[Float[Tensor, "B D"]],
+    labels: BatchLabels,
+    segment: SegmentMoments | None = None,
+) -> None:
+    """Add a batch to the moments of one or more layers of one shape, tile by tile.
+
+    With shift s (the mean so far, or the class's first sample), n samples before, m new ones and
+    delta = mean of the new ones minus s, the scatter grows by sum |h - s|^2 - m^2/(n + m) |delta|^2
+    and the mean becomes s + m/(n + m) delta: Chan's merge, in the form that never needs the batch's
+    own scatter. The cross scatter of two layers follows the same rule with inner products.
+
+    Args:
+        layers: Moments to be updated.
+        batch: Features of each layer.
+        labels: Their classes.
+        segment: Where the statistics that pair the layers go.
+
+    Raises:
+        ValueError: If the numbers of samples differ or a label is out of range.
+    """
+    _check(layers, batch, labels)
+    k, m, n = labels.present, labels.count, layers[0].count[labels.present]
+    share, drop = m / (n + m), m.square() / (n + m)
+    work = _Work(len(batch), labels, paired=segment is not None)
+    for columns in column_tiles(batch[0]):
+        shifts = [_shift(*pair, n, labels, columns) for pair in zip(layers, batch, strict=True)]
+        deltas = [total / m[:, None] for total in work.tile(batch, shifts, columns)]
+        for layer, S, delta, lost in zip(layers, shifts, deltas, work.lost, strict=True):
+            layer.mean[k, columns] = S + share[:, None] * delta
+            lost += drop * delta.square().sum(1)
+        work.lost_cross += drop * (deltas[0] * deltas[-1]).sum(1)
+    for layer, squares, lost in zip(layers, work.squares, work.lost, strict=True):
+        layer.scatter.index_add_(0, labels.y, squares).index_add_(0, k, lost, alpha=-1)
+        layer.count.index_add_(0, k, m)
+    if segment is not None:
+        segment.cross.index_add_(0, labels.y, work.cross).index_add_(0, k, work.lost_cross, alpha=-1)
+        segment.steps.index_add_(0, labels.y, work.steps)
+
+
+class _Work:
+    """What one batch adds, a number a sample; filled tile by tile."""
+
+    def __init__(self, layers: int, labels: BatchLabels, *, paired: bool) -> None:
+        zeros = labels.count.new_zeros
+        self.labels = labels
+        self.paired = paired
+        self.squares = [zeros(len(labels.y)) for _ in range(layers)]
+        self.cross = zeros(len(labels.y))
+        self.steps = zeros(len(labels.y), layers - 1, layers - 1)
+        self.lost = [zeros(len(labels.present)) for _ in range(layers)]
+        self.lost_cross = zeros(len(labels.present))
+
+    def tile(
+        self, batch: Sequence[Tensor], shifts: Sequence[Tensor], columns: slice
+    ) -> list[Float64[Tensor, "P C"]]:
+        """Add some columns of all rows; returns the class sums of the shifted features."""
+        totals = [torch.zeros_like(S) for S in shifts]
+        for rows in row_tiles(batch[0], columns):
+            tiles = [upcast(H[rows, columns], f"tile {l}") for l, H in enumerate(batch)]
+            if self.paired and len(tiles) > 1:
+                D = scratch("steps", (len(tiles[0]), len(tiles) - 1, tiles[0].shape[1]), tiles[0])
+                for l, (a, b) in enumerate(pairwise(tiles)):
+                    torch.sub(b, a, out=D[:, l])
+                self.steps[rows] += D @ D.mT
+            self._centred(tiles, shifts, totals, rows)
+        return totals
+
+    def _centred(
+        self, tiles: list[Tensor], shifts: Sequence[Tensor], totals: list[Tensor], rows: slice
+    ) -> None:
+        labels = self.labels.rows(rows)
+        S_y = scratch("shift", tiles[0].shape, tiles[0])
+        for X, S, total, squares in zip(tiles, shifts, totals, self.squares, strict=True):
+            X -= torch.index_select(S, 0, labels.place, out=S_y)
+            total += labels.sums(X)
+            squares[rows] += torch.linalg.vector_norm(X, dim=1).square_()
+        if self.paired:
+            self.cross[rows] += torch.mul(tiles[0], tiles[-1], out=S_y).sum(1)
+
+
+class _Kept(threading.local):
+    """Work arrays of each thread, by use and device."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[str, torch.device], Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, "..."]:
+    """A float64 work array that keeps its memory from call to call; its content is arbitrary."""
+    key, size = (name, like.device), prod(shape)
+    buffer = _kept.arrays.get(key)
+    if buffer is None or len(buffer) < size:
+        buffer = _kept.arrays[key] = torch.empty(size, dtype=torch.float64, device=like.device)
+    return buffer[:size].view(*shape)
+
+
+def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
+    """A float64 copy of `H` in the work array `name`."""
+    return scratch(name, H.shape, H).copy_(H)
+
+
+def _shift(
+    layer: ClassMoments,
+    H: Float[Tensor, "B D"],
+    n: Float64[Tensor, " P"],
+    labels: BatchLabels,
+    columns: slice,
+) -> Float64[Tensor, "P C"]:
+    """The mean so far; for a class not seen yet, its first sample."""
+    S = layer.mean[labels.present, columns]
+    new = n == 0
+    if new.any():
+        S[new] = H[labels.first[new], columns].double()
+    return S
+
+
+def column_tiles(H: Float[Tensor, "B D"]) -> Iterator[slice]:
+    """Columns to be worked on at once: as many as fit in a tile with up to 128 rows."""
+    width = max(1, TILE.get(H.device.type, TILE["cpu"]) // min(len(H), 128))
+    return (slice(start, min(start + width, H.shape[1])) for start in range(0, H.shape[1], width))
+
+
+def row_tiles(H: Float[Tensor, "B D"], columns: slice) -> Iterator[slice]:
+    """Rows that fill a tile of these columns."""
+    width = columns.stop - columns.start
+    height = max(1, TILE.get(H.device.type, TILE["cpu"]) // width)
+    return (slice(start, min(start + height, len(H))) for start in range(0, len(H), height))
+
+
+def _check(
+    layers: Sequence[ClassMoments], batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
+) -> None:
+    K, D = layers[0].mean.shape
+    if labels.present[-1] >= K:
+        raise ValueError(f"labels must lie in 0..{K - 1}, got {int(labels.present[-1])}")
+    for H in batch:
+        if H.shape != (len(labels.y), D):
+            raise ValueError(
+                f"need features of shape ({len(labels.y)}, {D}), one row a label, got {(*H.shape,)}"
+            )

@@ -1,0 +1,140 @@
+"""Second pass: nearest class means, in the coordinates of the span of the means.
+
+An orthonormal basis of the span of the centred means turns a sample into at most K - 1 numbers. All
+distances to the means differ by a constant from distances there, so nearest-mean decisions, and all of
+the within-class scatter that the pseudo-inverse of Sigma_B can see, are read from these numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from pfc.metrics import Weighting, class_weights
+from pfc.moments import ClassMoments, column_tiles, row_tiles, upcast
+
+
+@dataclass(frozen=True, eq=False)
+class MeansSpan:
+    """The span of the centred class means of one layer (of the classes that have samples).
+
+    Args:
+        centre: The weighted mean of the class means, g.
+        basis: Orthonormal columns, the singular directions of the weighted, centred means.
+        values: Their singular values, all above round-off.
+        points: The centred class means in this basis.
+        place: Position in `points` of each class; -1 for a class without samples.
+    """
+
+    centre: Float64[Tensor, " D"]
+    basis: Float64[Tensor, "D R"]
+    values: Float64[Tensor, " R"]
+    points: Float64[Tensor, "P R"]
+    place: Int64[Tensor, " K"]
+
+    @classmethod
+    def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
+        """Span of a layer's means; singular values at most eps max(D, K) of the largest count as zero."""
+        seen = moments.count > 0
+        place = torch.where(seen, seen.cumsum(0) - 1, -1)
+        pi = class_weights(moments.count[seen], weighting)
+        centre = pi @ moments.mean[seen]
+        M = moments.mean[seen] - centre
+        values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
+        floor = torch.finfo(torch.float64).eps * max(M.shape) * values[0]
+        rank = int((values > floor).sum())
+        basis = directions[:rank].mT.contiguous()
+        return cls(centre, basis, values[:rank], M @ basis, place)
+
+    def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
+        """Position in `points` of the nearest class mean; ties go to the lowest class."""
+        return (self.points.square().sum(1) - 2 * z @ self.points.mT).argmin(1)
+
+
+def project(
+    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], bases: Float64[Tensor, "D R"]
+) -> Float64[Tensor, "B R"]:
+    """Coordinates of the centred rows of `H`, upcast tile by tile."""
+    z = bases.new_zeros(len(H), bases.shape[1])
+    for columns in column_tiles(H):
+        for rows in row_tiles(H, columns):
+            X = upcast(H[rows, columns], "project")
+            X -= centre[columns]
+            z[rows].addmm_(X, bases[columns])
+    return z
+
+
+@dataclass(eq=False)
+class NearestMean:
+    """What the second pass gathers of one layer; mergeable with its like of the same span.
+
+    Args:
+        span: The span of the means that the first pass found.
+        count: Samples of each class seen in this pass.
+        hits: Samples of each class that are nearest to its own mean.
+        sums: Per class, sum of the residuals in the span: zero if the data are those of pass one.
+        squares: Per class, sum of the squared residuals in the span.
+        rounding: The coarsest relative precision of the features seen.
+    """
+
+    span: MeansSpan
+    count: Float64[Tensor, " P"]
+    hits: Float64[Tensor, " P"]
+    sums: Float64[Tensor, "P R"]
+    squares: Float64[Tensor, "P R"]
+    rounding: float = 0.0
+
+    @classmethod
+    def empty(cls, span: MeansSpan) -> "NearestMean":
+        """Nothing seen yet."""
+        P, R = span.points.shape
+        zeros = span.points.new_zeros
+        return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R))
+
+    def update(self, H: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+        """Add a batch in place.
+
+        Args:
+            H: Features.
+            y: Their classes, all of which the first pass has seen.
+
+        Returns:
+            The class of the nearest mean of each sample, as a position in `span.points`.
+        """
+        self.rounding = max(self.rounding, torch.finfo(H.dtype).eps)
+        return self.take(project(H, self.span.centre, self.span.basis), y)
+
+    def take(self, z: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+        """Add a batch that is already in the coordinates of the span."""
+        p = self.span.place[y]
+        nearest = self.span.nearest(z)
+        residual = z - self.span.points[p]
+        self.count.index_add_(0, p, z.new_ones(len(z)))
+        self.hits.index_add_(0, p, (nearest == p).to(z))
+        self.sums.index_add_(0, p, residual)
+        self.squares.index_add_(0, p, residual.square())
+        return nearest
+
+    def check(self, name: str) -> None:
+        """Check that this pass saw the features of the first: the same counts and class means.
+
+        Args:
+            name: The layer's name, for the message.
+
+        Raises:
+            ValueError: If it did not.
+        """
+        drift = (self.sums / self.count[:, None]).norm(dim=1)
+        spread = (self.squares.sum() / self.count.sum() + self.span.points.square().sum(1).max()).sqrt()
+        # 1000 eps: a forward pass in batches of other sizes rounds otherwise; half precision far more
+        if (drift > min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())).any():
+            raise ValueError(
+                f"the second pass saw other features than the first at layer {name!r}: the model is "
+                "random in evaluation mode, or the data are; take passes=1"
+            )
+
+    def merge(self, other: "NearestMean") -> None:
+        """Add `other` in place."""
+        for name in ("count", "hits", "sums", "squares"):
+            getattr(self, name).add_(getattr(other, name))

@@ -1,0 +1,7 @@
+"""Measure every layer of a classifier and keep what was found."""
+
+from pfc.profile.measuring import features as features
+from pfc.profile.measuring import measure as measure
+from pfc.profile.result import Profile as Profile
+from pfc.profile.result import Segment as Segment
+from pfc.profile.result import load as load

@@ -1,0 +1,224 @@
+"""Two forward passes over a classifier: from a model and a loader to the profile of every layer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pfc import metrics
+from pfc.metrics import Weighting, class_weights
+from pfc.moments import ClassMoments
+from pfc.nearest import MeansSpan, NearestMean
+from pfc.profile.batches import Batches
+from pfc.profile.passes import FirstPass, SecondPass
+from pfc.profile.result import COLUMNS, Profile, Segment, warn
+from pfc.profile.survey import Survey, survey
+from pfc.progress import shown
+from pfc.taps import Layers, Pool, undisturbed, unwrapped
+
+
+def measure(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    layers: Layers = None,
+    classes: int | None = None,
+    weighting: Weighting = "class",
+    passes: int = 2,
+    segments: bool = True,
+    pool: Pool = "flatten",
+    limit: int | None = None,
+    device: str | torch.device | None = None,
+    classifier: str | nn.Module | None = None,
+    progress: bool = True,
+) -> Profile:
+    """Measure progressive feedforward collapse at every chosen layer of a classifier.
+
+    Two forward passes in evaluation mode, without gradients and autocast; statistics are float64 and
+    exact, in memory O(K D) a layer. The model's modes, hooks, gradients, random state and outputs are
+    left as they were, also after an exception.
+
+    Args:
+        model: Any torch classifier; wrappers (parallel, compiled) are looked through.
+        data: A re-iterable of batches: `(x, y)` pairs, or dicts with `labels` whose other entries are
+            the model's named arguments.
+        layers: Names, globs such as `"blocks.*"`, or modules; `"classifier.input"` names the
+            classifier's input. `None` chooses the net's own tap points, else the residual blocks of
+            known nets, else every direct child, and adds the classifier's input.
+        classes: Number of classes; by default the classifier's outputs, else the data's own number,
+            else one more than the largest label.
+        weighting: What a class counts in covariances of unbalanced data: `"class"`, all the same, or
+            `"sample"`, by its samples.
+        passes: 2 for all metrics, 1 to leave out those of the second pass.
+        segments: Also gather what pairs layers of one shape: positions, path and straight line.
+        pool: What becomes of outputs with more than one axis a sample: `"flatten"`, `"mean"`, `"cls"`
+            or a callable.
+        limit: Stop after so many samples.
+        device: Where to run; the model's own place if `None`.
+        classifier: The last linear layer by name or as a module; found by itself if `None`.
+        progress: Show progress on the standard error.
+
+    Returns:
+        The profile: a row of metrics for each layer in the order of the forward pass.
+
+    Raises:
+        ValueError: If an argument has no meaning, a layer is unknown, never runs, runs twice or not on
+            every batch, the data are empty, mislabelled, of one class or not finite, shapes change
+            between batches, or the second pass sees other samples than the first.
+    """
+    if passes not in {1, 2}:
+        raise ValueError(f"passes must be 1 or 2, got {passes}")
+    if classes is not None and classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    class_weights(torch.ones(2, dtype=torch.float64), weighting)
+    place = torch.device(device) if device is not None else _device(model)
+    batches = Batches(data, limit, place)
+    total = None if batches.total is None else passes * batches.total
+    with undisturbed(unwrapped(model), place), shown("measure", total, enabled=progress) as step:
+        first = FirstPass(model, layers, classifier, pool, classes, segments=segments)
+        done = first.run(batches, step)
+        second = SecondPass(first, weighting) if passes == 2 else None
+        if second is not None:
+            second.run(batches, step, done)
+    return assemble(first, second, weighting)
+
+
+def features(
+    model: nn.Module,
+    data: Iterable[Any],
+    layers: Layers = None,
+    *,
+    limit: int | None = None,
+    pool: Pool = "flatten",
+    device: str | torch.device | None = None,
+) -> tuple[dict[str, Float[Tensor, "N D"]], Int64[Tensor, " N"]]:
+    """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
+
+    Args:
+        model: As for `measure`.
+        data: As for `measure`.
+        layers: As for `measure`.
+        limit: Stop after so many samples.
+        pool: As for `measure`.
+        device: As for `measure`.
+
+    Returns:
+        Features of each layer by name, one row a sample, and the labels.
+
+    Raises:
+        ValueError: If a layer is unknown or does not run, or the data are empty.
+    """
+    place = torch.device(device) if device is not None else _device(model)
+    rows: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    looked: Survey | None = None
+    with undisturbed(unwrapped(model), place):
+        for batch in Batches(data, limit, place):
+            looked = looked or survey(model, batch, layers, None, pool)
+            looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
+            labels.append(batch.labels.y.cpu())
+    return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def assemble(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> Profile:
+    """The profile of two passes, or of the first alone."""
+    looked = first.survey
+    columns: dict[str, dict[str, float]] = {}
+    for name, moments in first.moments.items():
+        nearest = second.nearest[name] if second else None
+        span = nearest.span if nearest else MeansSpan.of(moments, weighting)
+        row = _of_means(name, moments.present(), span, weighting)
+        if nearest:
+            row |= _of_pass_two(moments.present(), nearest, weighting)
+        if name == looked.at_head and looked.head is not None:
+            row["nc3"] = _self_duality(moments, looked.head)
+            if second:
+                row["nc4"] = second.disagree / second.samples
+        columns[name] = row
+    names = list(columns)
+    segments = tuple(
+        Segment.of(names.index(run[0]), run, moments, weighting) for run, moments in first.segments
+    )
+    for segment in segments:
+        for name, position in zip(segment.layers, segment.position("path"), strict=True):
+            columns[name]["position"] = position
+    return Profile(
+        layers=tuple(names),
+        shapes=tuple(looked.shapes[name] for name in names),
+        columns={
+            c: tuple(columns[name].get(c, float("nan")) for name in names)
+            for c in COLUMNS
+            if second or c not in {"pfc3", "nc1", "fuzziness", "nc4"}
+        },
+        moments={name: moments.cpu() for name, moments in first.moments.items()},
+        segments=segments,
+        about=_about(first, second, weighting),
+    )
+
+
+def _of_means(
+    name: str, moments: ClassMoments, span: MeansSpan, weighting: Weighting
+) -> dict[str, float]:
+    """What the first pass tells; `moments` without the classes that have no sample."""
+    M = span.points
+    full = min(len(M) - 1, moments.mean.shape[1])
+    if len(span.values) < full:
+        warn(
+            f"layer {name!r}: the class means span {len(span.values)} dimensions, not {full}: "
+            "they coincide or are collinear"
+        )
+    values = {
+        "pfc1": metrics.scatter_ratio(moments, weighting),
+        "pfc2": metrics.etf_distance(M),
+        "nc2_norm": metrics.equinorm(M),
+        "nc2_angle": metrics.equiangle(M),
+        "nc2_max_angle": metrics.maximal_angle_distance(M),
+        "cdnv": metrics.class_distance_variance(M, moments.scatter / moments.count),
+    }
+    return {column: float(value) for column, value in values.items()}
+
+
+def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighting) -> dict[str, float]:
+    fuzziness = float(
+        metrics.collapse_trace(nearest.squares, moments.count, nearest.span.values, weighting)
+    )
+    return {
+        "pfc3": float(metrics.nearest_mean_accuracy(nearest.hits, nearest.count)),
+        "nc1": fuzziness / len(moments.count),
+        "fuzziness": fuzziness,
+    }
+
+
+def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
+    """NC3 over the classes that have samples; NaN if the classifier has no output for one."""
+    seen = (moments.count > 0).nonzero().flatten()
+    if head.out_features < len(moments.count):
+        return float("nan")
+    W = head.weight.detach().to(moments.mean)[seen]
+    return float(metrics.self_duality(M=moments.mean[seen], W=W))
+
+
+def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> dict[str, Any]:
+    looked = first.survey
+    count = next(iter(first.moments.values())).count
+    pool = looked.pool if isinstance(looked.pool, str) else getattr(looked.pool, "__name__", "callable")
+    return {
+        "model": type(looked.model).__name__,
+        "chosen": looked.chosen,
+        "pool": pool,
+        "weighting": weighting,
+        "passes": 2 if second else 1,
+        "samples": int(count.sum()),
+        "classes": len(count),
+        "classifier": looked.classifier,
+        "at_classifier": looked.at_head,
+        "accuracy": second.right / second.samples if second and second.samples else None,
+        "torch": torch.__version__,
+    }

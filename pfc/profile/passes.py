@@ -1,0 +1,183 @@
+"""The two passes over the data: moments of every layer, then nearest class means."""
+
+from math import prod
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pfc.metrics import Weighting
+from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.nearest import MeansSpan, NearestMean
+from pfc.profile.batches import Batch, Batches, Fingerprint
+from pfc.profile.result import warn
+from pfc.profile.survey import Survey, survey
+from pfc.progress import Step
+from pfc.taps import Layers, Pool
+
+
+class FirstPass:
+    """Moments of every layer, and of what pairs the layers of a segment.
+
+    Args:
+        model: The network.
+        layers: As for `measure`.
+        classifier: As for `measure`.
+        pool: As for `measure`.
+        classes: As for `measure`.
+        segments: As for `measure`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        classifier: str | nn.Module | None,
+        pool: Pool,
+        classes: int | None,
+        *,
+        segments: bool,
+    ) -> None:
+        self.asked = (model, layers, classifier, pool)
+        self.paired = segments
+        self.classes = classes
+        self.growing = False
+        self.survey: Survey
+        self.moments: dict[str, ClassMoments] = {}
+        self.segments: list[tuple[list[str], SegmentMoments]] = []
+        self.inputs = Fingerprint()
+        self._kept: dict[str, Tensor] = {}
+        self._of_layer: dict[str, tuple[list[str], SegmentMoments]] = {}
+
+    def run(self, batches: Batches, step: Step) -> int:
+        """Feed all batches; returns their number."""
+        done = 0
+        for batch in batches:
+            if not done:
+                self._begin(batch, batches.classes)
+            self._make_room(batch)
+            self.inputs.update(batch)
+            self.survey.forward(batch, lambda name, H: self._see(name, H, batch.labels))
+            self._finite(batch)
+            done = batch.number + 1
+            step(done, "pass 1")
+        self._check()
+        return done
+
+    def _begin(self, batch: Batch, own_classes: int | None) -> None:
+        model, layers, classifier, pool = self.asked
+        self.survey = survey(model, batch, layers, classifier, pool)
+        if self.classes is None:
+            self.classes = self.survey.head.out_features if self.survey.head else own_classes
+        self.growing = self.classes is None
+        K = self.classes or int(batch.labels.present[-1]) + 1
+        features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
+        for names in self.survey.segments if self.paired else []:
+            if len(names) > 1:
+                pair = (
+                    names,
+                    SegmentMoments.empty(len(names), K, features[names[0]], self._place(batch)),
+                )
+                self.segments.append(pair)
+                self._of_layer.update(dict.fromkeys(names, pair))
+                self.moments.update(zip(names, pair[1].layers, strict=True))
+        for name in self.survey.shapes:
+            if name not in self.moments:
+                self.moments[name] = ClassMoments.empty(K, features[name], self._place(batch))
+        self.moments = {name: self.moments[name] for name in self.survey.shapes}
+
+    def _place(self, batch: Batch) -> torch.device:
+        return batch.labels.y.device
+
+    def _make_room(self, batch: Batch) -> None:
+        largest = int(batch.labels.present[-1])
+        if self.classes is not None and largest >= self.classes:
+            raise ValueError(
+                f"batch {batch.number} has the label {largest}, but there are {self.classes} classes "
+                f"(0..{self.classes - 1})"
+            )
+        if self.growing:
+            for _, segment in self.segments:
+                segment.grow(largest + 1)
+            for moments in self.moments.values():
+                moments.grow(largest + 1)
+
+    def _see(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
+        if name not in self._of_layer:
+            self.moments[name].update(H, labels)
+            return
+        names, segment = self._of_layer[name]
+        self._kept[name] = H.clone()  # the network may write over it
+        if name == names[-1]:
+            segment.update([self._kept.pop(each) for each in names], labels)
+
+    def _finite(self, batch: Batch) -> None:
+        for name, moments in self.moments.items():
+            if not bool(torch.isfinite(moments.scatter.sum())):
+                raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch.number}")
+
+    def _check(self) -> None:
+        count = next(iter(self.moments.values())).count
+        missing = (count == 0).nonzero().flatten().tolist()
+        if len(count) - len(missing) < 2:
+            raise ValueError(f"need samples of at least 2 classes, got {len(count) - len(missing)}")
+        if missing:
+            warn(f"classes {missing} have no sample and are left out")
+        if count.max() <= 1:
+            warn("every class has one sample, so PFC1 = 0 and PFC3 = 1 say nothing")
+
+
+class SecondPass:
+    """Nearest class means of every layer, now that the means are known.
+
+    Args:
+        first: The first pass, done.
+        weighting: As for `measure`.
+    """
+
+    def __init__(self, first: FirstPass, weighting: Weighting) -> None:
+        self.first = first
+        self.nearest = {
+            name: NearestMean.empty(MeansSpan.of(moments, weighting))
+            for name, moments in first.moments.items()
+        }
+        self.inputs = Fingerprint()
+        self.samples = 0
+        self.right = 0
+        self.disagree = 0
+        self._decided: dict[str, Tensor] = {}
+
+    def run(self, batches: Batches, step: Step, done: int) -> None:
+        """Feed all batches again and check that they are the same."""
+        for batch in batches:
+            self._known(batch)
+            self.inputs.update(batch)
+            answers = self.first.survey.forward(batch, lambda name, H: self._see(name, H, batch.labels))
+            if answers is not None:
+                self._compare(answers, batch.labels)
+            step(done + batch.number + 1, "pass 2")
+        self.first.inputs.compare(self.inputs)
+        for name, nearest in self.nearest.items():
+            nearest.check(name)
+
+    def _known(self, batch: Batch) -> None:
+        place = next(iter(self.nearest.values())).span.place
+        largest = int(batch.labels.present[-1])
+        if largest >= len(place) or (place[batch.labels.present] < 0).any():
+            raise ValueError(
+                f"the second pass saw other samples than the first: batch {batch.number} has a class "
+                "that had no sample before; turn off random augmentation and sampling, or take passes=1"
+            )
+
+    def _see(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
+        decided = self.nearest[name].update(H, labels.y)
+        if name == self.first.survey.at_head:
+            self._decided = {name: decided}
+
+    def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
+        self.samples += len(answers)
+        self.right += int((answers == labels.y).sum())
+        for name, decided in self._decided.items():
+            place = self.nearest[name].span.place
+            mean_class = (place >= 0).nonzero().flatten()[decided]
+            self.disagree += int((mean_class != answers).sum())

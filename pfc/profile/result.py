@@ -1,0 +1,334 @@
+"""What measuring found: a frozen profile that prints, saves and loads itself."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pfc import metrics
+from pfc.files import read_json, read_tensors, write_json, write_tensors
+from pfc.metrics import Weighting, class_weights
+from pfc.moments import ClassMoments, SegmentMoments
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "pfc-profile-1"
+COLUMNS = (
+    *("position", "pfc1", "pfc2", "pfc3", "nc1", "fuzziness"),
+    *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
+)
+RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
+
+Position = Literal["path", "chord", "proj", "index"]
+
+
+class CollapseWarning(UserWarning):
+    """Something about the data or the features makes a metric undefined or meaningless."""
+
+
+def warn(message: str) -> None:
+    """Warn the caller of the package, once a place."""
+    warnings.warn(message, CollapseWarning, stacklevel=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Consecutive layers of one shape, and all that pairs them; theory reads nothing else.
+
+    Args:
+        start: Index of the first layer in the profile.
+        layers: Names of the layers, L + 1 of them.
+        weighting: What a class counts in covariances.
+        count: Samples of each class (only classes that have some).
+        scatter: At the first and the last layer, the summed squared residuals of each class.
+        cross: The summed inner products of a sample's residuals at the first and the last layer.
+        gram: Gram matrices of the class means, each centred by the unweighted mean of the means: first
+            with first, first with last, last with last.
+        steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
+    """
+
+    start: int
+    layers: tuple[str, ...]
+    weighting: Weighting
+    count: Float64[Tensor, " K"]
+    scatter: Float64[Tensor, "2 K"]
+    cross: Float64[Tensor, " K"]
+    gram: Float64[Tensor, "3 K K"]
+    steps: Float64[Tensor, "K L L"]
+
+    @classmethod
+    def of(
+        cls, start: int, layers: list[str], moments: SegmentMoments, weighting: Weighting
+    ) -> "Segment":
+        """Read a segment from its moments."""
+        seen = moments.layers[0].count > 0
+        ends = [moments.layers[i].present() for i in (0, -1)]
+        A, B = (end.mean - end.mean.mean(0) for end in ends)
+        return cls(
+            start=start,
+            layers=tuple(layers),
+            weighting=weighting,
+            count=ends[0].count.cpu(),
+            scatter=torch.stack([end.scatter for end in ends]).cpu(),
+            cross=moments.cross[seen].cpu(),
+            gram=torch.stack([A @ A.mT, A @ B.mT, B @ B.mT]).cpu(),
+            steps=moments.steps[seen].cpu(),
+        )
+
+    def position(self, kind: Position = "path") -> list[float]:
+        """Where each layer stands between the first and the last.
+
+        Args:
+            kind: `"path"`, length so far over the whole length (always in [0, 1] and rising, the
+                default); `"chord"`, distance from the first layer over the ends' distance; `"proj"`,
+                the nearest point of the straight line; `"index"`, the layer's number. The paper's own
+                formula is lost, `"path"` is inferred from its words.
+
+        Returns:
+            One number a layer, 0 at the first and 1 at the last; NaN where nothing moves.
+
+        Raises:
+            ValueError: If the kind is unknown.
+        """
+        L = len(self.layers) - 1
+        w = class_weights(self.count, self.weighting) / self.count
+        S = torch.einsum("k,klm->lm", w, self.steps)
+        if kind == "index":
+            return [l / L for l in range(L + 1)]
+        if kind == "path":
+            s = torch.cat([S.new_zeros(1), S.diagonal().clamp(min=0).sqrt().cumsum(0)])
+        elif kind == "chord":
+            s = torch.stack([S[:l, :l].sum().clamp(min=0).sqrt() for l in range(L + 1)])
+        elif kind == "proj":
+            s = torch.stack([S[:l].sum() for l in range(L + 1)])
+        else:
+            raise ValueError(f"kind must be 'path', 'chord', 'proj' or 'index', got {kind!r}")
+        return [float(x) for x in s / s[-1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Metrics of progressive feedforward collapse at each measured layer.
+
+    Args:
+        layers: Names in the order of the forward pass.
+        shapes: Shape of one sample at each layer.
+        columns: Each metric's value at every layer; NaN where it has no meaning.
+        moments: Counts, class means and scatters of each layer.
+        segments: Runs of at least two consecutive layers of one shape.
+        about: How it was measured: weighting, samples, classes, classifier, accuracy and more.
+    """
+
+    layers: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    columns: Mapping[str, tuple[float, ...]]
+    moments: Mapping[str, ClassMoments]
+    segments: tuple[Segment, ...]
+    about: Mapping[str, Any]
+
+    def table(self) -> "pd.DataFrame":
+        """One row a layer, in the order of the forward pass, one column a metric."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(self.columns), index=pd.Index(self.layers, name="layer"))
+
+    def segment(self, i: int = -1) -> Segment:
+        """A run of layers of one shape, the last by default.
+
+        Raises:
+            ValueError: If there is no such segment.
+        """
+        if not -len(self.segments) <= i < len(self.segments):
+            raise ValueError(
+                f"no segment {i}: the profile has {len(self.segments)} "
+                "(consecutive layers of one shape, measured with segments=True)"
+            )
+        return self.segments[i]
+
+    def effective_depth(self, eps: float = 0.01) -> int | None:
+        """Index of the first layer from which on the NCC error stays within `eps`; `None` if none.
+
+        Args:
+            eps: The tolerated fraction of samples that are not nearest to their own class mean.
+
+        Raises:
+            ValueError: If `eps` is not in [0, 1], or PFC3 was not measured.
+        """
+        return metrics.effective_depth([1 - p for p in self._measured("pfc3")], eps)
+
+    def _measured(self, column: str) -> tuple[float, ...]:
+        if column not in self.columns:
+            raise ValueError(f"{column} was not measured; it needs passes=2")
+        return self.columns[column]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of the samples that the classifier answers rightly; `None` if it has none."""
+        accuracy: float | None = self.about["accuracy"]
+        return accuracy
+
+    def steps_back(self, column: str, i: int = -1) -> list[str]:
+        """Layers of a segment at which a PFC metric is less collapsed than at the layer before.
+
+        Args:
+            column: `"pfc1"`, `"pfc2"` or `"pfc3"`.
+            i: Which segment.
+
+        Returns:
+            Their names; empty if the metric is monotone over the segment.
+        """
+        segment = self.segment(i)
+        sign = -1 if RISES[column] else 1
+        values = [sign * v for v in self._of_segment(column, segment)]
+        return [
+            name
+            for name, a, b in zip(segment.layers[1:], values, values[1:], strict=False)
+            if not b <= a
+        ]
+
+    def tau(self, column: str, i: int = -1) -> float:
+        """Kendall's rank correlation of a metric with depth over a segment; NaN if it is constant.
+
+        Args:
+            column: A metric's name.
+            i: Which segment.
+
+        Returns:
+            A number in [-1, 1]: -1 if the metric falls at every layer, 1 if it rises.
+        """
+        from scipy.stats import kendalltau
+
+        values = self._of_segment(column, self.segment(i))
+        if len(set(values)) < 2:
+            return math.nan
+        return float(kendalltau(range(len(values)), values).statistic)
+
+    def _of_segment(self, column: str, segment: Segment) -> tuple[float, ...]:
+        return self._measured(column)[segment.start : segment.start + len(segment.layers)]
+
+    def __str__(self) -> str:
+        rows = self.table().rename(columns=str.upper).to_string(float_format=lambda x: f"{x:.4g}")
+        return f"{self._headline()}\n{rows}"
+
+    def _headline(self) -> str:
+        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
+        return (
+            f"{self.about['model']}: {self.about['samples']} samples, {self.about['classes']} classes"
+            f"{accuracy}, weighting by {self.about['weighting']}, layers: {self.about['chosen']}"
+        )
+
+    def _repr_html_(self) -> str:
+        table: str = self.table().to_html(float_format=lambda x: f"{x:.4g}")
+        return f"<p>{self._headline()}</p>{table}"
+
+    def save(self, path: str | Path, *, means: bool = True) -> None:
+        """Write the numbers as JSON to `path` and the arrays as safetensors beside it.
+
+        Args:
+            path: Ends in `.json`.
+            means: Keep the class means, K x D numbers a layer; all else is small.
+
+        Raises:
+            ValueError: If the path has another ending.
+        """
+        path = _json_path(path)
+        arrays = {f"segment/{i}/{n}": t for i, s in enumerate(self.segments) for n, t in _arrays(s)}
+        for name, moments in self.moments.items():
+            arrays |= {
+                f"layer/{name}/count": moments.count,
+                f"layer/{name}/scatter": moments.scatter,
+            }
+            if means:
+                arrays[f"layer/{name}/mean"] = moments.mean
+        beside = path.with_suffix(".safetensors")
+        write_tensors(beside, arrays, format=FORMAT)
+        content = {
+            "format": FORMAT,
+            "about": dict(self.about),
+            "layers": list(self.layers),
+            "shapes": [list(shape) for shape in self.shapes],
+            "columns": {name: [_told(v) for v in values] for name, values in self.columns.items()},
+            "segments": [{"start": s.start, "layers": list(s.layers)} for s in self.segments],
+            "arrays": hashlib.sha256(beside.read_bytes()).hexdigest(),
+        }
+        write_json(path, content)
+
+
+def load(path: str | Path) -> Profile:
+    """Read a profile that `Profile.save` wrote.
+
+    Args:
+        path: The JSON file; its safetensors file stands beside it.
+
+    Returns:
+        The profile, with everything that was saved.
+
+    Raises:
+        ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
+    """
+    path = _json_path(path)
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT!r}")
+    beside = path.with_suffix(".safetensors")
+    arrays, _ = read_tensors(beside)
+    if hashlib.sha256(beside.read_bytes()).hexdigest() != content.get("arrays"):
+        raise ValueError(f"{beside} does not belong to {path}; measure again")
+    try:
+        return _restored(content, arrays)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} lacks a part or has one of the wrong kind: {error!r}") from None
+
+
+def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profile:
+    about = content["about"]
+    layers = tuple(content["layers"])
+    moments = {}
+    for name in layers:
+        count, scatter = arrays[f"layer/{name}/count"], arrays[f"layer/{name}/scatter"]
+        mean = arrays.get(f"layer/{name}/mean")
+        if mean is not None:
+            moments[name] = ClassMoments(count, mean, scatter)
+    return Profile(
+        layers=layers,
+        shapes=tuple(tuple(shape) for shape in content["shapes"]),
+        columns={name: tuple(map(float, values)) for name, values in content["columns"].items()},
+        moments=moments,
+        segments=tuple(
+            Segment(
+                start=s["start"],
+                layers=tuple(s["layers"]),
+                weighting=about["weighting"],
+                **{n: arrays[f"segment/{i}/{n}"] for n in ARRAYS},
+            )
+            for i, s in enumerate(content["segments"])
+        ),
+        about=about,
+    )
+
+
+ARRAYS = ("count", "scatter", "cross", "gram", "steps")
+
+
+def _arrays(segment: Segment) -> list[tuple[str, Tensor]]:
+    return [(name, getattr(segment, name)) for name in ARRAYS]
+
+
+def _told(value: float) -> float | str:
+    """JSON has no NaN and no infinity; as strings they come back by `float`."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _json_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"a profile's path ends in .json, got {path}")
+    return path

@@ -1,0 +1,240 @@
+"""A first look at a model: which layers run, in what order and shape, and where the classifier is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pfc.profile.batches import Batch, cut
+from pfc.taps import (
+    CLASSIFIER_INPUT,
+    Layers,
+    Pool,
+    Run,
+    Watch,
+    choose,
+    first_tensor,
+    module_names,
+    pooled,
+    trace,
+    unwrapped,
+    why_silent,
+)
+
+See = Callable[[str, Float[Tensor, "B D"]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What will be measured of a model; made from a forward pass of a batch's first two samples.
+
+    Args:
+        model: The network without wrappers.
+        modules: The tapped modules by name, in the order of the forward pass.
+        shapes: Shape of a sample at each row, also of the classifier's input where that is one.
+        pool: What becomes of a layer's output.
+        classifier: Name of the last linear layer, or `None`.
+        head: That layer.
+        at_head: The row that is the classifier's input, or `None`.
+        chosen: How the layers were chosen, in words.
+    """
+
+    model: nn.Module
+    modules: dict[str, nn.Module]
+    shapes: dict[str, tuple[int, ...]]
+    pool: Pool
+    classifier: str | None
+    head: nn.Linear | None
+    at_head: str | None
+    chosen: str
+
+    @property
+    def segments(self) -> list[list[str]]:
+        """Runs of consecutive layers of one shape; the row of the classifier's input stands aside."""
+        names = [name for name in self.shapes if name != CLASSIFIER_INPUT]
+        return [list(run) for _, run in groupby(names, key=self.shapes.__getitem__)]
+
+    def forward(self, batch: Batch, see: See) -> Int64[Tensor, " B"] | None:
+        """Run a batch, handing the rows of every layer to `see`, inside its hook.
+
+        Args:
+            batch: What the model is called with.
+            see: Is given a layer's name and its features, one sample a row.
+
+        Returns:
+            The classifier's answers, or `None` if there is no classifier.
+
+        Raises:
+            ValueError: If a layer does not run once, or its shape is not the one surveyed.
+        """
+        answers: list[Tensor] = []
+
+        def at_layer(name: str, output: Tensor) -> None:
+            see(name, self._rows(name, output, batch))
+
+        def at_input(x: Tensor) -> None:
+            if CLASSIFIER_INPUT in self.shapes:
+                at_layer(CLASSIFIER_INPUT, x)
+
+        edge = (at_input, lambda logits: answers.append(logits.argmax(1)))
+        with Watch(self.modules, at_layer, self.head, edge) as watch:
+            self.model(*batch.args, **batch.kwargs)
+            watch.finish(batch.number)
+        return answers[-1] if answers else None
+
+    def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
+        H = output if name == CLASSIFIER_INPUT else pooled(output, self.pool)
+        if H.shape != (len(batch), *self.shapes[name]):
+            raise ValueError(
+                f"layer {name!r} gave shape {(*H.shape,)} on batch {batch.number} of {len(batch)} "
+                f"samples; a sample's shape was {self.shapes[name]} before"
+            )
+        return H.reshape(len(H), -1)
+
+
+def survey(
+    model: nn.Module, batch: Batch, layers: Layers, classifier: str | nn.Module | None, pool: Pool
+) -> Survey:
+    """Look at a model by running the first two samples of a batch.
+
+    Args:
+        model: The network, wrapped or not, in the state in which it will be measured.
+        batch: Any batch.
+        layers: As for `pfc.measure`.
+        classifier: As for `pfc.measure`.
+        pool: As for `pfc.measure`.
+
+    Returns:
+        What will be measured.
+
+    Raises:
+        ValueError: If a layer is unknown, never runs, runs twice, or has no features to measure.
+    """
+    chosen, wants_input = choose(model, layers)
+    head_names = _head_candidates(model, classifier)
+    runs, result = _trial(model, {**head_names, **chosen}, batch)
+    last = _last_linear(runs, head_names, result, named=classifier is not None)
+    logits = None if layers is not None or last is None else last.name  # no layer to choose by itself
+    taps = [run for run in runs if run.name in chosen and run.name != logits]
+    rows = _automatic(taps, pool) if layers is None else _named(taps, chosen, pool, model)
+    at_head = None if last is None else next((n for n in reversed(rows) if _feeds(rows[n], last)), None)
+    shapes = {name: (*H.shape[1:],) for name, (_, H) in rows.items()}
+    if wants_input and last is None and layers is not None:
+        raise ValueError("no linear classifier was found, so 'classifier.input' names nothing")
+    if wants_input and last is not None and (layers is not None or at_head != [*rows][-1]):
+        shapes[CLASSIFIER_INPUT] = (*last.input.shape[1:],)  # type: ignore[union-attr]
+        at_head = CLASSIFIER_INPUT
+    head = None if last is None else head_names[last.name]
+    return Survey(
+        model=unwrapped(model),
+        modules={name: chosen[name] for name in rows},
+        shapes=shapes,
+        pool=pool,
+        classifier=None if last is None else last.name,
+        head=head,
+        at_head=at_head,
+        chosen=_how(model, layers),
+    )
+
+
+def _head_candidates(model: nn.Module, classifier: str | nn.Module | None) -> dict[str, nn.Linear]:
+    names = module_names(model)
+    linear = {name: m for name, m in names.items() if isinstance(m, nn.Linear)}
+    if classifier is None:
+        return linear
+    wanted = [n for n, m in linear.items() if n == classifier or m is classifier]
+    if not wanted:
+        given = classifier if isinstance(classifier, str) else type(classifier).__name__
+        raise ValueError(f"classifier {given!r} is no linear layer of the model; it has {list(linear)}")
+    return {wanted[0]: linear[wanted[0]]}
+
+
+def _trial(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Run], Any]:
+    net = unwrapped(model)
+    args, kwargs = cut((batch.args, batch.kwargs), min(2, len(batch)), len(batch))
+    try:
+        return trace(modules, lambda: net(*args, **kwargs))
+    except Exception:  # a network may insist on its batch size
+        if len(batch) <= 2:
+            raise
+        return trace(modules, lambda: net(*batch.args, **batch.kwargs))
+
+
+def _last_linear(
+    runs: list[Run], heads: Mapping[str, nn.Linear], result: Any, *, named: bool
+) -> Run | None:
+    """The last linear layer that ran on one vector a sample and made the model's number of outputs."""
+    out = first_tensor(result)
+    for run in reversed(runs):
+        if run.name not in heads or run.output is None or run.output.ndim != 2:
+            continue
+        if named or (out is not None and out.shape == run.output.shape):
+            return run
+    if named:
+        raise ValueError(f"classifier {next(iter(heads))!r} did not run on one vector a sample")
+    return None
+
+
+def _automatic(taps: list[Run], pool: Pool) -> dict[str, tuple[Run, Tensor]]:
+    """Rows of the layers that can be measured: they ran once and gave numbers for each sample."""
+    names = [run.name for run in taps]
+    size = max(
+        (len(run.output) for run in taps if run.output is not None and run.output.ndim), default=0
+    )
+    fit = [
+        run
+        for run in taps
+        if names.count(run.name) == 1
+        and run.output is not None
+        and run.output.is_floating_point()
+        and run.output.ndim > 1
+        and len(run.output) == size
+    ]
+    if not fit:
+        raise ValueError("no layer with features to measure was found; name some with layers=")
+    return {run.name: (run, pooled(run.output, pool)) for run in fit if run.output is not None}
+
+
+def _named(
+    taps: list[Run], chosen: Mapping[str, nn.Module], pool: Pool, model: nn.Module
+) -> dict[str, tuple[Run, Tensor]]:
+    names = [run.name for run in taps]
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"layer {name!r} never ran: {why_silent(model)}")
+        if names.count(name) > 1:
+            raise ValueError(
+                f"layer {name!r} ran twice in one forward pass, so its output is not one layer's; "
+                "tap the modules around it"
+            )
+    rows = {}
+    for run in taps:
+        if run.output is None or not run.output.is_floating_point() or not run.output.ndim:
+            got = "no tensor" if run.output is None else f"{run.output.dtype}"
+            raise ValueError(f"layer {run.name!r} gave {got}, not floating-point numbers of each sample")
+        rows[run.name] = (run, pooled(run.output, pool))
+    return rows
+
+
+def _feeds(row: tuple[Run, Tensor], last: Run) -> bool:
+    """Whether a row's features are what the classifier reads: the same memory, or the same pooling."""
+    run, H = row
+    x, H = last.input, H.reshape(len(H), -1)
+    if x is None or run.output is None or x.shape != H.shape:
+        return False
+    same = x.data_ptr() == run.output.data_ptr() and run.version == run.output._version
+    return same or (H.data_ptr() != run.output.data_ptr() and torch.equal(x, H))
+
+
+def _how(model: nn.Module, layers: Layers) -> str:
+    if layers is not None:
+        return "named"
+    net = unwrapped(model)
+    if isinstance(getattr(net, "taps", None), tuple):
+        return "the net's own tap points"
+    modules, _ = choose(model, None)
+    return "residual blocks" if any("." in name for name in modules) else "direct children"

@@ -1,0 +1,313 @@
+"""Choose layers by name, watch their outputs during a forward pass, leave nothing behind."""
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Pool = str | Callable[[Tensor], Tensor]
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
+
+CLASSIFIER_INPUT = "classifier.input"
+
+# Residual blocks of nets in wide use, by the name of their class: torchvision, timm, transformers.
+KNOWN_BLOCKS = frozenset({
+    *("BasicBlock", "Bottleneck", "CNBlock", "EncoderBlock", "InvertedResidual", "MBConv"),
+    *("Block", "ConvNeXtBlock", "ResNetBasicLayer", "ResNetBottleNeckLayer", "ViTLayer"),
+    *("ConvNextLayer", "ConvNextV2Layer", "BeitLayer", "DeiTLayer", "Dinov2Layer"),
+    *("SwinTransformerBlock", "SwinLayer", "TransformerEncoderLayer"),
+})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and `torch.compile` wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def module_names(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module below the unwrapped model by its name, without the wrappers' own parts."""
+    names = {}
+    for name, module in unwrapped(model).named_modules():
+        clean = ".".join(part for part in name.split(".") if part != "_orig_mod")
+        if clean:
+            names[clean] = module  # of a compiled child the inner module: its hooks run eagerly
+    return names
+
+
+def choose(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], bool]:
+    """Modules to be tapped, and whether the classifier's input is asked for.
+
+    Args:
+        model: The network, wrapped or not.
+        layers: Names, globs such as `"blocks.*"`, or modules of the network; `None` chooses by
+            itself: the net's own `taps`, else the residual blocks of known nets, else every direct
+            child.
+
+    Returns:
+        Names and modules in the order of their definition; true if the classifier's input is wanted.
+
+    Raises:
+        ValueError: If a name, glob or module matches nothing.
+    """
+    names = module_names(model)
+    if layers is None:
+        return _by_default(unwrapped(model), names), True
+    wanted = [layers] if isinstance(layers, str | nn.Module) else list(layers)
+    chosen: set[str] = set()
+    for layer in wanted:
+        if not isinstance(layer, str) or layer != CLASSIFIER_INPUT:
+            chosen.update(_matches(layer, names))
+    if not wanted:
+        raise ValueError("layers is empty; name at least one layer, or leave it out")
+    return {n: m for n, m in names.items() if n in chosen}, CLASSIFIER_INPUT in wanted
+
+
+def _matches(layer: str | nn.Module, names: Mapping[str, nn.Module]) -> list[str]:
+    if isinstance(layer, nn.Module):
+        inner = unwrapped(layer)
+        found = [name for name, module in names.items() if module is inner]
+        if not found:
+            raise ValueError(f"module {type(layer).__name__} is not a part of the model")
+        return found
+    found = [name for name in names if fnmatchcase(name, layer) and _same_depth(name, layer)]
+    if not found:
+        some = list(names)[:40]
+        more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+        raise ValueError(f"no layer matches {layer!r}; the model has {', '.join(some)}{more}")
+    return found
+
+
+def _same_depth(name: str, glob: str) -> bool:
+    """A star stands for one part of a name, as in a path: `blocks.*` is not `blocks.0.f`."""
+    return "**" in glob or name.count(".") == glob.count(".")
+
+
+def _by_default(model: nn.Module, names: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    own = getattr(model, "taps", None)
+    if isinstance(own, tuple) and own and all(name in names for name in own):
+        return {name: names[name] for name in own}
+    blocks = {n: m for n, m in names.items() if type(m).__name__ in KNOWN_BLOCKS}
+    outer = {n: m for n, m in blocks.items() if not any(n.startswith(f"{b}.") for b in blocks)}
+    if outer:
+        return outer
+    children = {n: m for n, m in names.items() if "." not in n}
+    while len(children) == 1:
+        (prefix,) = children
+        inner = {n: m for n, m in names.items() if n.rpartition(".")[0] == prefix}
+        if not inner:
+            break
+        children = inner
+    if not children:
+        raise ValueError(f"the model {type(model).__name__} has no modules to tap")
+    return children
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor of a module's output: itself, or the first in a tuple, list or dict."""
+    if isinstance(output, Tensor):
+        return output
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, tuple | list):
+        parts = output
+    return next((t for t in map(first_tensor, parts) if t is not None), None)
+
+
+def pooled(H: Tensor, pool: Pool) -> Tensor:
+    """One row of numbers a sample, in the shape that decides which layers form a segment.
+
+    Args:
+        H: A layer's output, samples first.
+        pool: `"flatten"` keeps all numbers; `"mean"` averages over tokens (B, T, D) or pixels
+            (B, C, H, W); `"cls"` takes the first token of (B, T, D); a callable does as it likes.
+
+    Returns:
+        The pooled output, samples first.
+
+    Raises:
+        ValueError: If `pool` is unknown or does not fit the output's shape.
+    """
+    if callable(pool):
+        return pool(H)
+    if pool == "flatten" or (H.ndim <= 2 and pool in {"mean", "cls"}):
+        return H
+    if pool == "mean":
+        dims = 1 if H.ndim == 3 else tuple(range(2, H.ndim))
+        return H.mean(dims, dtype=torch.promote_types(H.dtype, torch.float32))
+    if pool == "cls" and H.ndim == 3:
+        return H[:, 0]
+    if pool == "cls":
+        raise ValueError(f"pool='cls' needs tokens (B, T, D), got {(*H.shape,)}")
+    raise ValueError(f"pool must be 'flatten', 'mean', 'cls' or a callable, got {pool!r}")
+
+
+class Watch:
+    """Hooks on chosen modules, each of which must run once in a forward pass.
+
+    Args:
+        modules: What is watched, by name.
+        see: Is given a module's name and the first tensor of its output, inside the hook: a tensor
+            kept for later may be overwritten by in-place operations.
+        edge: A module whose input and output are handed over besides, or `None`.
+        see_edge: Is given the first tensor of that input, and after the module ran of its output.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        see: Callable[[str, Tensor], None],
+        edge: nn.Module | None = None,
+        see_edge: tuple[Callable[[Tensor], None], Callable[[Tensor], None]] | None = None,
+    ) -> None:
+        self.modules = modules
+        self.fired: list[str] = []
+        self._see, self._edge, self._see_edge = see, edge, see_edge
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Watch":
+        for name, module in self.modules.items():
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+        if self._edge is not None and self._see_edge is not None:
+            before, after = map(_edge_hook, self._see_edge)
+            self._handles.append(self._edge.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(self._edge.register_forward_hook(after))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if name in self.fired:
+                raise ValueError(
+                    f"layer {name!r} ran twice in one forward pass, so its output is not one layer's; "
+                    "tap the modules around it"
+                )
+            self.fired.append(name)
+            tensor = first_tensor(output)
+            if tensor is None or not tensor.is_floating_point():
+                got = type(output).__name__ if tensor is None else str(tensor.dtype)
+                raise ValueError(f"layer {name!r} gave no tensor of floating-point numbers but {got}")
+            self._see(name, tensor.detach())
+
+        return hook
+
+    def finish(self, batch: int) -> None:
+        """Check after a forward pass that every module ran.
+
+        Raises:
+            ValueError: If one did not.
+        """
+        missing = [name for name in self.modules if name not in self.fired]
+        if missing:
+            raise ValueError(f"layer {missing[0]!r} did not run on batch {batch}; tap layers that do")
+
+
+def _edge_hook(see: Callable[[Tensor], None]) -> Callable[..., None]:
+    """Serves before a module, with (module, args, kwargs), and after it, with (module, args, output)."""
+
+    def hook(_module: nn.Module, args: Any, more: Any) -> None:
+        tensor = first_tensor((args, more) if isinstance(more, dict) else more)
+        if tensor is not None:
+            see(tensor.detach())
+
+    return hook
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a module: its name, the first tensors of its input and output, and their versions.
+
+    Args:
+        name: The module's name.
+        input: First tensor of its input.
+        output: First tensor of its output.
+        version: How often the output had been written to when the module returned.
+    """
+
+    name: str
+    input: Tensor | None
+    output: Tensor | None
+    version: int
+
+
+def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple[list[Run], Any]:
+    """Every run of the modules in one forward pass, in the order of their ends, and the result."""
+    runs: list[Run] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            out = first_tensor(output)
+            version = -1 if out is None else out._version
+            runs.append(Run(name, first_tensor((args, kwargs)), out, version))
+
+        return note
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_hook(hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        return runs, forward()
+
+
+def why_silent(model: nn.Module) -> str:
+    """What to do about a module of this model that never ran."""
+    if isinstance(unwrapped(model), torch.fx.GraphModule):
+        return (
+            "the model is an extracted torch.fx graph, which calls only the innermost modules: "
+            "measure the original model, or tap a module that the graph calls"
+        )
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        return "the model is a ScriptModule, whose inner hooks are not called: measure the original"
+    return "tap a layer that the forward pass uses"
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode on `device`, no gradients, no autocast, eager; all is put back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    home = next((p.device for p in model.parameters()), device)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(_random_state(device))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            model.to(device)
+            model.eval()
+            yield
+        finally:
+            model.to(home)
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def _random_state(device: torch.device) -> Iterator[None]:
+    plain, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(array)

@@ -1,0 +1,140 @@
+"""What a run leaves on disk, and how it goes on from there."""
+
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pfc.files import read_json, read_tensors, write_json, write_tensors, write_text
+
+if TYPE_CHECKING:
+    from pfc.training.loop import Epoch, Trainer
+
+FORMAT = "pfc-run-1"
+
+
+class RunFolder:
+    """A folder with a run's configuration, history, profiles, weights and state.
+
+    Args:
+        path: The folder; made when the run is opened.
+        about: The run's configuration, as it is kept in config.json.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path = path
+        self.about = json.loads(json.dumps(about))
+
+    def open(self, run: "Trainer", *, resume: bool) -> int:
+        """Bring `run` to the kept state.
+
+        Returns:
+            The epoch of that state; -1 if there is none and everything starts here.
+
+        Raises:
+            ValueError: If the folder holds a run that is not to be resumed, or another one.
+        """
+        kept = self.path / "state.safetensors"
+        if (self.path / "config.json").exists():
+            self._compare(read_json(self.path / "config.json"))
+            if kept.exists() and not resume:
+                raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
+        else:
+            write_json(self.path / "config.json", {"format": FORMAT, **self.about, **environment()})
+        done = self._restore(run, kept) if kept.exists() else -1
+        self._cut_history(done)
+        return done
+
+    def _compare(self, old: dict[str, Any]) -> None:
+        if old.get("format") != FORMAT:
+            raise ValueError(f"{self.path}/config.json has format {old.get('format')!r}, not {FORMAT!r}")
+        for name, value in self.about.items():
+            if old.get(name) != value:
+                raise ValueError(
+                    f"{self.path} holds another run: its {name} is {old.get(name)}, not {value}"
+                )
+
+    def keep(self, run: "Trainer", epoch: "Epoch", *, keep_weights: bool) -> None:
+        """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
+        name = f"epoch-{epoch.epoch:04d}"
+        if epoch.profile is not None:
+            epoch.profile.save(self.path / "profiles" / f"{name}.json")
+        if keep_weights:
+            weights = run.net.state_dict()
+            write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
+        if epoch.epoch:
+            self._add_history(epoch)
+        write_tensors(
+            self.path / "state.safetensors", _state(run), format=FORMAT, epoch=str(epoch.epoch)
+        )
+
+    def _add_history(self, epoch: "Epoch") -> None:
+        line = {k: v for k, v in vars(epoch).items() if k != "profile"}
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _cut_history(self, done: int) -> None:
+        write_text(
+            self.path / "history.jsonl",
+            "".join(json.dumps(line) + "\n" for line in history(self.path) if line["epoch"] <= done),
+        )
+
+    def _restore(self, run: "Trainer", path: Path) -> int:
+        tensors, about = read_tensors(path)
+        if about.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
+        part = _by_prefix(tensors)
+        run.net.load_state_dict(part["model"])
+        for name, parameter in run.net.named_parameters():
+            if name in part.get("momentum", {}):
+                momentum = part["momentum"][name].to(parameter)
+                run.optimizer.state[parameter]["momentum_buffer"] = momentum
+        torch.set_rng_state(part["random"]["cpu"])
+        if "cuda" in part["random"]:
+            torch.cuda.set_rng_state(part["random"]["cuda"], run.device)
+        return int(about["epoch"])
+
+
+def _state(run: "Trainer") -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in run.net.state_dict().items()}
+    for name, parameter in run.net.named_parameters():
+        momentum = run.optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum/{name}"] = momentum
+    tensors["random/cpu"] = torch.get_rng_state()
+    if run.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(run.device)
+    return tensors
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        prefix, name = key.split("/", 1)
+        parts.setdefault(prefix, {})[name] = tensor
+    return parts
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they matter for repeating a run."""
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": platform.machine(),
+    }
+
+
+def history(folder: str | Path) -> list[dict[str, Any]]:
+    """Lines of a run's history.jsonl, one an epoch; a torn last line is left out."""
+    path = Path(folder) / "history.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,129 @@
+"""Recipes: how Table I's networks are built and trained, each number with its source."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from pfc.data import Images
+from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise
+
+OURS = "ours; the paper does not say"
+PAPER = "arXiv 2405.00985, Sec. IV-A"
+TABLE = "arXiv 2405.00985, Table I"
+PAPYAN = "Papyan, Han and Donoho 2020, whose setting Sec. IV-A follows; its own number is lost to us"
+
+
+def _from(source: str, default: Any) -> Any:
+    return field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is built and trained; every number says where it comes from (`sources`).
+
+    Args:
+        name: The recipe's own name.
+        data: What `pfc.data.load` is asked for.
+        net: `"fc"` for `FCResNet`, `"conv"` for `ConvResNet`.
+        blocks: Residual blocks in each stage; one number for `"fc"`.
+        width: Features of every layer (`"fc"`), channels of the first stage (`"conv"`).
+        form: f of the blocks x + f(x).
+        normalise: Batch normalisation in the blocks, or none.
+        zero_start: Whether each block starts as the identity.
+        head: What stands before the classifier of a convolutional net.
+        loss: `"cross-entropy"`, or `"mse"`: half the squared distance to the one-hot label.
+        epochs: Passes over the data.
+        batch_size: Samples in a step of the optimizer.
+        learning_rate: The rate of the first epochs.
+        momentum: Of stochastic gradient descent.
+        weight_decay: On all parameters.
+        milestones: Fractions of `epochs` at which the rate is multiplied by `decay`.
+        decay: What the rate is multiplied by.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    name: str
+    data: str
+    net: Literal["fc", "conv"] = _from(TABLE, "fc")
+    blocks: tuple[int, ...] = _from(TABLE, (10,))
+    width: int = _from(OURS, 64)
+    form: Form = _from(OURS, "W relu(Vx)")
+    normalise: Normalise = _from(OURS, "batch")
+    zero_start: bool = _from(OURS, True)
+    head: Head = _from(OURS, "pool")
+    loss: Literal["cross-entropy", "mse"] = _from(PAPER, "cross-entropy")
+    epochs: int = _from(PAPER, 350)
+    batch_size: int = _from(PAPYAN, 128)
+    learning_rate: float = _from(OURS, 0.05)
+    momentum: float = _from(PAPYAN, 0.9)
+    weight_decay: float = _from(PAPYAN, 5e-4)
+    milestones: tuple[float, ...] = _from(PAPER, (1 / 3, 2 / 3))
+    decay: float = _from(PAPER, 0.1)
+
+    def __post_init__(self) -> None:
+        if self.net not in {"fc", "conv"}:
+            raise ValueError(f"net must be 'fc' or 'conv', got {self.net!r}")
+        if self.net == "fc" and len(self.blocks) != 1:
+            raise ValueError(f"a fully connected net has one stage, got blocks={self.blocks}")
+        if self.loss not in {"cross-entropy", "mse"}:
+            raise ValueError(f"loss must be 'cross-entropy' or 'mse', got {self.loss!r}")
+        for name, least in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each number comes from; what differs from the paper's is ours."""
+        named = _TABLE.get(self.name, {})
+        return {
+            f.name: TABLE
+            if named.get(f.name) == getattr(self, f.name)
+            else f.metadata["source"]
+            if f.metadata["source"] != TABLE and getattr(self, f.name) == f.default
+            else OURS
+            for f in fields(self)
+            if "source" in f.metadata
+        }
+
+    def build(self, data: Images, seed: int = 0) -> FCResNet | ConvResNet:
+        """Make the network for these images, its first weights drawn from `seed`."""
+        C, H, W = data.shape
+        K = len(data.classes)
+        how: dict[str, Any] = {
+            name: getattr(self, name) for name in ("width", "form", "normalise", "zero_start")
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.net == "fc":
+                return FCResNet(C * H * W, K, blocks=self.blocks[0], **how)
+            return ConvResNet(C, (H, W), K, blocks=self.blocks, head=self.head, **how)
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 1."""
+        passed = sum(epoch > round(m * self.epochs) for m in self.milestones)
+        return self.learning_rate * self.decay**passed
+
+
+# Table I of arXiv 2405.00985 as MATH reads it: stages, blocks in each, kind of layer.
+_TABLE: dict[str, dict[str, Any]] = {
+    "mnist": {"data": "ylecun/mnist", "net": "fc", "blocks": (10,), "width": 1000},
+    "fashion_mnist": {"data": "zalando-datasets/fashion_mnist", "net": "conv", "blocks": (5, 4)},
+    "cifar10": {"data": "uoft-cs/cifar10", "net": "conv", "blocks": (2, 3, 4)},
+    "stl10": {"data": "tanganke/stl10", "net": "conv", "blocks": (5, 5, 5, 5)},
+    "cifar100": {"data": "uoft-cs/cifar100", "net": "conv", "blocks": (3, 3, 4, 4)},
+}
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        name="digits", data="digits", blocks=(5,), width=128, batch_size=64, weight_decay=1e-3
+    ),
+    **{name: Recipe(name=name, **rows) for name, rows in _TABLE.items()},
+}
