@@ -50,6 +50,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
     Raises:
         ValueError: If there is no such file, or it holds no JSON object.
     """
@@ -65,7 +71,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors and its metadata.
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors by name, and its metadata.
 
     Raises:
         ValueError: If there is no such file, or it is not safetensors.

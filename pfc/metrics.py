@@ -109,6 +109,12 @@ def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     """Effective rank of the centred class means, (Tr G)^2 / |G|_F^2; K - 1 exactly at a simplex ETF.
 
     PFC2 is sqrt(2 - 2 sqrt(ratio / (K - 1))) and so says the same.
+
+    Args:
+        M: Class means.
+
+    Returns:
+        A number in [1, K - 1]; NaN if all the means coincide.
     """
     M = M - M.mean(0)
     G = M @ M.mT
@@ -159,7 +165,12 @@ def collapse_trace(
 def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
     """Coefficient of variation of the norms of the centred class means (NC2); 0 at perfect collapse.
 
-    Papyan, Han and Donoho 2020 use ddof 1.
+    Args:
+        M: Class means.
+        ddof: 1, as Papyan, Han and Donoho 2020 have it, or 0.
+
+    Returns:
+        A number in [0, inf); NaN if all the means coincide.
     """
     norms = (M - M.mean(0)).norm(dim=1)
     return norms.std(correction=ddof) / norms.mean()
@@ -180,6 +191,12 @@ def maximal_angle_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     """Mean distance of those cosines from the simplex ETF's -1/(K-1) (NC2); 0 at perfect collapse.
 
     Papyan, Han and Donoho 2020; the field calls it the maximal angle.
+
+    Args:
+        M: Class means.
+
+    Returns:
+        A number in [0, 2]; NaN if a mean is the mean of the means.
     """
     return (_cosines(M) + 1 / (len(M) - 1)).abs().mean()
 

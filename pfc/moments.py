@@ -43,6 +43,12 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"]) -> "BatchLabels":
         """Prepare the integer labels of a batch.
 
+        Args:
+            y: Class of each sample.
+
+        Returns:
+            What every layer needs to know of them.
+
         Raises:
             ValueError: If the batch is empty or a label is negative.
         """
@@ -105,6 +111,9 @@ class ClassMoments:
             H: Features, one sample a row, of any floating type.
             y: Class of each sample.
             classes: Number of classes; one more than the largest label if `None`.
+
+        Returns:
+            The moments of these features.
 
         Raises:
             ValueError: If there is no sample, the lengths differ, or a label is out of range.

@@ -35,7 +35,7 @@ class MeansSpan:
 
     @classmethod
     def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
-        """Span of a layer's means; singular values at most eps max(D, K) of the largest count as zero."""
+        """Span of a layer's means; singular values up to eps max(D, K) of the largest are zero."""
         seen = moments.count > 0
         place = torch.where(seen, seen.cumsum(0) - 1, -1)
         pi = class_weights(moments.count[seen], weighting)

@@ -1,5 +1,6 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
+from functools import partial
 from math import prod
 
 import torch
@@ -57,7 +58,7 @@ class FirstPass:
                 self._begin(batch, batches.classes)
             self._make_room(batch)
             self.inputs.update(batch)
-            self.survey.forward(batch, lambda name, H: self._see(name, H, batch.labels))
+            self.survey.forward(batch, partial(self._see, batch.labels))
             self._finite(batch)
             done = batch.number + 1
             step(done, "pass 1")
@@ -102,7 +103,7 @@ class FirstPass:
             for moments in self.moments.values():
                 moments.grow(largest + 1)
 
-    def _see(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
+    def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
         if name not in self._of_layer:
             self.moments[name].update(H, labels)
             return
@@ -152,7 +153,7 @@ class SecondPass:
         for batch in batches:
             self._known(batch)
             self.inputs.update(batch)
-            answers = self.first.survey.forward(batch, lambda name, H: self._see(name, H, batch.labels))
+            answers = self.first.survey.forward(batch, partial(self._see, batch.labels))
             if answers is not None:
                 self._compare(answers, batch.labels)
             step(done + batch.number + 1, "pass 2")
@@ -169,7 +170,7 @@ class SecondPass:
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
             )
 
-    def _see(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
+    def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
         decided = self.nearest[name].update(H, labels.y)
         if name == self.first.survey.at_head:
             self._decided = {name: decided}

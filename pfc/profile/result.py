@@ -143,6 +143,12 @@ class Profile:
     def segment(self, i: int = -1) -> Segment:
         """A run of layers of one shape, the last by default.
 
+        Args:
+            i: Its index; negative ones count from the last.
+
+        Returns:
+            The segment.
+
         Raises:
             ValueError: If there is no such segment.
         """
@@ -158,6 +164,9 @@ class Profile:
 
         Args:
             eps: The tolerated fraction of samples that are not nearest to their own class mean.
+
+        Returns:
+            An index into `layers`, or `None`.
 
         Raises:
             ValueError: If `eps` is not in [0, 1], or PFC3 was not measured.
