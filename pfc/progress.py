@@ -4,11 +4,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 QUIET_SECONDS = 10.0  # between plain lines where no terminal can show a bar
 
 
+@runtime_checkable
 class Step(Protocol):
     """Tells how far the work has come."""
 

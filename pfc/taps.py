@@ -31,7 +31,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(inner := dict(model.named_children()).get("_orig_mod"), nn.Module):
             model = inner
         else:
             return model
@@ -60,9 +60,11 @@ def choose(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], bool
         Names and modules in the order of their definition; true if the classifier's input is wanted.
 
     Raises:
-        ValueError: If a name, glob or module matches nothing.
+        ValueError: If a name, glob or module matches nothing, or the model is scripted.
     """
     names = module_names(model)
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise ValueError("the model is a ScriptModule, which takes no hooks: measure the original model")
     if layers is None:
         return _by_default(unwrapped(model), names), True
     wanted = [layers] if isinstance(layers, str | nn.Module) else list(layers)
@@ -238,7 +240,7 @@ class Run:
         name: The module's name.
         input: First tensor of its input.
         output: First tensor of its output.
-        version: How often the output had been written to when the module returned.
+        version: How often the output had been written to when the module returned; -1 if unknown.
     """
 
     name: str
@@ -254,8 +256,7 @@ def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple
     def hook(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             out = first_tensor(output)
-            version = -1 if out is None else out._version
-            runs.append(Run(name, first_tensor((args, kwargs)), out, version))
+            runs.append(Run(name, first_tensor((args, kwargs)), out, writes(out)))
 
         return note
 
@@ -266,6 +267,11 @@ def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple
         return runs, forward()
 
 
+def writes(tensor: Tensor | None) -> int:
+    """How often a tensor was written to; -1 where nobody counts (none, or made in inference mode)."""
+    return -1 if tensor is None or tensor.is_inference() else tensor._version
+
+
 def why_silent(model: nn.Module) -> str:
     """What to do about a module of this model that never ran."""
     if isinstance(unwrapped(model), torch.fx.GraphModule):
@@ -273,8 +279,6 @@ def why_silent(model: nn.Module) -> str:
             "the model is an extracted torch.fx graph, which calls only the innermost modules: "
             "measure the original model, or tap a module that the graph calls"
         )
-    if isinstance(unwrapped(model), torch.jit.ScriptModule):
-        return "the model is a ScriptModule, whose inner hooks are not called: measure the original"
     return "tap a layer that the forward pass uses"
 
 
@@ -282,24 +286,27 @@ def why_silent(model: nn.Module) -> str:
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode on `device`, no gradients, no autocast, eager; all is put back at the end."""
     modes = [(module, module.training) for module in model.modules()]
-    home = next((p.device for p in model.parameters()), device)
+    home = next((t.device for t in (*model.parameters(), *model.buffers())), device)
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(_random_state(device))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            model.to(device)
+            if device != home:  # a model spread over devices stays as it is
+                model.to(device)
             model.eval()
             yield
         finally:
-            model.to(home)
             torch.backends.mha.set_fastpath_enabled(fast)
             for module, training in modes:
                 module.training = training
+            if device != home:
+                model.to(home)
 
 
 @contextmanager

@@ -25,6 +25,16 @@ COLUMNS = (
     *("position", "pfc1", "pfc2", "pfc3", "nc1", "fuzziness"),
     *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
 )
+MAIN = (
+    "position",
+    "pfc1",
+    "pfc2",
+    "pfc3",
+    "nc1",
+    "nc3",
+    "nc4",
+    "cdnv",
+)  # as text; the rest is in the table
 RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
 
 Position = Literal["path", "chord", "proj", "index"]
@@ -223,9 +233,42 @@ class Profile:
     def _of_segment(self, column: str, segment: Segment) -> tuple[float, ...]:
         return self._measured(column)[segment.start : segment.start + len(segment.layers)]
 
+    def verdict(self, i: int = -1, eps: float = 0.01) -> str:
+        """Two plain sentences: does progressive feedforward collapse hold, and from where is it decided.
+
+        Args:
+            i: Which segment.
+            eps: The NCC error that the second sentence tolerates.
+
+        Returns:
+            The sentences.
+        """
+        segment = self.segment(i)
+        told, back = [], []
+        for column in RISES:
+            values = self._of_segment(column, segment)
+            told.append(f"{column.upper()} goes from {values[0]:.3g} to {values[-1]:.3g}")
+            if steps := self.steps_back(column, i):
+                back.append(f"{column.upper()} steps back at {', '.join(steps)}")
+        span = f"from {segment.layers[0]} to {segment.layers[-1]}"
+        holds = f"does not hold at every layer {span} ({'; '.join(back)})" if back else f"holds {span}"
+        return f"Progressive feedforward collapse {holds}: {', '.join(told)}.\n{self._decided(eps)}"
+
+    def _decided(self, eps: float) -> str:
+        least = f"at least {100 * (1 - eps):g} % of the samples are nearest to their own class mean"
+        depth = self.effective_depth(eps)
+        if depth is None:
+            best = max(self._measured("pfc3"))
+            return f"At no layer {least}; at most {100 * best:.2f} % are."
+        wrong = round((1 - self._measured("pfc3")[-1]) * self.about["samples"])
+        return (
+            f"From {self.layers[depth]} (layer {depth + 1} of {len(self.layers)}) on, {least}; "
+            f"at the last layer {'all are' if not wrong else f'all but {wrong} are'}."
+        )
+
     def __str__(self) -> str:
-        rows = self.table().rename(columns=str.upper).to_string(float_format=lambda x: f"{x:.4g}")
-        return f"{self._headline()}\n{rows}"
+        shown = [c for c in MAIN if c in self.columns]
+        return f"{self._headline()}\n{self.table()[shown].to_string(float_format=_short, na_rep='-')}"
 
     def _headline(self) -> str:
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
@@ -235,7 +278,7 @@ class Profile:
         )
 
     def _repr_html_(self) -> str:
-        table: str = self.table().to_html(float_format=lambda x: f"{x:.4g}")
+        table: str = self.table().to_html(float_format=_short)
         return f"<p>{self._headline()}</p>{table}"
 
     def save(self, path: str | Path, *, means: bool = True) -> None:
@@ -329,6 +372,10 @@ ARRAYS = ("count", "scatter", "cross", "gram", "steps")
 
 def _arrays(segment: Segment) -> list[tuple[str, Tensor]]:
     return [(name, getattr(segment, name)) for name in ARRAYS]
+
+
+def _short(x: float) -> str:
+    return f"{x:.4g}"
 
 
 def _told(value: float) -> float | str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pfc.profile.batches import Batch, cut
 from pfc.taps import (
     CLASSIFIER_INPUT,
+    KNOWN_BLOCKS,
     Layers,
     Pool,
     Run,
@@ -23,6 +24,7 @@ from pfc.taps import (
     trace,
     unwrapped,
     why_silent,
+    writes,
 )
 
 See = Callable[[str, Float[Tensor, "B D"]], None]
@@ -116,16 +118,20 @@ def survey(
     """
     chosen, wants_input = choose(model, layers)
     head_names = _head_candidates(model, classifier)
-    runs, result = _trial(model, {**head_names, **chosen}, batch)
+    runs, result, size = _trial(model, {**head_names, **chosen}, batch)
     last = _last_linear(runs, head_names, result, named=classifier is not None)
-    logits = None if layers is not None or last is None else last.name  # no layer to choose by itself
-    taps = [run for run in runs if run.name in chosen and run.name != logits]
-    rows = _automatic(taps, pool) if layers is None else _named(taps, chosen, pool, model)
+    end = None if layers is not None or last is None else runs.index(last)  # logits are no features
+    taps = [run for run in runs[:end] if run.name in chosen]
+    rows = _named(taps, chosen, pool, model) if layers is not None else _automatic(taps, pool, size)
+    if not rows and (last is None or {*chosen} - {run.name for run in runs}):
+        raise ValueError(
+            f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
+        )
     at_head = None if last is None else next((n for n in reversed(rows) if _feeds(rows[n], last)), None)
     shapes = {name: (*H.shape[1:],) for name, (_, H) in rows.items()}
     if wants_input and last is None and layers is not None:
         raise ValueError("no linear classifier was found, so 'classifier.input' names nothing")
-    if wants_input and last is not None and (layers is not None or at_head != [*rows][-1]):
+    if wants_input and last is not None and (layers is not None or at_head != next(reversed(rows), "")):
         shapes[CLASSIFIER_INPUT] = (*last.input.shape[1:],)  # type: ignore[union-attr]
         at_head = CLASSIFIER_INPUT
     head = None if last is None else head_names[last.name]
@@ -137,7 +143,7 @@ def survey(
         classifier=None if last is None else last.name,
         head=head,
         at_head=at_head,
-        chosen=_how(model, layers),
+        chosen=_how(model, layers, chosen),
     )
 
 
@@ -153,15 +159,18 @@ def _head_candidates(model: nn.Module, classifier: str | nn.Module | None) -> di
     return {wanted[0]: linear[wanted[0]]}
 
 
-def _trial(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Run], Any]:
-    net = unwrapped(model)
-    args, kwargs = cut((batch.args, batch.kwargs), min(2, len(batch)), len(batch))
+def _trial(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch
+) -> tuple[list[Run], Any, int]:
+    """Every run of the modules on a few samples, the model's output, and the number of samples."""
+    net, few = unwrapped(model), min(2, len(batch))
+    args, kwargs = cut((batch.args, batch.kwargs), few, len(batch))
     try:
-        return trace(modules, lambda: net(*args, **kwargs))
+        return *trace(modules, lambda: net(*args, **kwargs)), few
     except Exception:  # a network may insist on its batch size
         if len(batch) <= 2:
             raise
-        return trace(modules, lambda: net(*batch.args, **batch.kwargs))
+        return *trace(modules, lambda: net(*batch.args, **batch.kwargs)), len(batch)
 
 
 def _last_linear(
@@ -173,18 +182,17 @@ def _last_linear(
         if run.name not in heads or run.output is None or run.output.ndim != 2:
             continue
         if named or (out is not None and out.shape == run.output.shape):
+            if [other.name for other in runs].count(run.name) > 1:
+                break  # which of its inputs would be the features?
             return run
     if named:
-        raise ValueError(f"classifier {next(iter(heads))!r} did not run on one vector a sample")
+        raise ValueError(f"classifier {next(iter(heads))!r} did not run once, on one vector a sample")
     return None
 
 
-def _automatic(taps: list[Run], pool: Pool) -> dict[str, tuple[Run, Tensor]]:
+def _automatic(taps: list[Run], pool: Pool, size: int) -> dict[str, tuple[Run, Tensor]]:
     """Rows of the layers that can be measured: they ran once and gave numbers for each sample."""
     names = [run.name for run in taps]
-    size = max(
-        (len(run.output) for run in taps if run.output is not None and run.output.ndim), default=0
-    )
     fit = [
         run
         for run in taps
@@ -194,8 +202,6 @@ def _automatic(taps: list[Run], pool: Pool) -> dict[str, tuple[Run, Tensor]]:
         and run.output.ndim > 1
         and len(run.output) == size
     ]
-    if not fit:
-        raise ValueError("no layer with features to measure was found; name some with layers=")
     return {run.name: (run, pooled(run.output, pool)) for run in fit if run.output is not None}
 
 
@@ -226,15 +232,17 @@ def _feeds(row: tuple[Run, Tensor], last: Run) -> bool:
     x, H = last.input, H.reshape(len(H), -1)
     if x is None or run.output is None or x.shape != H.shape:
         return False
-    same = x.data_ptr() == run.output.data_ptr() and run.version == run.output._version
-    return same or (H.data_ptr() != run.output.data_ptr() and torch.equal(x, H))
+    if run.version == -1 or run.version != writes(run.output):  # written to since, so H says nothing
+        return False
+    if H.data_ptr() == run.output.data_ptr():
+        return x.data_ptr() == H.data_ptr()
+    return torch.equal(x, H)
 
 
-def _how(model: nn.Module, layers: Layers) -> str:
+def _how(model: nn.Module, layers: Layers, chosen: Mapping[str, nn.Module]) -> str:
     if layers is not None:
         return "named"
-    net = unwrapped(model)
-    if isinstance(getattr(net, "taps", None), tuple):
+    if getattr(unwrapped(model), "taps", None) == tuple(chosen):
         return "the net's own tap points"
-    modules, _ = choose(model, None)
-    return "residual blocks" if any("." in name for name in modules) else "direct children"
+    known = all(type(module).__name__ in KNOWN_BLOCKS for module in chosen.values())
+    return "residual blocks" if known else "direct children"

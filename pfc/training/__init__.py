@@ -1,6 +1,7 @@
 """Train by the recipes of Table I, resumably."""
 
 from pfc.training.folder import history as history
+from pfc.training.kept import Run as Run
 from pfc.training.loop import Epoch as Epoch
 from pfc.training.loop import measured_epochs as measured_epochs
 from pfc.training.loop import train as train

@@ -148,6 +148,7 @@ class Trainer:
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
+            fused=self.device.type in {"cpu", "cuda"},
         )
 
     def _threads(self) -> int:
@@ -168,6 +169,8 @@ class Trainer:
             "data": {
                 "spec": self.data.spec,
                 "split": self.data.split,
+                "limit": self.data.limit,
+                "seed": self.data.seed,
                 "samples": len(self.data),
                 "normalisation": asdict(self.data.normalisation),
             },

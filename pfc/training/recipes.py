@@ -112,7 +112,7 @@ class Recipe:
         return self.learning_rate * self.decay**passed
 
 
-# Table I of arXiv 2405.00985 as MATH reads it: stages, blocks in each, kind of layer.
+# Table I of arXiv 2405.00985 as we read it: stages, blocks in each, kind of layer.
 _TABLE: dict[str, dict[str, Any]] = {
     "mnist": {"data": "ylecun/mnist", "net": "fc", "blocks": (10,), "width": 1000},
     "fashion_mnist": {"data": "zalando-datasets/fashion_mnist", "net": "conv", "blocks": (5, 4)},
@@ -125,5 +125,7 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         name="digits", data="digits", blocks=(5,), width=128, batch_size=64, weight_decay=1e-3
     ),
-    **{name: Recipe(name=name, **rows) for name, rows in _TABLE.items()},
+    # The paper gives MNIST a rate of its own; 0.05 diverges in this width. Ours.
+    "mnist": Recipe(name="mnist", **_TABLE["mnist"], learning_rate=0.01),
+    **{name: Recipe(name=name, **row) for name, row in _TABLE.items() if name != "mnist"},
 }

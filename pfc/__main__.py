@@ -1,0 +1,5 @@
+"""`python -m pfc` is `pfc`."""
+
+from pfc.cli import main
+
+main()

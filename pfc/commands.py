@@ -1,0 +1,285 @@
+"""What the commands do: each a thin reading of arguments around the package's own functions."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal, TypedDict
+
+from cyclopts import Parameter
+from torch import nn
+
+from pfc import data as sets
+from pfc import figures as draw
+from pfc.files import read_tensors
+from pfc.profile import Profile, load
+from pfc.profile import measure as measure_layers
+from pfc.training import RECIPES, Recipe, Run
+from pfc.training import train as train_epochs
+
+
+def _said() -> dict[str, str]:
+    """What the docstring of `Recipe` says of each field."""
+    lines = (line.strip().split(": ", 1) for line in (Recipe.__doc__ or "").splitlines())
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
+    "Changes",
+    {
+        f.name: Annotated[f.type, Parameter(help=_said()[f.name], negative_iterable="")]
+        for f in fields(Recipe)[2:]
+    },
+    total=False,
+)
+NOTHING: Changes = {}
+
+
+def run(
+    recipe: str = "digits",
+    /,
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    threads: int | None = None,
+    changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
+) -> None:
+    """Train until collapse, measure every layer, draw the figures and say what was found.
+
+    Args:
+        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        out: Folder of the run; runs/RECIPE if not given.
+        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
+        limit: Train on a class-balanced subset of so many samples.
+        seed: Of the first weights, the order of the samples and the subset.
+        device: Such as cpu or cuda.
+        threads: Processor threads; chosen by the size of the network if not given.
+        changes: Instead of the recipe's own.
+    """
+    folder = _train(recipe, out, data, limit, seed, device, "float32", threads, None, True, changes)
+    kept = Run(folder)
+    profile = kept.profiles[max(kept.profiles)]
+    print(profile)
+    for path in _draw_run(kept, "path"):
+        print(path)
+    print(profile.verdict())
+
+
+def train(
+    recipe: str,
+    /,
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    threads: int | None = None,
+    measure_every: int | None = None,
+    resume: bool = False,
+    changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
+) -> None:
+    """Train a network by a recipe of the paper's Table I; keep history, profiles and weights.
+
+    Args:
+        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        out: Folder of the run; runs/RECIPE if not given.
+        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
+        limit: Train on a class-balanced subset of so many samples.
+        seed: Of the first weights, the order of the samples and the subset.
+        device: Such as cpu or cuda.
+        precision: Of the forward passes.
+        threads: Processor threads; chosen by the size of the network if not given.
+        measure_every: Measure each so many epochs, not at about ten in geometric steps.
+        resume: Continue the run in that folder.
+        changes: Instead of the recipe's own.
+    """
+    folder = _train(
+        recipe, out, data, limit, seed, device, precision, threads, measure_every, resume, changes
+    )
+    print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
+
+
+def _train(
+    name: str,
+    out: Path | None,
+    data: str | None,
+    limit: int | None,
+    seed: int,
+    device: str | None,
+    precision: Literal["float32", "bfloat16"],
+    threads: int | None,
+    measure_every: int | None,
+    resume: bool,
+    changes: Changes,
+) -> Path:
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    changed: dict[str, Any] = {**changes, **({"data": data} if data else {})}
+    recipe = replace(RECIPES[name], **changed)
+    folder = out or Path("runs") / name
+    images = sets.load(recipe.data, limit=limit, seed=seed)
+    print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
+    for epoch in train_epochs(
+        recipe.build(images, seed),
+        images,
+        recipe,
+        folder=folder,
+        resume=resume,
+        seed=seed,
+        device=device,
+        precision=precision,
+        threads=threads,
+        measure_every=measure_every,
+    ):
+        if epoch.profile is not None:
+            print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
+    return folder
+
+
+def _line(epoch: int, profile: Profile) -> str:
+    last = profile.table().iloc[-1]
+    numbers = ", ".join(f"{c.upper()} {last[c]:.4g}" for c in ("pfc1", "pfc2", "pfc3"))
+    accuracy = "" if profile.accuracy is None else f"accuracy {profile.accuracy:.4f}, "
+    return f"epoch {epoch}: {accuracy}last layer {numbers}"
+
+
+def measure(
+    source: str,
+    /,
+    *,
+    data: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    epoch: int | None = None,
+    weights: Path | None = None,
+    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
+    classes: int | None = None,
+    classifier: str | None = None,
+    weighting: Literal["class", "sample"] = "class",
+    passes: Literal[1, 2] = 2,
+    segments: bool = True,
+    pool: Literal["flatten", "mean", "cls"] = "flatten",
+    batch_size: int = 256,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure every layer of a run, or of any model, on any data.
+
+    Args:
+        source: A run's folder, or MODULE:FUNCTION, a function without arguments that gives the model.
+        data: digits, a hub name, a folder of parquet files or of images; a run has its own.
+        split: Of the data.
+        limit: Measure a class-balanced subset of so many samples.
+        epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
+        weights: The model's state dict as safetensors, for MODULE:FUNCTION.
+        layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
+        classes: Number of classes; by default the classifier's outputs.
+        classifier: Name of the last linear layer; found by itself if not given.
+        weighting: What a class counts in covariances of unbalanced data.
+        passes: 2 for all metrics; 1 leaves out those that need the class means first.
+        segments: Also gather what pairs layers of one shape.
+        pool: What becomes of outputs with more than one axis a sample.
+        batch_size: Samples in a forward pass.
+        device: Such as cpu or cuda.
+        out: Save the profile as this .json file.
+
+    Raises:
+        ValueError: If an argument has no meaning.
+    """
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {out}")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    model, images = _model_and_data(source, data, split, limit, epoch, weights)
+    profile = measure_layers(
+        model,
+        images.batches(batch_size),
+        layers=layers,
+        classes=classes,
+        weighting=weighting,
+        passes=passes,
+        segments=segments,
+        pool=pool,
+        device=device,
+        classifier=classifier,
+    )
+    print(profile)
+    if out is not None:
+        profile.save(out)
+    if passes == 2 and profile.segments:
+        print(profile.verdict())
+
+
+def _model_and_data(
+    source: str, data: str | None, split: str, limit: int | None, epoch: int | None, weights: Path | None
+) -> tuple[nn.Module, sets.Images]:
+    if Path(source).is_dir():
+        if weights is not None:
+            raise ValueError(f"{source} is a run, which has its own weights; choose one by --epoch")
+        kept = Run(source)
+        own = data is None and limit is None
+        images = kept.data(split) if own else sets.load(data or kept.recipe.data, split, limit)
+        return kept.network(epoch), images
+    if ":" not in source:
+        raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
+    if data is None:
+        raise ValueError("a model needs --data: digits, a hub name, or a folder")
+    return _from_factory(source, weights), sets.load(data, split, limit)
+
+
+def _from_factory(source: str, weights: Path | None) -> nn.Module:
+    sys.path.insert(0, "")
+    try:
+        factory = resolve_name(source)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"can't find {source}: {error}") from None
+    finally:
+        sys.path.remove("")
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{source} gave {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        tensors, _ = read_tensors(weights)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not fit {source}: {error}") from None
+    return model
+
+
+def figures(
+    source: Path,
+    /,
+    *,
+    out: Path | None = None,
+    position: Literal["path", "chord", "proj", "index"] = "path",
+) -> None:
+    """Draw metrics over epochs and over layers, as PNG and SVG.
+
+    Args:
+        source: A run's folder, or a profile's .json file.
+        out: Folder of the figures; `figures` in the run, or beside the profile.
+        position: Where a layer stands on the axis from the first to the last of its segment.
+    """
+    if source.suffix == ".json":
+        figure = draw.layers(load(source), position=position)
+        paths: Iterator[Path] = iter(draw.save(figure, (out or source.parent) / f"{source.stem}-layers"))
+    else:
+        paths = _draw_run(Run(source), position, out)
+    for path in paths:
+        print(path)
+
+
+def _draw_run(
+    kept: Run, position: Literal["path", "chord", "proj", "index"], out: Path | None = None
+) -> Iterator[Path]:
+    folder = out or kept.folder / "figures"
+    profiles: dict[int, Any] = kept.profiles
+    yield from draw.save(draw.training(profiles), folder / "training")
+    yield from draw.save(draw.layers(profiles[max(profiles)], position=position), folder / "layers")

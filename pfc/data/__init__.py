@@ -1,0 +1,6 @@
+"""Image sets by name, as one uint8 tensor: digits, a hub name, a folder of parquet or of images."""
+
+from pfc.data.images import Batches as Batches
+from pfc.data.images import Images as Images
+from pfc.data.images import Normalisation as Normalisation
+from pfc.data.loading import load as load

@@ -1,0 +1,150 @@
+"""Load a split by name, decoded once and then served from the user's cache folder."""
+
+import json
+import os
+import re
+import warnings
+import zlib
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from pfc.data.decoding import decoded
+from pfc.data.images import Images, Normalisation
+from pfc.data.sources import Source, find
+from pfc.files import read_tensors, write_tensors
+
+FORMAT = "pfc-images-1"
+
+
+def load(
+    spec: str | Path = "digits",
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    progress: bool = True,
+) -> Images:
+    """Load one split of an image set, decoded once and then served from the user's cache folder.
+
+    The cache (`PFC_CACHE` names another folder) holds one safetensors file for each version of each
+    split; a source that changed, or a damaged file, is decoded anew.
+
+    Args:
+        spec: `"digits"` (bundled with scikit-learn), a name on the Hugging Face hub, or a folder of
+            parquet files or of images in one subfolder a class.
+        split: Which part: `"train"`, `"test"` or what else the set has.
+        limit: Images in all, as equal a class as can be; `None` or more than there are means all.
+        seed: Chooses the images under a limit; a smaller limit's are among a larger one's.
+        image_column: The column with the images, if it cannot be told.
+        label_column: The column with the labels, if it cannot be told or is not the one wanted.
+        progress: Show a bar while many images are decoded.
+
+    Returns:
+        The images, in the order of their source.
+
+    Raises:
+        ValueError: If there is no such set, split, column or limit, or its rows are no labelled
+            8-bit images of one size.
+
+    Example:
+        >>> load("digits", limit=100)
+        Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+    """
+    if str(spec) == "digits":
+        return _subset(_digits(split), limit, seed)
+    source = replace(find(str(spec), progress), asked=(image_column, label_column))
+    if split not in source.schemas:
+        have = ", ".join(sorted(source.schemas))
+        raise ValueError(f"no split {split!r} in {source.spec!r}; it has {have}")
+    whole = _whole(source, split, progress)
+    if split != "train" and "train" in source.schemas:
+        whole = replace(whole, normalisation=_whole(source, "train", progress).normalisation)
+    return _subset(whole, limit, seed)
+
+
+def _subset(whole: Images, limit: int | None, seed: int) -> Images:
+    if limit is None:
+        return whole
+    present = int(whole.labels.bincount().count_nonzero())
+    if limit < present:
+        raise ValueError(f"limit must be at least {present}, one image a class, got {limit}")
+    chosen = _balanced(whole.labels, limit, seed)
+    images, labels = whole.images[chosen], whole.labels[chosen]
+    return replace(whole, images=images, labels=labels, limit=limit, seed=seed)
+
+
+def _balanced(labels: Int64[Tensor, " N"], limit: int, seed: int) -> Int64[Tensor, " M"]:
+    """Shuffle, deal out one image of each class a round, keep the first `limit`, in their order."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = labels[order].argsort(stable=True)
+    counts = labels.bincount()
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    rounds = torch.empty_like(order)
+    rounds[by_class] = torch.arange(len(labels)) - starts
+    return order[rounds.argsort(stable=True)[:limit]].sort().values
+
+
+def _digits(split: str) -> Images:
+    from sklearn.datasets import load_digits
+
+    if split != "train":
+        raise ValueError(f"'digits' has one split, 'train', got {split!r}; other sets have a test set")
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target).long()
+    return Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", "train")
+
+
+def _whole(source: Source, split: str, progress: bool) -> Images:
+    path = _cache_file(source, split)
+    whole = _from_cache(path, source.spec, split)
+    if whole is None:
+        whole = decoded(source, split, progress)
+        _to_cache(path, whole)
+    return whole
+
+
+def _cache_file(source: Source, split: str) -> Path:
+    from platformdirs import user_cache_path
+
+    key = sha256(json.dumps([FORMAT, source.stamp, source.asked, split]).encode()).hexdigest()[:20]
+    name = re.sub(r"\W+", "-", f"{Path(source.spec).name}-{split}-{key}")
+    return Path(os.environ.get("PFC_CACHE") or user_cache_path("pfc")) / f"{name}.safetensors"
+
+
+def _checksum(images: Tensor, labels: Tensor) -> int:
+    return zlib.crc32(labels.numpy().data, zlib.crc32(images.numpy().data))
+
+
+def _to_cache(path: Path, whole: Images) -> None:
+    from safetensors import SafetensorError
+
+    about = asdict(whole.normalisation) | {
+        "classes": whole.classes,
+        "checksum": _checksum(whole.images, whole.labels),
+    }
+    tensors = {"images": whole.images, "labels": whole.labels}
+    try:
+        write_tensors(path, tensors, pfc=json.dumps(about))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"no cache, so the next load decodes anew: {error}", stacklevel=4)
+
+
+def _from_cache(path: Path, spec: str, split: str) -> Images | None:
+    """The split as it was decoded before, or `None` if there is no sound file of it."""
+    try:
+        tensors, metadata = read_tensors(path)
+        images, labels, about = tensors["images"], tensors["labels"], json.loads(metadata["pfc"])
+        if about["checksum"] != _checksum(images, labels):
+            return None
+        constants = Normalisation(tuple(about["mean"]), tuple(about["std"]), about["source"])
+        return Images(images, labels, tuple(about["classes"]), constants, spec, split)
+    except (ValueError, KeyError, OSError):
+        return None

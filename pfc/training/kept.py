@@ -1,0 +1,89 @@
+"""Read a run from its folder."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pfc import data as sets
+from pfc.files import read_json, read_tensors
+from pfc.profile import Profile, load
+from pfc.training.folder import FORMAT, history
+from pfc.training.recipes import Recipe
+
+
+class Run:
+    """A run that `train` kept in a folder: its recipe, data, profiles and weights.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ValueError: If there is no run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").exists():
+            raise ValueError(f"{folder} holds no run: there is no config.json in it")
+        self.config = read_json(self.folder / "config.json")
+        if self.config.get("format") != FORMAT:
+            raise ValueError(f"{folder} has format {self.config.get('format')!r}; this reads {FORMAT!r}")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, with what was changed for this run."""
+        told: dict[str, Any] = dict(self.config["recipe"])
+        return Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A line an epoch: loss, accuracy, learning rate, seconds."""
+        return history(self.folder)
+
+    @cached_property
+    def profiles(self) -> dict[int, Profile]:
+        """Profiles by epoch.
+
+        Raises:
+            ValueError: If there is none yet.
+        """
+        paths = sorted((self.folder / "profiles").glob("epoch-*.json"))
+        if not paths:
+            raise ValueError(f"{self.folder} has no profile yet")
+        return {int(path.stem.split("-")[1]): load(path) for path in paths}
+
+    def data(self, split: str | None = None) -> sets.Images:
+        """The images of the run; of another split all of them.
+
+        Args:
+            split: The run's own if `None`.
+
+        Returns:
+            The images, normalised as in training.
+        """
+        told = self.config["data"]
+        if split in {None, told["split"]}:
+            return sets.load(told["spec"], told["split"], told["limit"], told["seed"])
+        return sets.load(told["spec"], str(split))
+
+    def network(self, epoch: int | None = None) -> nn.Module:
+        """The network with the weights of an epoch.
+
+        Args:
+            epoch: One of those kept; the last if `None`.
+
+        Returns:
+            The network, on the CPU.
+
+        Raises:
+            ValueError: If no weights were kept at that epoch.
+        """
+        paths = sorted((self.folder / "weights").glob("epoch-*.safetensors"))
+        kept = {int(path.stem.split("-")[1]): path for path in paths}
+        if not kept or (epoch is not None and epoch not in kept):
+            raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
+        net = self.recipe.build(self.data())
+        net.load_state_dict(read_tensors(kept[max(kept) if epoch is None else epoch])[0])
+        return net
