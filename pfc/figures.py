@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pfc.profile import Profile
     from pfc.profile.result import Position
 
-Numbers = Sequence[float]
+_Numbers = Sequence[int | float]
 
 _WORDS = {  # what a metric is, and its formula
     "pfc1": ("scatter ratio", r"$\mathrm{Tr}\,\Sigma_W\,/\,\mathrm{Tr}\,\Sigma_B$"),
@@ -39,6 +39,7 @@ _MARKERS = "os^Dv"  # in turn with depth, for print without colour
 _MEASURED = {"color": "#2b2f77", "linewidth": 0.8, "marker": "o", "markersize": 4}
 _LETTER = 5.0  # points that a letter of a tick's label takes
 _LONG = 6  # letters above which names of layers stand upright
+_EPS = 0.01  # tolerated error at the layer that is marked; ours, as of `Profile.effective_depth`
 _SAME = 1e-3  # relative difference below which values are drawn as the same; ours
 
 
@@ -81,10 +82,10 @@ def training(profiles: Mapping[int, "Profile"], *, segment: int = -1) -> "Figure
 def layers(profile: "Profile", *, position: "Position" = "path") -> "Figure":
     """Each metric over the relative position of the layers: Figure 3 of arXiv 2405.00985.
 
-    One row a metric, one column a segment, the last segment first; each panel has its own scale. Where a segment has no positions
-    because nothing moves in it, and in a profile without segments, layers stand at equal distances, and
-    the axis says so. PFC3 is left out of a profile measured with passes=1; a dotted line stands at the
-    layer from which on its error stays within 0.01.
+    One row a metric, one column a segment, the last segment first; each panel has its own scale. Where
+    nothing moves in a segment, and where there are no segments, layers stand at equal distances, and the
+    axis says so. PFC3 is left out of a profile measured with passes=1; a dotted line stands at the layer
+    from which on its error stays within 0.01.
 
     Args:
         profile: What was measured.
@@ -117,6 +118,7 @@ def layers(profile: "Profile", *, position: "Position" = "path") -> "Figure":
         for top, bottom, column in zip(grid[0], grid[-1], columns, strict=True):
             _name_axis(top, column, 72 * width / len(columns) - 60)
             bottom.set_xlabel(column.axis)
+        figure.align_ylabels(grid[:, 0])
     return figure
 
 
@@ -153,7 +155,7 @@ class _Column:
 
     start: int
     names: Sequence[str]
-    x: Numbers
+    x: _Numbers
     title: str
     axis: str
 
@@ -175,9 +177,7 @@ def _columns(profile: "Profile", position: "Position") -> list[_Column]:
     return columns
 
 
-def _over_epochs(
-    profiles: Mapping[int, "Profile"], segment: int
-) -> tuple[list[int], Sequence[str], int]:
+def _over_epochs(profiles: Mapping[int, "Profile"], i: int) -> tuple[list[int], Sequence[str], int]:
     """The epochs in order, the names of the layers to show, and the first one's row."""
     epochs = sorted(profiles)
     if not epochs or epochs[0] < 0:
@@ -189,9 +189,9 @@ def _over_epochs(
                 f"all epochs need the same layers: epoch {epochs[0]} has {list(first.layers)}, "
                 f"epoch {epoch} has {list(profiles[epoch].layers)}"
             )
-    if not first.segments and segment == -1:
+    if not first.segments and i == -1:
         return epochs, first.layers, 0
-    chosen = first.segment(segment)
+    chosen = first.segment(i)
     return epochs, chosen.layers, chosen.start
 
 
@@ -203,14 +203,14 @@ def _panel(ax: "Axes", column: _Column, profile: "Profile", metric: str) -> None
     ax.grid(axis="x", which="minor")
     values = profile.columns[metric][column.start : column.start + len(column.names)]
     _draw(ax, column.x, [values], [_MEASURED], metric)
-    depth = profile.effective_depth() if metric == "pfc3" else None
+    depth = profile.effective_depth(_EPS) if metric == "pfc3" else None
     if depth is not None and 0 <= depth - column.start < len(column.names):
         ax.axvline(column.x[depth - column.start], color="0.35", linestyle=":", linewidth=1.2, zorder=1)
-        ax.legend(ax.lines[-1:], ["1 - PFC3 within 0.01 from here on"], handlelength=1.5)
+        ax.legend(ax.lines[-1:], [f"1 - PFC3 within {_EPS} from here on"], handlelength=1.5)
 
 
 def _draw(
-    ax: "Axes", x: Numbers, curves: Sequence[Numbers], looks: Iterable[Mapping[str, Any]], metric: str
+    ax: "Axes", x: _Numbers, curves: Sequence[_Numbers], looks: Iterable[Mapping[str, Any]], metric: str
 ) -> None:
     """Curves of one metric over one axis; infinite values stand as signs at the upper edge."""
     for curve, look in zip(curves, looks, strict=True):
@@ -222,7 +222,7 @@ def _draw(
     _scale(ax, [b for curve in curves for b in curve if math.isfinite(b)], log=metric != "pfc3")
 
 
-def _scale(ax: "Axes", values: Numbers, *, log: bool) -> None:
+def _scale(ax: "Axes", values: _Numbers, *, log: bool) -> None:
     """A logarithmic axis, where asked for, if values are positive and span more than a decade."""
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
@@ -266,14 +266,14 @@ def _name_axis(ax: "Axes", column: _Column, points: float) -> None:
     top.set_xlabel(column.title, fontweight="bold")
 
 
-def _widened(places: Numbers) -> tuple[float, float]:
+def _widened(places: _Numbers) -> tuple[float, float]:
     """Limits of an axis with a margin, also where a curve's end has no finite value."""
     low, high = min(places), max(places)
     room = 0.05 * (high - low) or 0.5
     return low - room, high + room
 
 
-def _apart(places: Numbers, names: Sequence[str], points: float) -> list[int]:
+def _apart(places: _Numbers, names: Sequence[str], points: float) -> list[int]:
     """Which names can stand on an axis of so many points: the last, the first, what fits between."""
     unit = points / ((max(places) - min(places)) or 1)
     kept: list[int] = []

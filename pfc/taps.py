@@ -144,7 +144,11 @@ def pooled(H: Tensor, pool: Pool) -> Tensor:
         ValueError: If `pool` is unknown or does not fit the output's shape.
     """
     if callable(pool):
-        return pool(H)
+        rows = pool(H)
+        if not isinstance(rows, Tensor) or not rows.ndim or len(rows) != len(H):
+            got = f"shape {(*rows.shape,)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(f"pool must give one row a sample, got {got} for shape {(*H.shape,)}")
+        return rows
     if pool == "flatten" or (H.ndim <= 2 and pool in {"mean", "cls"}):
         return H
     if pool == "mean":

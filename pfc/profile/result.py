@@ -336,7 +336,7 @@ def load(path: str | Path) -> Profile:
         raise ValueError(f"{beside} does not belong to {path}; measure again")
     try:
         return _restored(content, arrays)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} lacks a part or has one of the wrong kind: {error!r}") from None
 
 

@@ -29,6 +29,8 @@ from pfc.taps import (
 
 See = Callable[[str, Float[Tensor, "B D"]], None]
 
+FEW = 2  # samples of the first look; ours: one alone may meet a network's squeeze()
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -118,12 +120,15 @@ def survey(
     """
     chosen, wants_input = choose(model, layers)
     head_names = _head_candidates(model, classifier)
-    runs, result, size = _trial(model, {**head_names, **chosen}, batch)
+    runs, result = _trial(model, {**head_names, **chosen}, batch)
     last = _last_linear(runs, head_names, result, named=classifier is not None)
     end = None if layers is not None or last is None else runs.index(last)  # logits are no features
     taps = [run for run in runs[:end] if run.name in chosen]
-    rows = _named(taps, chosen, pool, model) if layers is not None else _automatic(taps, pool, size)
-    if not rows and (last is None or {*chosen} - {run.name for run in runs}):
+    if layers is None:
+        rows = _automatic(taps, pool, _tried(result, batch))
+    else:
+        rows = _named(taps, chosen, pool, model)
+    if layers is None and not rows and (last is None or {*chosen} - {run.name for run in runs}):
         raise ValueError(
             f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
         )
@@ -159,18 +164,22 @@ def _head_candidates(model: nn.Module, classifier: str | nn.Module | None) -> di
     return {wanted[0]: linear[wanted[0]]}
 
 
-def _trial(
-    model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch
-) -> tuple[list[Run], Any, int]:
-    """Every run of the modules on a few samples, the model's output, and the number of samples."""
-    net, few = unwrapped(model), min(2, len(batch))
-    args, kwargs = cut((batch.args, batch.kwargs), few, len(batch))
+def _trial(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Run], Any]:
+    net = unwrapped(model)
+    args, kwargs = cut((batch.args, batch.kwargs), min(FEW, len(batch)), len(batch))
     try:
-        return *trace(modules, lambda: net(*args, **kwargs)), few
+        return trace(modules, lambda: net(*args, **kwargs))
     except Exception:  # a network may insist on its batch size
-        if len(batch) <= 2:
+        if len(batch) <= FEW:
             raise
-        return *trace(modules, lambda: net(*batch.args, **batch.kwargs)), len(batch)
+        return trace(modules, lambda: net(*batch.args, **batch.kwargs))
+
+
+def _tried(result: Any, batch: Batch) -> int:
+    """How many samples a trial ran: all of the batch where its inputs could not be cut."""
+    out = first_tensor(result)
+    whole = out is not None and out.ndim and len(out) == len(batch)
+    return len(batch) if whole else min(FEW, len(batch))
 
 
 def _last_linear(

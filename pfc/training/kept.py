@@ -34,8 +34,11 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe, with what was changed for this run."""
-        told: dict[str, Any] = dict(self.config["recipe"])
-        return Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
+        told: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.config["recipe"].items()
+        }
+        return Recipe(**told)
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -1,0 +1,82 @@
+"""Slow, obviously right twins of the package's formulas: loops over samples and classes in float64."""
+
+import numpy as np
+
+LONG = np.longdouble  # 64 bits of mantissa: the judge of float64 sums
+
+
+def naive_moments(H, y, K):
+    """Counts, class means and scatters, two passes in extended precision."""
+    H, y = np.asarray(H, dtype=LONG), np.asarray(y)
+    count, mean, scatter = np.zeros(K), np.zeros((K, H.shape[1]), LONG), np.zeros(K, LONG)
+    for k in range(K):
+        rows = H[y == k]
+        count[k] = len(rows)
+        if len(rows):
+            mean[k] = rows.mean(axis=0)
+            scatter[k] = ((rows - mean[k]) ** 2).sum()
+    return count, mean, scatter
+
+
+def weights(y, weighting):
+    """Weight of each sample, MATH 0.1: they sum to 1."""
+    y = np.asarray(y)
+    present, counts = np.unique(y, return_counts=True)
+    size = dict(zip(present, counts, strict=True))
+    if weighting == "sample":
+        return np.full(len(y), 1 / len(y))
+    return np.array([1 / (len(present) * size[k]) for k in y])
+
+
+def covariances(H, y, weighting="class"):
+    """Sigma_W, Sigma_B and Sigma_T as D x D matrices, sample by sample (MATH 0.1)."""
+    H, y = np.asarray(H, dtype=np.float64), np.asarray(y)
+    w = weights(y, weighting)
+    means = {k: H[y == k].mean(axis=0) for k in np.unique(y)}
+    pi = {k: w[y == k].sum() for k in means}
+    g = sum(pi[k] * means[k] for k in means)
+    D = H.shape[1]
+    within, between, total = np.zeros((3, D, D))
+    for h, k, weight in zip(H, y, w, strict=True):
+        within += weight * np.outer(h - means[k], h - means[k])
+        total += weight * np.outer(h - g, h - g)
+    for k in means:
+        between += pi[k] * np.outer(means[k] - g, means[k] - g)
+    return within, between, total
+
+
+def naive_row(H, y, weighting="class", W=None, b=None):
+    """All metrics of one layer (MATH 1.3 to 1.5), only classes that occur."""
+    H, y = np.asarray(H, dtype=np.float64), np.asarray(y)
+    within, between, _ = covariances(H, y, weighting)
+    classes = np.unique(y)
+    K = len(classes)
+    Mu = np.stack([H[y == k].mean(axis=0) for k in classes])
+    M = Mu - Mu.mean(axis=0)
+    G = M @ M.T
+    E = np.eye(K) - 1 / K
+    fuzziness = np.trace(within @ np.linalg.pinv(between, rcond=1e-12, hermitian=True))
+    nearest = np.array([classes[np.argmin([((h - m) ** 2).sum() for m in Mu])] for h in H])
+    norms = np.linalg.norm(M, axis=1)
+    pairs = [(j, k) for j in range(K) for k in range(K) if j != k]
+    cosines = np.array([M[j] @ M[k] / (norms[j] * norms[k]) for j, k in pairs])
+    variance = [((H[y == k] - m) ** 2).sum(axis=1).mean() for k, m in zip(classes, Mu, strict=True)]
+    row = {
+        "pfc1": np.trace(within) / np.trace(between),
+        "pfc2": np.linalg.norm(G / np.linalg.norm(G) - E / np.sqrt(K - 1)),
+        "pfc3": np.mean(nearest == y),
+        "fuzziness": fuzziness,
+        "nc1": fuzziness / K,
+        "nc2_norm": norms.std(ddof=1) / norms.mean(),
+        "nc2_angle": cosines.std(),
+        "nc2_max_angle": np.abs(cosines + 1 / (K - 1)).mean(),
+        "cdnv": np.mean(
+            [(variance[j] + variance[k]) / (2 * ((Mu[j] - Mu[k]) ** 2).sum()) for j, k in pairs]
+        ),
+    }
+    if W is not None:
+        W, b = np.asarray(W, np.float64), np.asarray(b, np.float64)
+        rows = W[classes]
+        row["nc3"] = np.linalg.norm(rows / np.linalg.norm(rows) - M / np.linalg.norm(M))
+        row["nc4"] = np.mean((H @ W.T + b).argmax(axis=1) != nearest)
+    return row

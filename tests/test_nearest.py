@@ -1,0 +1,111 @@
+"""Nearest class means in the span of the means: exact decisions, scatter and sameness."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+import pfc.moments
+from pfc.moments import ClassMoments
+from pfc.nearest import MeansSpan, NearestMean
+from tests import problems
+
+
+def brute(H, y):
+    """Class of the nearest mean by the definition, in extended precision."""
+    H = np.asarray(H, dtype=np.longdouble)
+    means = np.stack([H[np.asarray(y) == k].mean(axis=0) for k in range(int(y.max()) + 1)])
+    return np.array([((h - means) ** 2).sum(axis=1).argmin() for h in H])
+
+
+@given(problems.seeds)
+@settings(max_examples=40, deadline=None)
+def test_decisions_are_those_in_the_whole_space(seed):
+    offset = 10.0 ** (seed % 7)
+    H, y = problems.features(seed, D=2 + seed % 9)
+    H = (H + offset).float()
+    for weighting in ("class", "sample"):
+        nearest = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y), weighting))
+        decided = nearest.update(H, y)
+        known = brute(H, y)
+        np.testing.assert_array_equal(decided, known)
+        hits = [(known[np.asarray(y) == k] == k).sum() for k in range(4)]
+        assert nearest.hits.tolist() == hits
+
+
+@given(problems.seeds)
+@settings(max_examples=20, deadline=None)
+def test_batches_and_merging_add_up(seed):
+    H, y = problems.features(seed)
+    span = MeansSpan.of(ClassMoments.of(H, y))
+    whole, first, second = (NearestMean.empty(span) for _ in range(3))
+    whole.update(H, y)
+    first.update(H[:23], y[:23])
+    second.update(H[23:], y[23:])
+    second.merge(first)
+    for name in ("count", "hits", "sums", "squares"):
+        torch.testing.assert_close(getattr(second, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+
+
+def test_span_is_orthonormal_and_keeps_distances():
+    H, y = problems.features(3, D=12, K=5)
+    moments = ClassMoments.of(H, y)
+    span = MeansSpan.of(moments, "sample")
+    eye = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(span.basis.mT @ span.basis, eye, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        torch.cdist(span.points, span.points), torch.cdist(moments.mean, moments.mean), rtol=1e-12, atol=0
+    )
+    pi = moments.count / moments.count.sum()
+    torch.testing.assert_close(pi @ span.points, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+def test_small_singular_values_keep_their_digits():
+    """A squared Gram matrix would lose half of them: MATH 1.3."""
+    means = problems.simplex(3, 3) @ torch.diag(torch.tensor([1.0, 1e-7, 0], dtype=torch.float64))
+    H = torch.cat([means + 1e-9 * problems.orthogonal(3, s) for s in range(40)])
+    y = torch.arange(3).repeat(40)
+    span = MeansSpan.of(ClassMoments.of(H, y))
+    mean = np.stack([H[y == k].numpy().mean(axis=0) for k in range(3)])
+    known = np.linalg.svd((mean - mean.mean(axis=0)) / np.sqrt(3), compute_uv=False)
+    np.testing.assert_allclose(span.values, known[:2], rtol=1e-8)
+
+
+def test_classes_without_samples_have_no_place():
+    H, y = problems.features(3)
+    span = MeansSpan.of(ClassMoments.of(H, 2 * y))
+    assert span.place.tolist() == [0, -1, 1, -1, 2, -1, 3]
+    nearest = NearestMean.empty(span)
+    nearest.update(H, 2 * y)
+    known = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    known.update(H, y)
+    assert nearest.hits.equal(known.hits)
+
+
+def test_equal_means_tie_for_the_lowest_class():
+    H = torch.tensor([[1.0], [-1], [1], [-1], [5]], dtype=torch.float64)
+    y = torch.tensor([1, 1, 0, 0, 2])
+    nearest = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    assert nearest.update(H, y).tolist() == [0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("tile", [3, 40])
+def test_tiles_change_nothing(monkeypatch, tile):
+    H, y = problems.features(5, D=23)
+    known = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    known.update(H, y)
+    monkeypatch.setitem(pfc.moments.TILE, "cpu", tile)
+    found = NearestMean.empty(known.span)
+    found.update(H, y)
+    torch.testing.assert_close(found.squares, known.squares, rtol=1e-12, atol=1e-14)
+
+
+def test_other_features_are_noticed():
+    H, y = problems.features(5)
+    nearest = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    nearest.update(H, y)
+    nearest.check("blocks.3")
+    again = NearestMean.empty(nearest.span)
+    again.update(H + 1e-6, y)
+    with pytest.raises(ValueError, match=r"other features than the first at layer 'blocks\.3'"):
+        again.check("blocks.3")

@@ -1,0 +1,249 @@
+"""Profiles: positions, verdicts, and files that come back as they were or say what is wrong."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import pfc
+from pfc.files import write_tensors
+from pfc.moments import BatchLabels, SegmentMoments
+from pfc.profile import Segment
+from tests import problems
+
+
+class Walk(nn.Module):
+    """Adds one more fixed step of a path in the plane to every sample."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = nn.ModuleList(Step(step) for step in steps)
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Step(nn.Module):
+    """Adds one vector."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = torch.tensor(step, dtype=torch.float64)
+
+    def forward(self, x):
+        return x + self.step
+
+
+@pytest.fixture
+def profile():
+    """A small residual net with random weights, measured on random features."""
+    H, y = problems.features(3, N=80, D=6, K=4)
+    torch.manual_seed(0)
+    net = pfc.FCResNet(6, 4, width=8, blocks=3, zero_start=False)
+    return pfc.measure(net, [(H.float(), y)], progress=False)
+
+
+def test_positions_of_a_known_path():
+    points = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0)]  # increments of MATH 1.6's path
+    known = {
+        "path": [0, 0.25, 0.5, 1],
+        "chord": [0, 0.316227766, 0.447213595, 1],
+        "proj": [0, 0.3, 0.4, 1],
+        "index": [0, 1 / 3, 2 / 3, 1],
+    }
+    H, y = problems.features(1, D=2)
+    profile = pfc.measure(Walk(points), [(H, y)], layers="steps.*", progress=False)
+    segment = profile.segment()
+    for kind, positions in known.items():
+        assert segment.position(kind) == pytest.approx(positions, abs=1e-9), kind
+    assert profile.table()["position"].tolist() == pytest.approx(known["path"], abs=1e-12)
+
+
+def test_positions_weigh_samples_as_the_profile_does():
+    y = torch.tensor([0, 0, 0, 1])
+    first = torch.zeros(4, 1, dtype=torch.float64)
+    middle = torch.tensor([[3.0], [3], [3], [1]], dtype=torch.float64)
+    last = middle + torch.tensor([[1.0], [1], [1], [5]], dtype=torch.float64)
+    moments = SegmentMoments.empty(3, 2, 1)
+    moments.update([first, middle, last], BatchLabels.of(y))
+    for weighting, (a, b) in {"sample": (28 / 4, 28 / 4), "class": (5, 13)}.items():
+        segment = Segment.of(0, ["a", "b", "c"], moments, weighting)
+        known = math.sqrt(a) / (math.sqrt(a) + math.sqrt(b))
+        assert segment.position("path")[1] == pytest.approx(known, rel=1e-12)
+
+
+def test_nothing_moves_is_nan():
+    H, y = problems.features(1, D=2)
+    profile = pfc.measure(Walk([(0.0, 0.0)] * 2), [(H, y)], layers="steps.*", progress=False)
+    assert all(math.isnan(p) for p in profile.segment().position())
+
+
+def test_a_saved_profile_comes_back_whole(profile, tmp_path):
+    profile.save(tmp_path / "deep" / "profile.json")
+    again = pfc.load(tmp_path / "deep" / "profile.json")
+    assert str(again) == str(profile)
+    assert again.table().equals(profile.table())
+    assert (again.layers, again.shapes, again.about) == (profile.layers, profile.shapes, profile.about)
+    for name, moments in profile.moments.items():
+        assert again.moments[name].mean.equal(moments.mean)
+        assert again.moments[name].scatter.equal(moments.scatter)
+    for ours, theirs in zip(profile.segments, again.segments, strict=True):
+        assert (ours.start, ours.layers, ours.weighting) == (theirs.start, theirs.layers, theirs.weighting)
+        for name in ("count", "scatter", "cross", "gram", "steps"):
+            assert getattr(theirs, name).equal(getattr(ours, name))
+    assert again.segment().position("proj") == profile.segment().position("proj")
+
+
+def test_nan_and_infinity_come_back(tmp_path):
+    y = torch.tensor([0, 0, 1, 1])
+    H = torch.tensor([[1.0], [-1], [2], [-2]])
+    with pytest.warns(pfc.profile.result.CollapseWarning, match="span 0 dimensions, not 1"):
+        profile = pfc.measure(nn.Sequential(nn.Identity()), [(H, y)], progress=False)
+    profile.save(tmp_path / "p.json")
+    row = pfc.load(tmp_path / "p.json").table().iloc[0]
+    assert row["pfc1"] == math.inf
+    assert math.isnan(row["pfc2"])
+    text = (tmp_path / "p.json").read_text()
+    assert '"inf"' in text and '"nan"' in text
+    json.loads(text, parse_constant=pytest.fail)  # strict JSON
+
+
+def test_means_can_be_left_out(profile, tmp_path):
+    profile.save(tmp_path / "p.json", means=False)
+    again = pfc.load(tmp_path / "p.json")
+    assert again.moments == {}
+    assert again.table().equals(profile.table())
+    assert again.segment().gram.equal(profile.segment().gram)
+
+
+def test_grams_and_traces_of_a_segment_are_those_of_the_features(profile):
+    segment = profile.segment()
+    A, B = (profile.moments[segment.layers[i]].mean for i in (0, -1))
+    A, B = A - A.mean(0), B - B.mean(0)
+    torch.testing.assert_close(segment.gram[1], A @ B.T, rtol=1e-12, atol=1e-12)
+    assert segment.scatter[1].equal(profile.moments[segment.layers[-1]].scatter)
+
+
+def damaged(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="pfc-profile-99"), "has format 'pfc-profile-99'; this version reads"),
+        (lambda c: c.pop("columns"), "lacks a part"),
+        (lambda c: c.update(layers=3), "lacks a part"),
+        (lambda c: c.update(columns={"pfc1": ["one"]}), "lacks a part"),
+        (lambda c: c.update(arrays="0"), "does not belong to"),
+        (lambda c: c["segments"].append({"start": 0, "layers": []}), "lacks a part"),
+    ],
+)
+def test_damaged_profiles_are_refused(profile, tmp_path, change, message):
+    profile.save(tmp_path / "p.json")
+    damaged(tmp_path / "p.json", change)
+    with pytest.raises(ValueError, match=message):
+        pfc.load(tmp_path / "p.json")
+
+
+def test_missing_and_foreign_files_are_refused(profile, tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        pfc.load(tmp_path / "p.json")
+    with pytest.raises(ValueError, match=r"ends in \.json"):
+        pfc.load(tmp_path / "p.txt")
+    with pytest.raises(ValueError, match=r"ends in \.json"):
+        profile.save(tmp_path / "p")
+    profile.save(tmp_path / "p.json")
+    write_tensors(tmp_path / "p.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="does not belong to"):
+        pfc.load(tmp_path / "p.json")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match="a pickle is never loaded"):
+        pfc.load(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="holds a JSON list, not an object"):
+        pfc.load(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        pfc.load(tmp_path / "p.json")
+
+
+def shaped(pfc1, pfc2, pfc3):
+    """A profile with given columns."""
+    names = tuple(f"blocks.{i}" for i in range(len(pfc1)))
+    zeros = torch.zeros(2, len(pfc1) - 1, len(pfc1) - 1, dtype=torch.float64)
+    K = torch.zeros(2, dtype=torch.float64)
+    segment = Segment(0, names, "class", K, K.new_zeros(2, 2), K, K.new_zeros(3, 2, 2), zeros)
+    return pfc.Profile(
+        layers=names,
+        shapes=((3,),) * len(names),
+        columns={"pfc1": pfc1, "pfc2": pfc2, "pfc3": pfc3},
+        moments={},
+        segments=(segment,),
+        about={"model": "Net", "samples": 1000, "classes": 2, "weighting": "class", "chosen": "named"}
+        | {"accuracy": 1.0},
+    )
+
+
+def test_verdict_of_a_collapse_that_holds():
+    profile = shaped((0.5, 0.3, 0.1), (0.6, 0.5, 0.2), (0.9, 0.995, 1.0))
+    assert profile.verdict().split("\n") == [
+        "Progressive feedforward collapse holds from blocks.0 to blocks.2: PFC1 goes from 0.5 to 0.1, "
+        "PFC2 goes from 0.6 to 0.2, PFC3 goes from 0.9 to 1.",
+        "From blocks.1 (layer 2 of 3) on, at least 99 % of the samples are nearest to their own class "
+        "mean; at the last layer all are.",
+    ]
+    assert profile.effective_depth() == 1
+    assert profile.effective_depth(0.0) == 2
+    assert [profile.tau(c) for c in ("pfc1", "pfc2", "pfc3")] == pytest.approx([-1, -1, 1])
+
+
+def test_verdict_says_where_it_does_not_hold():
+    profile = shaped((0.5, 0.3, 0.4), (0.6, 0.6, 0.6), (0.9, 0.8, 0.981))
+    first, second = profile.verdict().split("\n")
+    assert "does not hold at every layer" in first
+    assert "(PFC1 steps back at blocks.2; PFC3 steps back at blocks.1)" in first
+    assert second.startswith("At no layer at least 99 % of the samples")
+    assert second.endswith("at most 98.10 % are.")
+    assert profile.tau("pfc1") == pytest.approx(-1 / 3)
+    assert math.isnan(profile.tau("pfc2"))
+    assert profile.steps_back("pfc2") == []
+    assert shaped((1.0, math.nan), (0.0, 0.0), (1.0, 1.0)).steps_back("pfc1") == ["blocks.1"]
+
+
+def test_errors_name_what_was_given(profile):
+    with pytest.raises(ValueError, match="no segment 1: the profile has 1"):
+        profile.segment(1)
+    one_pass = pfc.measure(
+        pfc.FCResNet(6, 4, width=8, blocks=1),
+        [(torch.randn(8, 6), torch.arange(8) % 4)],
+        passes=1,
+        progress=False,
+    )
+    with pytest.raises(ValueError, match="pfc3 was not measured; it needs passes=2"):
+        one_pass.effective_depth()
+
+
+def test_text_and_html_hold_every_layer(profile):
+    for text in (str(profile), profile._repr_html_()):
+        assert "80 samples, 4 classes" in text
+        for name in profile.layers:
+            assert name in text
+    assert "nc2_angle" in profile._repr_html_()
+
+
+def test_import_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(pfc.__all__) <= set(dir(pfc))
+        for name in pfc.__all__:
+            assert getattr(pfc, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pfc.nothing
