@@ -37,13 +37,17 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds a run that is not to be resumed, or another one.
         """
+        for torn in self.path.rglob(".*.*"):  # written by a process that was killed
+            torn.unlink()
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
             self._compare(read_json(self.path / "config.json"))
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
         else:
-            write_json(self.path / "config.json", {"format": FORMAT, **self.about, **environment()})
+            where = {"device": str(run.device), "threads": run.threads}
+            about = {"format": FORMAT, **self.about, **where, **environment()}
+            write_json(self.path / "config.json", about)
         done = self._restore(run, kept) if kept.exists() else -1
         self._cut_history(done)
         return done
@@ -61,7 +65,8 @@ class RunFolder:
         """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
         name = f"epoch-{epoch.epoch:04d}"
         if epoch.profile is not None:
-            epoch.profile.save(self.path / "profiles" / f"{name}.json")
+            last = epoch.epoch == run.recipe.epochs
+            epoch.profile.save(self.path / "profiles" / f"{name}.json", means=last)
         if keep_weights:
             weights = run.net.state_dict()
             write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)

@@ -59,7 +59,7 @@ def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
 
     Example:
         >>> measured_epochs(350)
-        [0, 1, 2, 4, 7, 13, 26, 50, 95, 183, 350]
+        [0, 1, 2, 4, 7, 14, 26, 50, 95, 183, 350]
     """
     if every is not None and every < 1:
         raise ValueError(f"measure_every must be at least 1, got {every}")

@@ -1,0 +1,311 @@
+"""Recipes and the training loop: what the paper says, and runs that survive anything."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pfc
+from pfc.files import read_tensors
+from pfc.training import RECIPES, Recipe, Run, measured_epochs
+from pfc.training.loop import Trainer, objective
+
+TINY = replace(RECIPES["digits"], width=16, blocks=(2,), epochs=6, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return pfc.data.load("digits", limit=200)
+
+
+def trained(digits, folder=None, stop=None, recipe=TINY, **options):
+    """Train from the start; returns the net and the epochs."""
+    net = recipe.build(digits, 0)
+    epochs = pfc.train(net, digits, recipe, folder=folder, progress=False, **options)
+    return net, list(epochs if stop is None else islice(epochs, stop))
+
+
+def same_bits(a, b):
+    return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_table_one():
+    assert {name: r.blocks for name, r in RECIPES.items() if name != "digits"} == {
+        "mnist": (10,),
+        "fashion_mnist": (5, 4),
+        "cifar10": (2, 3, 4),
+        "stl10": (5, 5, 5, 5),
+        "cifar100": (3, 3, 4, 4),
+    }
+    for name in ("mnist", "fashion_mnist", "cifar10", "stl10", "cifar100"):
+        r = RECIPES[name]
+        assert (r.epochs, r.batch_size, r.momentum, r.weight_decay) == (350, 128, 0.9, 5e-4)
+        assert r.loss == "cross-entropy"
+        assert r.sources["blocks"] == "arXiv 2405.00985, Table I"
+        assert r.sources["form"] == "ours; the paper does not say"
+        assert set(r.sources) == set(vars(r)) - {"name", "data"}
+    assert (RECIPES["mnist"].net, RECIPES["mnist"].width) == ("fc", 1000)
+    assert RECIPES["digits"].sources["blocks"] == "ours; the paper does not say"
+    assert replace(RECIPES["mnist"], momentum=0.5).sources["momentum"] == "ours; the paper does not say"
+
+
+def test_learning_rate_falls_at_a_third_and_two_thirds():
+    r = RECIPES["cifar10"]
+    rates = [r.rate(e) / r.learning_rate for e in (1, 117, 118, 233, 234, 350)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_measured_epochs():
+    assert measured_epochs(350) == [0, 1, 2, 4, 7, 14, 26, 50, 95, 183, 350]
+    assert measured_epochs(1) == [0, 1]
+    assert measured_epochs(7, every=3) == [0, 3, 6, 7]
+    with pytest.raises(ValueError, match="measure_every must be at least 1, got 0"):
+        measured_epochs(7, every=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0"),
+        ({"momentum": -0.1}, "momentum must not be negative, got -0.1"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"blocks": (1, 2)}, r"one stage, got blocks=\(1, 2\)"),
+        ({"net": "vit"}, "net must be 'fc' or 'conv', got 'vit'"),
+        ({"loss": "hinge"}, "loss must be 'cross-entropy' or 'mse', got 'hinge'"),
+    ],
+)
+def test_recipes_refuse_what_has_no_meaning(change, message):
+    told = {**{f: getattr(TINY, f) for f in vars(TINY)}, **change}
+    recipe = object.__new__(Recipe)  # without the type checker, as a user would have it
+    for name, value in told.items():
+        object.__setattr__(recipe, name, value)
+    with pytest.raises(ValueError, match=message):
+        recipe.__post_init__()
+
+
+def test_objectives():
+    g = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(9, 4, generator=g), torch.randint(0, 4, (9,), generator=g)
+    by_hand = sum(0.5 * ((z - torch.eye(4)[k]) ** 2).sum() for z, k in zip(logits, y, strict=True)) / 9
+    torch.testing.assert_close(objective(logits, y, "mse"), by_hand)
+    torch.testing.assert_close(objective(logits, y, "cross-entropy"), F.cross_entropy(logits, y))
+
+
+def test_training_is_plain_momentum_sgd(digits):
+    """Twin: the update written out, for two epochs of full-precision steps."""
+    recipe = replace(TINY, epochs=2, normalise="none", milestones=(0.5,))
+    net, _ = trained(digits, recipe=recipe, seed=3)
+    twin = recipe.build(digits, 0)
+    velocity = {}
+    for epoch in (1, 2):
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(3 * 1_000_003 + epoch))
+        for index in order.split(recipe.batch_size):
+            x, y = digits.normalised(index), digits.labels[index]
+            twin.zero_grad()
+            F.cross_entropy(twin(x), y).backward()
+            with torch.no_grad():
+                for name, p in twin.named_parameters():
+                    g = p.grad + recipe.weight_decay * p
+                    velocity[name] = g if name not in velocity else 0.9 * velocity[name] + g
+                    p -= recipe.learning_rate * (0.1 if epoch == 2 else 1) * velocity[name]
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_epochs_are_yielded_with_profiles_where_due(digits):
+    _, epochs = trained(digits, measure_every=4)
+    assert [e.epoch for e in epochs] == list(range(7))
+    assert [e.epoch for e in epochs if e.profile is not None] == [0, 4, 6]
+    assert epochs[0].loss is None
+    assert epochs[6].loss < epochs[1].loss
+    assert epochs[6].accuracy > epochs[1].accuracy
+    assert epochs[1].learning_rate == TINY.learning_rate
+    assert epochs[-1].profile.layers == ("stem", "blocks.0", "blocks.1")
+
+
+def test_order_depends_on_seed_and_epoch_alone(digits):
+    trainer = Trainer(TINY.build(digits), digits, TINY, 1, None, "float32", 1)
+    first = torch.cat(trainer._order(4))
+    assert first.sort().values.equal(torch.arange(200))
+    assert first.equal(torch.cat(trainer._order(4)))
+    assert not first.equal(torch.cat(trainer._order(5)))
+
+
+def test_a_last_batch_of_one_joins_the_one_before(digits):
+    recipe = replace(TINY, batch_size=199)
+    trainer = Trainer(recipe.build(digits), digits, recipe, 0, None, "float32", 1)
+    assert [len(b) for b in trainer._order(1)] == [200]
+    assert [len(b) for b in replace_batch(trainer, 90)._order(1)] == [90, 90, 20]
+
+
+def replace_batch(trainer, size):
+    trainer.recipe = replace(trainer.recipe, batch_size=size)
+    return trainer
+
+
+def test_training_leaves_global_state(digits):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    trained(digits, stop=2)
+    assert torch.get_num_threads() == threads
+    assert torch.get_rng_state().equal(state)
+    tiny = torch.tensor([1e-40])
+    assert (tiny * 1 != 0).item(), "denormals are numbers again"
+
+
+def test_small_steps_take_one_thread(digits):
+    assert Trainer(TINY.build(digits), digits, TINY, 0, None, "float32", None).threads == 1
+    wide = replace(TINY, width=2048, blocks=(4,))
+    net = wide.build(digits)
+    assert Trainer(net, digits, wide, 0, None, "float32", None).threads == torch.get_num_threads()
+    assert Trainer(net, digits, wide, 0, None, "float32", 3).threads == 3
+
+
+def test_bfloat16_trains(digits):
+    _, epochs = trained(digits, precision="bfloat16")
+    assert epochs[-1].loss < epochs[1].loss
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(digits, tmp_path):
+    whole, epochs = trained(digits, tmp_path / "whole")
+    trained(digits, tmp_path / "cut", stop=4)
+    again, rest = trained(digits, tmp_path / "cut", resume=True)
+    assert [e.epoch for e in rest] == [4, 5, 6]
+    assert same_bits(again, whole)
+    assert [e.loss for e in rest] == [e.loss for e in epochs[4:]]
+    histories = [Run(tmp_path / name).history for name in ("whole", "cut")]
+    for line in (line for history in histories for line in history):
+        line.pop("seconds")
+    assert histories[0] == histories[1]
+    assert [line["epoch"] for line in histories[0]] == list(range(1, 7))
+    assert trained(digits, tmp_path / "cut", resume=True)[1] == []
+
+
+SCRIPT = """
+import sys
+import pfc
+from dataclasses import replace
+digits = pfc.data.load("digits", limit=200)
+recipe = replace(pfc.RECIPES["digits"], width=16, blocks=(2,), epochs=40, name="tiny")
+net = recipe.build(digits, 0)
+for epoch in pfc.train(net, digits, recipe, folder=sys.argv[1], resume=True, progress=False):
+    print("epoch", flush=True)
+print("done", flush=True)
+"""
+
+
+def killed(folder, seconds):
+    """Let a process train for some seconds, then kill it; tells whether it was still training."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() in {b"epoch\n", b"done\n"}
+        time.sleep(seconds)
+        run.send_signal(signal.SIGKILL)
+        return b"done" not in run.stdout.read()
+
+
+def test_sigkill_at_any_moment_loses_nothing(digits, tmp_path):
+    """Killed again and again at random moments, the run ends with the bits of an undisturbed one."""
+    recipe = replace(TINY, epochs=40)
+    whole, _ = trained(digits, tmp_path / "whole", recipe=recipe)
+    dice = random.Random(4)
+    unfinished = [killed(tmp_path / "killed", dice.uniform(0, 0.15)) for _ in range(4)]
+    assert unfinished[:2] == [True, True]
+    again, _ = trained(digits, tmp_path / "killed", recipe=recipe, resume=True)
+    assert same_bits(again, whole)
+    names = [sorted(p.name for p in (tmp_path / d).rglob("*") if p.is_file()) for d in ("whole", "killed")]
+    assert names[1] == names[0], "nothing torn is left behind"
+    first, second = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in Run(tmp_path / d).history]
+        for d in ("whole", "killed")
+    )
+    assert first == second
+    a, b = (Run(tmp_path / d).profiles[40].table() for d in ("whole", "killed"))
+    assert a.equals(b)
+
+
+def test_what_a_run_leaves(digits, tmp_path):
+    _, epochs = trained(digits, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert sorted(run.profiles) == [0, 1, 2, 3, 4, 5, 6]
+    assert run.profiles[6].table().equals(epochs[6].profile.table())
+    assert run.profiles[6].moments["stem"].mean.shape == (10, 16)
+    assert run.profiles[5].moments == {}, "only the last profile keeps the class means"
+    kept = sorted(p.name for p in (tmp_path / "run" / "weights").iterdir())
+    assert kept == [f"epoch-{e:04d}.safetensors" for e in (0, 3, 6)]
+    assert run.recipe == TINY
+    assert run.data().images.equal(digits.images)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["sources"]["loss"] == "arXiv 2405.00985, Sec. IV-A"
+    assert config["sources"]["epochs"] == "ours; the paper does not say"
+    assert {"versions", "seed", "data", "device", "threads"} <= set(config)
+    measured = pfc.measure(run.network(), run.data().batches(), progress=False).table()
+    assert measured.equals(run.profiles[6].table())
+    before = pfc.measure(run.network(0), run.data().batches(), progress=False).table()
+    assert before.equals(run.profiles[0].table())
+    assert same_bits(run.network(), run.network(6))
+
+
+def test_states_hold_no_code(digits, tmp_path):
+    trained(digits, tmp_path / "run", stop=2)
+    tensors, about = read_tensors(tmp_path / "run" / "state.safetensors")
+    assert about["epoch"] == "1"
+    assert {name.split("/")[0] for name in tensors} == {"model", "momentum", "random"}
+
+
+def test_errors_name_what_was_given(digits, tmp_path):
+    trained(digits, tmp_path / "run", stop=2)
+    with pytest.raises(ValueError, match="holds a run: resume it, or choose another folder"):
+        trained(digits, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds another run: its seed is 0, not 1"):
+        trained(digits, tmp_path / "run", resume=True, seed=1)
+    with pytest.raises(ValueError, match="training diverged: the loss of epoch 1 is"):
+        trained(digits, recipe=replace(TINY, learning_rate=1e30, normalise="none"))
+    with pytest.raises(ValueError, match="holds no run: there is no config.json"):
+        Run(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights of epoch 5; it has \[0\]"):
+        Run(tmp_path / "run").network(5)
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        trained(digits, tmp_path / "run", resume=True)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace("pfc-run-1", "pfc-run-9"))
+    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+        Run(tmp_path / "run")
+    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+        trained(digits, tmp_path / "run", resume=True)
+
+
+def test_a_torn_last_line_of_the_history_is_cut(digits, tmp_path):
+    trained(digits, tmp_path / "run", stop=4)
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "lo')
+    trained(digits, tmp_path / "run", resume=True)
+    assert [line["epoch"] for line in Run(tmp_path / "run").history] == list(range(1, 7))
+
+
+def test_progress_tells_loss_accuracy_and_time_left(digits, monkeypatch, capsys):
+    monkeypatch.setattr("pfc.progress.QUIET_SECONDS", -1.0)
+    list(pfc.train(TINY.build(digits), digits, TINY))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert lines[2].startswith("train tiny: 3 of 6 loss ")
+    assert "accuracy 0." in lines[2] and "s left" in lines[2]
+
+
+def test_paths_may_be_text(digits, tmp_path):
+    trained(digits, str(tmp_path / "run"), stop=1)
+    assert (Path(tmp_path) / "run" / "config.json").exists()
