@@ -4,23 +4,18 @@
 Pillow decode the same bytes in a bare loop, both on one thread, and writes `decode.json`.
 """
 
-import json
 import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import date
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import PIL
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
+from record import keep, one_thread, ratios, side_by_side
 
 from pfc.data import load
 from pfc.data.decoding import decoded
@@ -58,40 +53,21 @@ def cached(folder: Path) -> float:
         return time.perf_counter() - started
 
 
-def cpu_seconds(run: Callable[[], None]) -> float:
-    """CPU time of the whole process while `run` runs."""
-    started = time.process_time()
-    run()
-    return time.process_time() - started
-
-
 def main(folder: Path) -> None:
     """Measure side by side and write the record."""
-    torch.set_num_threads(1)
+    one_thread()
     blobs = encoded(folder)
     bare(blobs[:100])  # loads Pillow's plugins
-    pairs = [
-        (cpu_seconds(lambda: whole(folder)), cpu_seconds(lambda: bare(blobs))) for _ in range(REPEATS)
-    ]
+    seconds = side_by_side({"pillow": lambda: bare(blobs), "pfc": lambda: whole(folder)}, REPEATS)
     record = {
         "what": f"{len(blobs)} images of {folder.name} from parquet to one uint8 tensor",
-        "cpu_seconds_pfc": [round(ours, 3) for ours, _ in pairs],
-        "cpu_seconds_pillow": [round(pillow, 3) for _, pillow in pairs],
-        "ratio": round(statistics.median(ours / pillow for ours, pillow in pairs), 3),
-        "aim": AIM,
+        "cpu_seconds": {name: [round(t, 3) for t in times] for name, times in seconds.items()},
+        "ratio": ratios(seconds, "pillow"),
+        "aim": {"pfc": AIM},
         "seconds_from_cache": round(cached(folder), 3),
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "date": date.today().isoformat(),
-        },
+        "pillow": PIL.__version__,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
-    print(text, end="")
+    keep(__file__, record)
 
 
 if __name__ == "__main__":

@@ -2,4 +2,5 @@
 
 from pfc.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: With code 2 on bad input, 130 on an interrupt.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (ValueError, CycloptsError) as error:
         print(f"pfc: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

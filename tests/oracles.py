@@ -70,9 +70,9 @@ def naive_row(H, y, weighting="class", W=None, b=None):
         "nc2_norm": norms.std(ddof=1) / norms.mean(),
         "nc2_angle": cosines.std(),
         "nc2_max_angle": np.abs(cosines + 1 / (K - 1)).mean(),
-        "cdnv": np.mean(
-            [(variance[j] + variance[k]) / (2 * ((Mu[j] - Mu[k]) ** 2).sum()) for j, k in pairs]
-        ),
+        "cdnv": np.mean([
+            (variance[j] + variance[k]) / (2 * ((Mu[j] - Mu[k]) ** 2).sum()) for j, k in pairs
+        ]),
     }
     if W is not None:
         W, b = np.asarray(W, np.float64), np.asarray(b, np.float64)

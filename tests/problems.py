@@ -10,7 +10,9 @@ O1_Y = torch.tensor([0, 0, 1, 1, 2, 2])
 O1_W = torch.tensor([[1.0, 0], [0, 1], [-1, -1]], dtype=torch.float64)
 
 
-def features(seed: int, N: int = 60, D: int = 7, K: int = 4, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+def features(
+    seed: int, N: int = 60, D: int = 7, K: int = 4, spread: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Gaussian classes around Gaussian means, every class with at least one sample, unbalanced."""
     g = torch.Generator().manual_seed(seed)
     y = torch.cat([torch.arange(K), torch.randint(0, K, (N - K,), generator=g) ** 2 // K])

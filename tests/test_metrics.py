@@ -145,7 +145,8 @@ def test_f1_f2_participation_ratio_and_range(seed):
 
 
 @pytest.mark.parametrize(
-    ("K", "known"), [(3, 0.765366864730), (4, 0.919401686762), (10, 1.154700538379), (100, 1.341265237359)]
+    ("K", "known"),
+    [(3, 0.765366864730), (4, 0.919401686762), (10, 1.154700538379), (100, 1.341265237359)],
 )
 def test_f2_means_on_a_line_are_the_farthest(K, known):
     M = torch.zeros(K, 2, dtype=torch.float64)

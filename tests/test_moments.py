@@ -1,5 +1,7 @@
 """Streaming statistics: exact at any offset and any collapse, the same however the data are split."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ OFFSETS = [0.0, 10.0, 1e2, 1e4, 1e6]
 @pytest.mark.parametrize("batch", [7, 500, 5000])
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
 def test_section_7_offsets_and_collapse_in_float32(offset, batch, spread):
-    """The stored float32 numbers are the truth; PFC1 keeps 1e-9 of it, in fact 1e-10 (one batch: 1e-14)."""
+    """The stored float32 numbers are the truth; PFC1 keeps 1e-10 of it (one batch: 1e-14)."""
     g = torch.Generator().manual_seed(3)
     y = torch.randint(0, 5, (3000,), generator=g)
     means = torch.randn(5, 12, generator=g, dtype=torch.float64)
@@ -87,7 +89,7 @@ def test_every_floating_type_is_exact_on_its_own_numbers(dtype):
 def test_a_first_sample_far_away_does_not_spoil_the_shift():
     H, y = problems.features(4, N=400, spread=1e-4)
     H[0] += 1e6
-    count, mean, scatter = naive_moments(H, y, 4)
+    _, _, scatter = naive_moments(H, y, 4)
     found = stream(H, y, 4, 16)
     np.testing.assert_allclose(found.scatter, scatter.astype(float), rtol=1e-10)
     others = torch.arange(4) != y[0]
@@ -119,7 +121,7 @@ def naive_segment(batch, y, K):
         r, q = first[y == k], last[y == k]
         cross[k] = ((r - r.mean(0)) * (q - q.mean(0))).sum() if len(r) else 0
         for i in (y == k).nonzero().flatten():
-            D = torch.stack([b[i] - a[i] for a, b in zip(batch, batch[1:], strict=False)])
+            D = torch.stack([b[i] - a[i] for a, b in pairwise(batch)])
             steps[k] += D @ D.T
     return cross, steps
 

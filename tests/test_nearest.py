@@ -54,7 +54,10 @@ def test_span_is_orthonormal_and_keeps_distances():
     eye = torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(span.basis.mT @ span.basis, eye, rtol=0, atol=1e-13)
     torch.testing.assert_close(
-        torch.cdist(span.points, span.points), torch.cdist(moments.mean, moments.mean), rtol=1e-12, atol=0
+        torch.cdist(span.points, span.points),
+        torch.cdist(moments.mean, moments.mean),
+        rtol=1e-12,
+        atol=0,
     )
     pi = moments.count / moments.count.sum()
     torch.testing.assert_close(pi @ span.points, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-13)

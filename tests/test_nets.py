@@ -15,7 +15,9 @@ def outputs(net, x):
     seen = {}
     modules = dict(net.named_modules())
     handles = [
-        modules[name].register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out.clone()}))
+        modules[name].register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({name: out.clone()})
+        )
         for name in net.taps
     ]
     logits = net.eval()(x)

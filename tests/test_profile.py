@@ -93,7 +93,11 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
         assert again.moments[name].mean.equal(moments.mean)
         assert again.moments[name].scatter.equal(moments.scatter)
     for ours, theirs in zip(profile.segments, again.segments, strict=True):
-        assert (ours.start, ours.layers, ours.weighting) == (theirs.start, theirs.layers, theirs.weighting)
+        assert (ours.start, ours.layers, ours.weighting) == (
+            theirs.start,
+            theirs.layers,
+            theirs.weighting,
+        )
         for name in ("count", "scatter", "cross", "gram", "steps"):
             assert getattr(theirs, name).equal(getattr(ours, name))
     assert again.segment().position("proj") == profile.segment().position("proj")
@@ -109,7 +113,8 @@ def test_nan_and_infinity_come_back(tmp_path):
     assert row["pfc1"] == math.inf
     assert math.isnan(row["pfc2"])
     text = (tmp_path / "p.json").read_text()
-    assert '"inf"' in text and '"nan"' in text
+    assert '"inf"' in text
+    assert '"nan"' in text
     json.loads(text, parse_constant=pytest.fail)  # strict JSON
 
 

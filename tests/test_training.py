@@ -226,7 +226,9 @@ def test_sigkill_at_any_moment_loses_nothing(digits, tmp_path):
     assert unfinished[:2] == [True, True]
     again, _ = trained(digits, tmp_path / "killed", recipe=recipe, resume=True)
     assert same_bits(again, whole)
-    names = [sorted(p.name for p in (tmp_path / d).rglob("*") if p.is_file()) for d in ("whole", "killed")]
+    names = [
+        sorted(p.name for p in (tmp_path / d).rglob("*") if p.is_file()) for d in ("whole", "killed")
+    ]
     assert names[1] == names[0], "nothing torn is left behind"
     first, second = (
         [{k: v for k, v in line.items() if k != "seconds"} for line in Run(tmp_path / d).history]
@@ -274,7 +276,7 @@ def test_errors_name_what_was_given(digits, tmp_path):
         trained(digits, tmp_path / "run", resume=True, seed=1)
     with pytest.raises(ValueError, match="training diverged: the loss of epoch 1 is"):
         trained(digits, recipe=replace(TINY, learning_rate=1e30, normalise="none"))
-    with pytest.raises(ValueError, match="holds no run: there is no config.json"):
+    with pytest.raises(ValueError, match=r"holds no run: there is no config\.json"):
         Run(tmp_path)
     with pytest.raises(ValueError, match=r"no weights of epoch 5; it has \[0\]"):
         Run(tmp_path / "run").network(5)
@@ -303,7 +305,8 @@ def test_progress_tells_loss_accuracy_and_time_left(digits, monkeypatch, capsys)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
     assert lines[2].startswith("train tiny: 3 of 6 loss ")
-    assert "accuracy 0." in lines[2] and "s left" in lines[2]
+    assert "accuracy 0." in lines[2]
+    assert "s left" in lines[2]
 
 
 def test_paths_may_be_text(digits, tmp_path):

@@ -1,0 +1,103 @@
+"""Benchmark A: exact statistics of 5 layers of 60,000 x 1,000 float32 features against the floor.
+
+`python benchmarks/engine.py` compares `pfc.measure` on stored features with the least that any tool
+must do, in float32: read the features twice, one class-sum product, one product with K columns.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from record import keep, one_thread, peak_memory, ratios, side_by_side
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pfc
+
+N, D, K, LAYERS, BATCH, REPEATS = 60_000, 1_000, 10, 5, 1_000, 5
+SHAPES = [(1000,), (500, 2), (250, 4), (125, 8), (100, 10)]  # of one size, but no two layers pair
+
+
+class Stored(nn.Module):
+    """Hands out stored features, layer by layer; there is no forward pass to pay for."""
+
+    def __init__(self, features: list[Tensor]) -> None:
+        super().__init__()
+        self.features = features
+        self.layers = nn.ModuleList(nn.Identity() for _ in features)
+
+    def forward(self, rows: Tensor) -> None:
+        """Show each layer its rows."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        for layer, H, shape in zip(self.layers, self.features, SHAPES, strict=True):
+            layer(H[start:stop].view(-1, *shape))
+
+
+class Rows:
+    """Numbers of the rows, and their labels, in batches."""
+
+    classes = K
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+    def __len__(self) -> int:
+        return -(-N // BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(torch.arange(N).split(BATCH), self.y.split(BATCH), strict=True)
+
+
+def floor(features: list[Tensor], y: Tensor) -> None:
+    """What cannot be avoided, in float32 and one piece."""
+    one_hot = F.one_hot(y, K).float()
+    columns = torch.ones(D, K)
+    for H in features:
+        for _ in range(2):
+            H.sum()
+        one_hot.T @ H
+        H @ columns
+
+
+def errors(profile: pfc.Profile, features: list[Tensor], y: Tensor) -> float:
+    """Largest relative error of PFC1 against two passes over one float64 copy."""
+    worst = 0.0
+    for found, H in zip(profile.table()["pfc1"], features, strict=True):
+        H = H.double()
+        mean = torch.stack([H[y == k].mean(0) for k in range(K)])
+        within = sum((H[y == k] - mean[k]).square().sum(1).mean() for k in range(K)) / K
+        known = within / (mean - mean.mean(0)).square().sum(1).mean()
+        worst = max(worst, abs(float(found / known) - 1))
+    return worst
+
+
+def main() -> None:
+    """Measure and write the record."""
+    one_thread()
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, K, (N,), generator=g)
+    means = torch.randn(K, D, generator=g)
+    features = [means[y] + torch.randn(N, D, generator=g) + offset for offset in (0, 1, 10, 100, 1e4)]
+    model, rows = Stored(features), Rows(y)
+
+    def measured(passes: int) -> Callable[[], pfc.Profile]:
+        return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
+
+    memory = {f"passes={p}": peak_memory(measured(p)) for p in (2, 1)}
+    error = errors(measured(1)(), features, y)
+    runs = {"floor": lambda: floor(features, y), "passes=1": measured(1), "passes=2": measured(2)}
+    seconds = side_by_side(runs, REPEATS)
+    record = {
+        "what": f"{LAYERS} layers of {N} x {D} float32 features, {K} classes, batches of {BATCH}",
+        "floor": "read twice, class-sum product, K-column product, float32",
+        "cpu_seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
+        "ratio": ratios(seconds, "floor"),
+        "aim": {"passes=1": 1.8, "passes=2": 3.5, "extra_memory_mb": 20, "relative_error": 1e-9},
+        "extra_memory_mb": memory,
+        "relative_error_of_pfc1": error,
+    }
+    keep(__file__, record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Time alternatives side by side in one process, on one thread, and keep the medians as small JSON."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def one_thread() -> None:
+    """Compute on one thread; call it before anything else."""
+    torch.set_num_threads(1)
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """CPU time of the whole process while `run` runs."""
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def side_by_side(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each alternative, taken in turn so that a busy moment meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            seconds[name].append(cpu_seconds(run))
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], floor: str) -> dict[str, float]:
+    """Median over the repeats of each alternative's time over the floor's of the same repeat."""
+    return {
+        name: round(median(t / f for t, f in zip(times, seconds[floor], strict=True)), 3)
+        for name, times in seconds.items()
+        if name != floor
+    }
+
+
+def keep(script: str, record: Mapping[str, Any]) -> None:
+    """Write the record with its environment beside the script, and print it."""
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "date": date.today().isoformat(),
+    }
+    text = json.dumps({**record, "environment": environment}, indent=1) + "\n"
+    Path(script).with_suffix(".json").write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+def peak_memory(run: Callable[[], object]) -> float | None:
+    """MB by which the process grew at most while `run` ran; `None` where Linux does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        run()
+        return round((_status("VmHWM") - before) / 1e3, 1)
+    except OSError:
+        return None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))

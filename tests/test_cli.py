@@ -1,0 +1,188 @@
+"""The command line: what each command prints and writes, and one line with exit code 2 on bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from statistics import median
+
+import pytest
+import torch
+
+import pfc
+from pfc.cli import HELP, main
+from pfc.files import write_tensors
+
+SMALL = "digits --limit 200 --epochs 3 --width 16 --blocks 2 --seed 1".split()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    main(["train", *SMALL, "--out", str(folder)])
+    return folder
+
+
+def refused(capsys, *arguments):
+    """What a refused command says: one line, exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("pfc: ")
+    return lines[-1]
+
+
+def test_the_main_job(capsys, tmp_path):
+    main(["run", *SMALL, "--out", str(tmp_path / "run")])
+    captured = capsys.readouterr()
+    for name in ("stem", "blocks.0", "blocks.1", "pfc1", "pfc2", "pfc3", "nc4"):
+        assert name in captured.out
+    assert "Progressive feedforward collapse" in captured.out
+    assert "epoch 3: accuracy" in captured.err
+    pictures = sorted(p.name for p in (tmp_path / "run" / "figures").iterdir())
+    assert pictures == ["layers.png", "layers.svg", "training.png", "training.svg"]
+    before = (tmp_path / "run" / "state.safetensors").stat().st_mtime_ns
+    main(["run", *SMALL, "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().out == captured.out, "a finished run is shown again"
+    assert (tmp_path / "run" / "state.safetensors").stat().st_mtime_ns == before
+
+
+def test_train_keeps_what_was_asked(run_folder):
+    config = json.loads((run_folder / "config.json").read_text())
+    assert (config["recipe"]["width"], config["recipe"]["blocks"], config["seed"]) == (16, [2], 1)
+    assert config["data"]["limit"] == 200
+    assert config["recipe"]["momentum"] == pfc.RECIPES["digits"].momentum
+
+
+def test_measure_a_run(run_folder, capsys, tmp_path):
+    main(["measure", str(run_folder), "--out", str(tmp_path / "p.json")])
+    kept = pfc.training.Run(run_folder).profiles[3]
+    assert pfc.load(tmp_path / "p.json").table().equals(kept.table())
+    assert str(kept) in capsys.readouterr().out
+    main(["measure", str(run_folder), "--epoch", "0", "--layers", "blocks.*", "--passes", "1"])
+    out = capsys.readouterr().out
+    assert "pfc3" not in out
+    assert "stem" not in out
+    assert "blocks.1" in out
+
+
+MODULE = """
+from pfc import FCResNet
+def small():
+    return FCResNet(64, 10, width=16, blocks=2)
+def number():
+    return 3
+"""
+
+
+def test_measure_a_model_of_ones_own(run_folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynets.py").write_text(MODULE)
+    weights = run_folder / "weights" / "epoch-0003.safetensors"
+    command = [
+        "measure",
+        "mynets:small",
+        "--weights",
+        str(weights),
+        "--data",
+        "digits",
+        "--limit",
+        "200",
+    ]
+    main(command)
+    assert "200 samples, 10 classes" in capsys.readouterr().out
+    assert "no folder of a run" in refused(capsys, "measure", "nothing", "--data", "digits")
+    assert "can't find mynets:large" in refused(capsys, "measure", "mynets:large", "--data", "digits")
+    assert "can't find nonets:small" in refused(capsys, "measure", "nonets:small", "--data", "digits")
+    assert "gave int, not a torch" in refused(capsys, "measure", "mynets:number", "--data", "digits")
+    assert "needs --data" in refused(capsys, "measure", "mynets:small")
+    write_tensors(tmp_path / "w.safetensors", {"other": torch.zeros(1)})
+    message = refused(capsys, *command[:3], "w.safetensors", *command[4:])
+    assert "w.safetensors does not fit mynets:small" in message
+    (tmp_path / "w.pt").write_bytes(b"pickle")
+    assert "a pickle is never loaded" in refused(capsys, *command[:3], "w.pt", *command[4:])
+
+
+def test_figures_of_runs_and_profiles(run_folder, capsys, tmp_path):
+    main(["figures", str(run_folder), "--out", str(tmp_path), "--position", "index"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("layers.png", "layers.svg", "training.png", "training.svg")
+    ]
+    profile = run_folder / "profiles" / "epoch-0003.json"
+    main(["figures", str(profile), "--out", str(tmp_path)])
+    assert (tmp_path / "epoch-0003-layers.png").exists()
+    assert str(tmp_path / "epoch-0003-layers.svg") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "imagenet"], "no recipe 'imagenet'; choose from digits, mnist"),
+        (["train"], "requires an argument"),
+        (["train", "digits", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["train", "digits", "--epochs", "many"], "Invalid value"),
+        (["train", "digits", "--limit", "3"], "limit must be at least 10"),
+        (["train", "digits", "--loss", "hinge"], "Invalid value"),
+        (["train", "digits", "--data", "nowhere"], "no data set or folder 'nowhere'"),
+        (["train", "digits", "--precision", "int8"], "Invalid value"),
+        (["figures", "nowhere"], "nowhere holds no run"),
+        (["figures", "nowhere.json"], "no file nowhere.json"),
+        (["measure", "nowhere:x", "--data", "digits", "--out", "p.txt"], "--out must end in .json"),
+        (
+            ["measure", "nowhere:x", "--data", "digits", "--batch-size", "0"],
+            "--batch-size must be at least 1",
+        ),
+        (["nothing"], "Unknown command"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+
+
+def test_other_ways_to_be_refused(capsys, run_folder):
+    assert "resume it, or choose another folder" in refused(capsys, "train", *SMALL, "--out", run_folder)
+    assert "its recipe is" in refused(capsys, "run", *SMALL, "--momentum", "0.5", "--out", run_folder)
+    assert "no weights of epoch 2; it has [0, 1, 3]" in refused(
+        capsys, "measure", run_folder, "--epoch", "2"
+    )
+    assert "no layer matches 'blok*'" in refused(capsys, "measure", run_folder, "--layers", "blok*")
+
+
+def test_help_has_a_working_example_of_every_command(capsys):
+    for name in HELP:
+        main([name, "--help"])
+        assert "Example: pfc" in capsys.readouterr().out
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in HELP)
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == pfc.__version__
+
+
+def test_help_does_not_pay_for_torch():
+    """`pfc --help` answers in under 0.4 s because it imports no torch (timed in a slow test)."""
+    code = "import sys; from pfc.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfc.cli.app", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["run"])
+    assert caught.value.code == 130
+    assert "interrupted; what was done is kept" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_help_answers_in_under_0_4_seconds():
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pfc", "--help"], stdout=subprocess.DEVNULL, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert median(seconds) < 0.4
