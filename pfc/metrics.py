@@ -249,7 +249,7 @@ def effective_depth(errors: Sequence[float], eps: float = 0.01) -> int | None:
     """
     if not 0 <= eps <= 1:
         raise ValueError(f"eps must lie in [0, 1], got {eps}")
-    good = [error <= eps for error in errors]
+    good = [error <= eps + 1e-12 for error in errors]  # 1 - 0.99 is more than 0.01
     if not good or not good[-1]:
         return None
     return max((l + 1 for l, fine in enumerate(good) if not fine), default=0)

@@ -102,11 +102,13 @@ class NearestMean:
         Returns:
             The class of the nearest mean of each sample, as a position in `span.points`.
         """
-        self.rounding = max(self.rounding, torch.finfo(H.dtype).eps)
-        return self.take(project(H, self.span.centre, self.span.basis), y)
+        return self.take(project(H, self.span.centre, self.span.basis), y, H.dtype)
 
-    def take(self, z: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-        """Add a batch that is already in the coordinates of the span."""
+    def take(
+        self, z: Float64[Tensor, "B R"], y: Int64[Tensor, " B"], dtype: torch.dtype
+    ) -> Int64[Tensor, " B"]:
+        """Add a batch that is already in the coordinates of the span; its features had this type."""
+        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         p = self.span.place[y]
         nearest = self.span.nearest(z)
         residual = z - self.span.points[p]

@@ -235,6 +235,9 @@ def test_effective_depth():
     assert metrics.effective_depth([0.0, 0.0]) == 0
     assert metrics.effective_depth([0.2, 0.1]) is None
     assert metrics.effective_depth([0.2, 0.1], eps=0.1) == 1
+    assert metrics.effective_depth([1 - 0.98, 1 - 0.99]) == 1, (
+        "0.99 is good enough, whatever 1 - 0.99 is"
+    )
     assert metrics.effective_depth([math.nan, 0.0]) == 1
     with pytest.raises(ValueError, match=r"eps must lie in \[0, 1\], got 2.0"):
         metrics.effective_depth([0.0], eps=2.0)

@@ -72,7 +72,7 @@ def test_positions_weigh_samples_as_the_profile_does():
     moments = SegmentMoments.empty(3, 2, 1)
     moments.update([first, middle, last], BatchLabels.of(y))
     for weighting, (a, b) in {"sample": (28 / 4, 28 / 4), "class": (5, 13)}.items():
-        segment = Segment.of(0, ["a", "b", "c"], moments, weighting)
+        segment = Segment.of(0, ["a", "b", "c"], moments, weighting, {})
         known = math.sqrt(a) / (math.sqrt(a) + math.sqrt(b))
         assert segment.position("path")[1] == pytest.approx(known, rel=1e-12)
 

@@ -157,6 +157,12 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
+    def name(self) -> str:
+        """The set's name without its folder, and the split unless it is the training one."""
+        name = self.images.spec.rstrip("/").rpartition("/")[2]
+        return name if self.images.split == "train" else f"{name} ({self.images.split})"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.images.classes

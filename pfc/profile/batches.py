@@ -75,6 +75,12 @@ class Batches:
                 return len(own)
         return None
 
+    @property
+    def name(self) -> str | None:
+        """The data's own name, if they have one."""
+        name = getattr(self.data, "name", None)
+        return name if isinstance(name, str) else None
+
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
         for number, item in enumerate(self.data):

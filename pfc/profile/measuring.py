@@ -82,7 +82,7 @@ def measure(
         second = SecondPass(first, weighting) if passes == 2 else None
         if second is not None:
             second.run(batches, step, done)
-    return assemble(first, second, weighting)
+    return assemble(first, second, weighting, batches.name)
 
 
 def features(
@@ -127,7 +127,9 @@ def _device(model: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-def assemble(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> Profile:
+def assemble(
+    first: FirstPass, second: SecondPass | None, weighting: Weighting, data: str | None
+) -> Profile:
     """The profile of two passes, or of the first alone."""
     looked = first.survey
     columns: dict[str, dict[str, float]] = {}
@@ -144,7 +146,14 @@ def assemble(first: FirstPass, second: SecondPass | None, weighting: Weighting) 
         columns[name] = row
     names = list(columns)
     segments = tuple(
-        Segment.of(names.index(run[0]), run, moments, weighting) for run, moments in first.segments
+        Segment.of(
+            names.index(run[0]),
+            run,
+            moments,
+            weighting,
+            second.crossings[run[0], run[-1]].curves() if second else {},
+        )
+        for run, moments in first.segments
     )
     for segment in segments:
         for name, position in zip(segment.layers, segment.position("path"), strict=True):
@@ -159,7 +168,7 @@ def assemble(first: FirstPass, second: SecondPass | None, weighting: Weighting) 
         },
         moments={name: moments.cpu() for name, moments in first.moments.items()},
         segments=segments,
-        about=_about(first, second, weighting),
+        about={"data": data, **_about(first, second, weighting)},
     )
 
 

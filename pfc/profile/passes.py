@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.line import LineCrossings
 from pfc.metrics import Weighting
 from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
-from pfc.nearest import MeansSpan, NearestMean
+from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.profile.batches import Batch, Batches, Fingerprint
 from pfc.profile.result import warn
 from pfc.profile.survey import Survey, survey
@@ -142,6 +143,14 @@ class SecondPass:
             name: NearestMean.empty(MeansSpan.of(moments, weighting))
             for name, moments in first.moments.items()
         }
+        self.crossings = {
+            (names[0], names[-1]): LineCrossings(
+                self.nearest[names[0]].span, self.nearest[names[-1]].span
+            )
+            for names, _ in first.segments
+        }
+        self._line_of = {name: ends for ends in self.crossings for name in ends}
+        self._first_end: dict[str, Tensor] = {}
         self.inputs = Fingerprint()
         self.samples = 0
         self.right = 0
@@ -171,9 +180,24 @@ class SecondPass:
             )
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
-        decided = self.nearest[name].update(H, labels.y)
+        if name in self._line_of:
+            decided = self._see_end(name, H, labels)
+        else:
+            decided = self.nearest[name].update(H, labels.y)
         if name == self.first.survey.at_head:
             self._decided = {name: decided}
+
+    def _see_end(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels) -> Int64[Tensor, " B"]:
+        """An end of a line is projected on the means of both ends at once."""
+        ends = self._line_of[name]
+        line, nearest = self.crossings[ends], self.nearest[name]
+        r = line.first.basis.shape[1]
+        z = project(H, nearest.span.centre, line.bases)
+        if name == ends[0]:
+            self._first_end[name] = z
+            return nearest.take(z[:, :r], labels.y, H.dtype)
+        line.update(self._first_end.pop(ends[0]), z, labels.y)
+        return nearest.take(z[:, r:], labels.y, H.dtype)
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
         self.samples += len(answers)

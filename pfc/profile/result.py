@@ -4,7 +4,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pfc import metrics
 from pfc.files import read_json, read_tensors, write_json, write_tensors
+from pfc.line import ENDS, End, StepCurve, stored
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, SegmentMoments
 
@@ -63,6 +64,7 @@ class Segment:
         gram: Gram matrices of the class means, each centred by the unweighted mean of the means: first
             with first, first with last, last with last.
         steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
+        curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
     """
 
     start: int
@@ -73,12 +75,18 @@ class Segment:
     cross: Float64[Tensor, " K"]
     gram: Float64[Tensor, "3 K K"]
     steps: Float64[Tensor, "K L L"]
+    curves: Mapping[End, StepCurve] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, start: int, layers: list[str], moments: SegmentMoments, weighting: Weighting
+        cls,
+        start: int,
+        layers: list[str],
+        moments: SegmentMoments,
+        weighting: Weighting,
+        curves: Mapping[End, StepCurve],
     ) -> "Segment":
-        """Read a segment from its moments."""
+        """Read a segment from its moments, and the second pass's curves where there was one."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
         A, B = (end.mean - end.mean.mean(0) for end in ends)
@@ -91,6 +99,7 @@ class Segment:
             cross=moments.cross[seen].cpu(),
             gram=torch.stack([A @ A.mT, A @ B.mT, B @ B.mT]).cpu(),
             steps=moments.steps[seen].cpu(),
+            curves=curves,
         )
 
     def position(self, kind: Position = "path") -> list[float]:
@@ -359,6 +368,7 @@ def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profi
                 start=s["start"],
                 layers=tuple(s["layers"]),
                 weighting=about["weighting"],
+                curves=_curves(arrays, f"segment/{i}/curve/", about["samples"]),
                 **{n: arrays[f"segment/{i}/{n}"] for n in ARRAYS},
             )
             for i, s in enumerate(content["segments"])
@@ -371,7 +381,16 @@ ARRAYS = ("count", "scatter", "cross", "gram", "steps")
 
 
 def _arrays(segment: Segment) -> list[tuple[str, Tensor]]:
-    return [(name, getattr(segment, name)) for name in ARRAYS]
+    curves = [(f"curve/{name}", array) for name, array in stored(segment.curves).items()]
+    return [(name, getattr(segment, name)) for name in ARRAYS] + curves
+
+
+def _curves(arrays: Mapping[str, Tensor], prefix: str, samples: int) -> dict[End, StepCurve]:
+    return {
+        end: StepCurve(samples, arrays[f"{prefix}{end}/starts"], arrays[f"{prefix}{end}/stops"])
+        for end in ENDS
+        if f"{prefix}{end}/starts" in arrays
+    }
 
 
 def _short(x: float) -> str:

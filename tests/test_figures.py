@@ -1,0 +1,430 @@
+"""Figures show the profile's own numbers, whatever is missing, and are saved the same each time."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from pfc import figures
+from pfc.nets import ConvResNet, FCResNet
+from pfc.profile import measure
+from pfc.profile.result import CollapseWarning
+
+METRICS = ("pfc1", "pfc2", "pfc3")
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 1, 6, 6, generator=generator) + y[:, None, None, None]
+    return list(zip(x.split(20), y.split(20), strict=True))
+
+
+def net(seed=0, blocks=3, **how):
+    torch.manual_seed(seed)
+    return FCResNet(36, 3, width=8, blocks=blocks, zero_start=False, **how)
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return measure(net(), batches(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return measure(net(1), batches(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def staged():
+    torch.manual_seed(0)
+    model = ConvResNet(1, (6, 6), 3, blocks=(1, 2), width=2, zero_start=False)
+    return measure(model, batches(), progress=False)
+
+
+def changed(profile, **columns):
+    values = {name: tuple(map(float, column)) for name, column in columns.items()}
+    return replace(profile, columns={**profile.columns, **values})
+
+
+def rows(figure, n=3):
+    """Panels of a figure of layers, row by row."""
+    return [
+        figure.axes[i : i + len(figure.axes) // n]
+        for i in range(0, len(figure.axes), len(figure.axes) // n)
+    ]
+
+
+def upper(ax):
+    """The axis of the layers' names: its labels, and its title."""
+    (top,) = ax.child_axes
+    return [label.get_text() for label in top.get_xticklabels()], top.get_xlabel()
+
+
+def drawn(figure):
+    """Draw it, so that warnings come out."""
+    figure.draw_without_rendering()
+    return figure
+
+
+# training
+
+
+def test_training_shows_every_number(profile, other):
+    figure = drawn(figures.training({4: profile, 0: other, 9: profile}))
+    assert len(figure.axes) == 3
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        assert len(ax.lines) == 4
+        for i, line in enumerate(ax.lines):
+            assert_array_equal(line.get_xdata(), [0, 4, 9])
+            one, two = profile.columns[metric][i], other.columns[metric][i]
+            assert_array_equal(line.get_ydata(), [two, one, one])
+
+
+def test_training_takes_the_layers_of_a_segment(staged):
+    last, first = (drawn(figures.training({0: staged}, segment=i)).axes[0] for i in (-1, 0))
+    assert [line.get_ydata()[0] for line in last.lines] == list(staged.columns["pfc1"][2:5])
+    assert [line.get_ydata()[0] for line in first.lines] == list(staged.columns["pfc1"][:2])
+
+
+def test_training_axis_is_logarithmic_and_holds_epoch_0(profile):
+    epochs = [0, 1, 2, 4, 7, 13, 26, 50, 95, 183, 350]
+    ax = drawn(figures.training(dict.fromkeys(epochs, profile))).axes[0]
+    places = ax.transData.transform([(epoch, 1) for epoch in epochs])[:, 0]
+    steps = np.diff(places) / np.diff(np.log1p(epochs))
+    assert steps == pytest.approx(np.full(10, steps[0]))
+    assert sorted([*ax.get_xticks(), *ax.get_xticks(minor=True)]) == epochs
+    labels = [int(label.get_text()) for label in ax.get_xticklabels()]
+    assert set(labels) <= set(epochs)
+    assert {0, 350} < set(labels)
+    assert -1 < ax.get_xlim()[0] < 0
+
+
+def test_an_epoch_without_finite_values_keeps_its_place(profile):
+    start = changed(profile, pfc1=[math.inf] * 4, pfc2=[math.nan] * 4)
+    figure = drawn(figures.training({0: start, 5: profile, 350: profile}))
+    places = [ax.transAxes.inverted().transform(ax.transData.transform((0, 1)))[0] for ax in figure.axes]
+    assert places == pytest.approx([1 / 22] * 3)
+
+
+def test_labels_of_epochs_do_not_overlap(profile):
+    figure = drawn(figures.training(dict.fromkeys([0, *range(1, 500, 7)], profile)))
+    for ax in figure.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert len(boxes) > 3
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_deeper_lines_are_darker_and_thicker_and_named(profile):
+    figure = figures.training({0: profile})
+    lines = figure.axes[0].lines
+    light = [np.dot(line.get_color()[:3], [0.299, 0.587, 0.114]) for line in lines]
+    assert light == sorted(light, reverse=True)
+    assert min(-np.diff(light)) > 0.1
+    assert all(np.diff([line.get_linewidth() for line in lines]) > 0)
+    assert len({line.get_marker() for line in lines}) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stem", "1", "2", "3"]
+
+
+def test_training_without_segments_shows_all_layers():
+    model = ConvResNet(1, (6, 6), 3, blocks=(1, 1), width=2, zero_start=False)
+    bare = measure(model, batches(), segments=False, progress=False)
+    figure = drawn(figures.training({0: bare}))
+    assert len(figure.axes[0].lines) == 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(bare.layers)
+    with pytest.raises(ValueError, match="no segment 0: the profile has 0"):
+        figures.training({0: bare}, segment=0)
+
+
+def test_training_refuses_what_it_cannot_draw(profile, staged):
+    with pytest.raises(ValueError, match=r"at least one epoch, 0 or later, got epochs \[\]"):
+        figures.training({})
+    with pytest.raises(ValueError, match=r"0 or later, got epochs \[-1, 2\]"):
+        figures.training({2: profile, -1: profile})
+    with pytest.raises(ValueError, match="no segment 1: the profile has 1"):
+        figures.training({0: profile}, segment=1)
+    with pytest.raises(ValueError, match=r"epoch 0 has \['stem', 'blocks.0'.*epoch 3 has .*'stages"):
+        figures.training({0: profile, 3: staged})
+
+
+# layers
+
+
+@pytest.mark.parametrize("position", ["path", "chord", "proj", "index"])
+def test_layers_stand_at_their_positions(profile, position):
+    figure = figures.layers(profile, position=position)
+    assert len(figure.axes) == 3
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        assert_array_equal(ax.lines[0].get_xdata(), profile.segment().position(position))
+        assert_array_equal(ax.lines[0].get_ydata(), profile.columns[metric])
+    words = {"path": "path", "chord": "distance", "proj": "straight line", "index": "number"}
+    assert words[position] in figure.axes[-1].get_xlabel()
+
+
+def test_the_last_segment_comes_first(staged):
+    figure = drawn(figures.layers(staged))
+    for row, metric in zip(rows(figure), METRICS, strict=True):
+        assert_array_equal(row[0].lines[0].get_ydata(), staged.columns[metric][2:5])
+        assert_array_equal(row[1].lines[0].get_ydata(), staged.columns[metric][:2])
+        assert metric.upper() in row[0].get_ylabel()
+        assert not row[1].get_ylabel()
+    assert upper(figure.axes[0]) == (["reduce", "1", "2"], "segment 2 of 2: shape 4 \xd7 3 \xd7 3")
+    assert upper(figure.axes[1]) == (["stem", "1"], "segment 1 of 2: shape 2 \xd7 6 \xd7 6")
+
+
+def test_layers_without_segments_are_counted():
+    bare = measure(net(), batches(), segments=False, progress=False)
+    figure = drawn(figures.layers(bare))
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        assert_array_equal(ax.lines[0].get_xdata(), range(4))
+        assert_array_equal(ax.lines[0].get_ydata(), bare.columns[metric])
+    assert "number of the layer (no segments" in figure.axes[-1].get_xlabel()
+    assert upper(figure.axes[0])[1] == "all layers"
+
+
+def test_layers_that_do_not_move_are_counted():
+    torch.manual_seed(0)
+    still = measure(FCResNet(36, 3, width=8, blocks=2), batches(), progress=False)
+    assert math.isnan(still.segment().position()[0])
+    figure = drawn(figures.layers(still))
+    assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 0.5, 1])
+    assert "nothing moves" in figure.axes[-1].get_xlabel()
+
+
+def test_names_do_not_overlap_however_many():
+    deep = measure(net(blocks=40), batches(), passes=1, progress=False)
+    (top,) = drawn(figures.layers(deep)).axes[0].child_axes
+    boxes = [label.get_window_extent() for label in top.get_xticklabels()]
+    assert 10 < len(boxes) < 41
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert top.get_xticklabels()[-1].get_text() == "40"
+
+
+def test_long_names_stand_upright_and_whole(staged):
+    figure = drawn(figures.layers(replace(staged, segments=())))
+    assert upper(figure.axes[0])[0] == list(staged.layers)
+    (top,) = figure.axes[0].child_axes
+    assert {label.get_rotation() for label in top.get_xticklabels()} == {90}
+    assert max(label.get_window_extent().y1 for label in top.get_xticklabels()) < figure.bbox.y1
+    assert min(ax.get_position().height for ax in figure.axes) * figure.get_figheight() > 1.65
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (("stem", "blocks.0", "blocks.1"), ["stem", "1", "2"]),
+        (("features.3", "features.6"), ["features.3", "features.6"]),
+        (("a.0", "b.0"), ["a.0", "b.0"]),
+        (("a.norm", "b.norm"), ["a.norm", "b.norm"]),
+        (("s.1.reduce", "s.1.blocks.0"), ["reduce", "1"]),
+    ],
+)
+def test_names_are_short_only_where_that_is_clear(profile, names, short):
+    n = len(names)
+    columns = {metric: profile.columns[metric][:n] for metric in METRICS}
+    few = replace(profile, layers=names, segments=(), columns=columns)
+    assert upper(figures.layers(few).axes[0])[0] == short
+
+
+def test_a_layer_without_a_finite_value_keeps_its_place(profile):
+    gaps = {metric: [math.inf, 2, 1, math.nan] for metric in METRICS}
+    ax = figures.layers(changed(profile, **gaps)).axes[0]
+    assert ax.get_xlim() == pytest.approx((-0.05, 1.05))
+
+
+@pytest.mark.parametrize(
+    ("pfc3", "place"), [([0.9, 0.98, 0.995, 1], 2), ([1, 1, 1, 1], 0), ([1, 1, 1, 0.98], None)]
+)
+def test_the_layer_of_effective_depth_is_marked(profile, pfc3, place):
+    ax = figures.layers(changed(profile, pfc3=pfc3)).axes[2]
+    assert len(ax.lines) == (1 if place is None else 2)
+    if place is not None:
+        assert ax.lines[1].get_xdata()[0] == profile.segment().position()[place]
+        assert ax.get_legend().get_texts()[0].get_text() == "1 - PFC3 within 0.01 from here on"
+
+
+def test_only_the_segment_that_holds_the_layer_is_marked(staged):
+    last, first = rows(figures.layers(changed(staged, pfc3=[0.9, 0.9, 0.9, 1, 1, 1])))[2]
+    assert [len(last.lines), len(first.lines)] == [2, 1]
+    assert last.lines[1].get_xdata()[0] == staged.segment().position()[1]
+
+
+def test_layers_refuses_an_unknown_position(profile):
+    with pytest.raises(ValueError, match="one of 'path', 'chord', 'proj', 'index', got 'length'"):
+        figures.layers(profile, position="length")
+
+
+# both
+
+
+BOTH = pytest.mark.parametrize(
+    "draw", [figures.layers, lambda profile: figures.training({0: profile})], ids=["layers", "training"]
+)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([1, 0.5, 0.2, 0.09], "log"),
+        ([1, 0.5, 0.2, 0.1], "linear"),
+        ([1, 0.5, 0.2, 0], "linear"),
+        ([1, 0.5, math.nan, 0.001], "log"),
+        ([math.inf, 0.5, 0.2, 0.1], "linear"),
+    ],
+)
+def test_scale_is_logarithmic_beyond_a_decade(profile, draw, values, scale):
+    figure = draw(changed(profile, pfc1=values, pfc3=[0.05, 0.3, 0.7, 1]))
+    assert [ax.get_yscale() for ax in figure.axes] == [scale, "linear", "linear"]
+
+
+@BOTH
+def test_each_panel_says_what_it_is_and_which_way_collapse_goes(profile, draw):
+    figure = draw(profile)
+    said = [ax.get_title(loc="left") + ax.get_ylabel() for ax in figure.axes]
+    words = ["scatter ratio", "distance to simplex ETF", "nearest-mean accuracy"]
+    for i, (text, word, arrow) in enumerate(zip(said, words, "\u2193\u2193\u2191", strict=True)):
+        assert f"PFC{i + 1} (more collapsed {arrow})" in text
+        assert word in text
+
+
+@BOTH
+def test_undefined_values_break_nothing(profile, draw):
+    nan = [math.nan] * 4
+    figure = drawn(draw(changed(profile, pfc1=[math.inf, 2, 1, math.nan], pfc2=nan, pfc3=nan)))
+    y = np.concatenate([line.get_ydata() for line in figure.axes[0].lines])
+    assert_array_equal(y, [math.inf, 2, 1, math.nan])
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"$\infty$"]
+    for ax in figure.axes[1:]:
+        assert [text.get_text() for text in ax.texts] == ["no finite value"]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("values", "limits"), [([2, 2 + 1e-12, 2, 2 - 1e-12], (1.9, 2.1)), ([0] * 4, (-0.05, 0.05))]
+)
+def test_values_that_hardly_differ_are_drawn_flat(profile, draw, values, limits):
+    assert draw(changed(profile, pfc1=values)).axes[0].get_ylim() == pytest.approx(limits)
+
+
+@pytest.mark.parametrize(
+    ("values", "minor"), [([2, 1, 0.5, 0.1], {"0.2", "0.5"}), ([1, 0.1, 0.01, 0.001], set())]
+)
+def test_numbers_on_a_logarithmic_axis_are_plain(profile, values, minor):
+    axis = drawn(figures.layers(changed(profile, pfc1=values))).axes[0].yaxis
+    assert {"0.1", "1"} <= {label.get_text() for label in axis.get_ticklabels()}
+    assert minor <= {label.get_text() for label in axis.get_ticklabels(minor=True)}
+    assert bool(minor) == any(label.get_text() for label in axis.get_ticklabels(minor=True))
+
+
+@BOTH
+def test_pfc3_is_left_out_where_it_was_not_measured(draw):
+    figure = drawn(draw(measure(net(), batches(), passes=1, progress=False)))
+    said = [ax.get_title(loc="left") + ax.get_ylabel() for ax in figure.axes]
+    assert [text[:4] for text in said] == ["PFC1", "PFC2"]
+
+
+@BOTH
+def test_one_layer_and_infinite_scatter_can_be_drawn(draw):
+    x = torch.ones(12, 1, 6, 6)
+    with pytest.warns(CollapseWarning):
+        flat = measure(net(), [(x, torch.arange(12) % 3)], layers=["stem"], progress=False)
+    drawn(draw(flat))
+
+
+@BOTH
+def test_the_title_names_network_and_data(profile, draw):
+    told = replace(profile, about={**profile.about, "data": "noise", "accuracy": 0.5})
+    title = draw(told).get_suptitle()
+    assert title.startswith("FCResNet on noise: 60 samples, 3 classes, accuracy 0.5000")
+    silent = draw(replace(profile, about={**profile.about, "accuracy": None})).get_suptitle()
+    assert silent == "FCResNet: 60 samples, 3 classes"
+
+
+@BOTH
+def test_figures_fit_a_page_and_no_letter_is_small_or_cut(profile, draw):
+    figure = drawn(draw(profile))
+    assert figure.get_figwidth() == 7
+    assert figure.get_figheight() <= 8
+    box = figure.get_tightbbox()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= figure.get_figwidth()
+    assert box.y1 <= figure.get_figheight()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in texts) >= 8
+
+
+# save
+
+
+def test_both_files_are_written_and_valid(profile, tmp_path):
+    png, svg = figures.save(figures.layers(profile), tmp_path / "new" / "fig.3")
+    assert [path.relative_to(tmp_path / "new").as_posix() for path in (png, svg)] == [
+        "fig.3.png",
+        "fig.3.svg",
+    ]
+    with Image.open(png) as image:
+        image.load()
+        assert image.width == 7 * 200
+    texts = ElementTree.parse(svg).getroot().iter("{http://www.w3.org/2000/svg}text")
+    assert {"stem", "1", "2", "3"} < {"".join(text.itertext()) for text in texts}
+    assert {path.name for path in png.parent.iterdir()} == {"fig.3.png", "fig.3.svg"}
+
+
+def test_the_same_input_gives_the_same_bytes(profile, other, tmp_path):
+    for draw in (figures.layers, lambda p: figures.training({0: other, 3: p})):
+        figure = draw(profile)
+        pairs = [
+            figures.save(f, tmp_path / str(i)) for i, f in enumerate((figure, draw(profile), figure))
+        ]
+        for kind in range(2):
+            assert len({pair[kind].read_bytes() for pair in pairs}) == 1
+    assert b"<dc:date>" not in pairs[0][1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["fig.png", "fig.SVG"])
+def test_save_refuses_an_ending(tmp_path, name):
+    with pytest.raises(ValueError, match=r"without its ending, as .*fig, got .*fig\."):
+        figures.save(Figure(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    figure = Figure()
+    png, _ = figures.save(figure, tmp_path / "fig")
+    before = png.read_bytes()
+
+    def torn(path, **_):
+        path.write_bytes(b"torn")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", torn)
+    with pytest.raises(OSError, match="disk full"):
+        figures.save(figure, tmp_path / "fig")
+    assert png.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_drawing_leaves_no_global_state(profile, tmp_path):
+    before = dict(matplotlib.rcParams)
+    figures.layers(profile)
+    figures.training({0: profile})
+    figures.save(Figure(), tmp_path / "fig")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_importing_figures_is_cheap():
+    code = "import sys, pfc.figures; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
