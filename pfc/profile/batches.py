@@ -89,7 +89,8 @@ class Batches:
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
             args, kwargs, y = _move((args, kwargs, y), self.device)
-            yield Batch(number, args, kwargs, BatchLabels.of(y))
+            exact = y.cpu() if self.device.type == "mps" else y  # which has no float64
+            yield Batch(number, args, kwargs, BatchLabels.of(exact))
             seen += len(y)
             if self.limit is not None and seen >= self.limit:
                 return

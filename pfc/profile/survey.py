@@ -84,7 +84,8 @@ class Survey:
             if CLASSIFIER_INPUT in self.shapes:
                 at_layer(CLASSIFIER_INPUT, x)
 
-        edge = (at_input, lambda logits: answers.append(logits.argmax(1)))
+        place = batch.labels.y.device
+        edge = (at_input, lambda logits: answers.append(logits.argmax(1).to(place)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
             self.model(*batch.args, **batch.kwargs)
             watch.finish(batch.number)
@@ -97,7 +98,7 @@ class Survey:
                 f"layer {name!r} gave shape {(*H.shape,)} on batch {batch.number} of {len(batch)} "
                 f"samples; a sample's shape was {self.shapes[name]} before"
             )
-        return H.reshape(len(H), -1)
+        return H.reshape(len(H), -1).to(batch.labels.y.device)
 
 
 def survey(

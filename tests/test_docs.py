@@ -1,0 +1,76 @@
+"""The README's commands run: `pfc` commands at a small size where they are marked so."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pfc.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = "--limit 200 --epochs 2 --width 16 --blocks 2".split()  # in place of the sizes that are told
+
+
+def block(mark):
+    """Lines of the shell block under a mark."""
+    found = re.search(rf"<!-- {mark} -->\n```shell\n(.*?)\n```", README, re.DOTALL)
+    assert found, f"the README has no block under {mark}"
+    return found[1].splitlines()
+
+
+def small(command):
+    """The same command, made to take seconds: training at a small size."""
+    words = shlex.split(command)
+    if words[1] not in {"run", "train"}:
+        return words[1:]
+    told = {option for option in SMALL if option.startswith("--")}
+    kept = [w for i, w in enumerate(words) if w not in told and words[i - 1] not in told]
+    return kept[1:] + SMALL
+
+
+def test_pfc_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in block("small"):
+        assert command.startswith("pfc ")
+        main(small(command))
+    assert (tmp_path / "runs" / "digits" / "figures" / "layers.png").exists()
+    assert (tmp_path / "runs" / "wide" / "state.safetensors").exists()
+    assert (tmp_path / "runs" / "before.json").exists()
+    assert "Progressive feedforward collapse" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mark", ["run", "tests"])
+def test_set_up_is_one_chain_with_the_constraints(mark):
+    (chain,) = block(mark)
+    steps = chain.split(" && ")
+    assert steps[0] == "python3 -m venv .venv"
+    assert steps[1].startswith(".venv/bin/python -m pip install -c constraints.txt -e ")
+    assert steps[2] == {"run": ".venv/bin/pfc run", "tests": ".venv/bin/python -m pytest"}[mark]
+
+
+def test_ci_takes_its_commands_from_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "pip install" not in script
+    line = next(line for line in script.splitlines() if line.startswith("chain="))
+    found = subprocess.run(
+        ["bash", "-c", f'{line}\necho "$chain"'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines() == block("tests")
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+            assert (ROOT / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_main_job_at_full_size(tmp_path, monkeypatch, capsys):
+    """`pfc run` as the README has it: the last layer collapses in under two minutes."""
+    monkeypatch.chdir(tmp_path)
+    main(["run"])
+    out = capsys.readouterr().out
+    assert "Progressive feedforward collapse holds" in out
