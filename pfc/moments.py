@@ -306,7 +306,8 @@ def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, ".
     key, size = (name, like.device), prod(shape)
     buffer = _kept.arrays.get(key)
     if buffer is None or len(buffer) < size:
-        buffer = _kept.arrays[key] = torch.empty(size, dtype=torch.float64, device=like.device)
+        with torch.inference_mode(False):  # it is to serve outside, too
+            buffer = _kept.arrays[key] = torch.empty(size, dtype=torch.float64, device=like.device)
     return buffer[:size].view(*shape)
 
 

@@ -35,15 +35,27 @@ class MeansSpan:
 
     @classmethod
     def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
-        """Span of a layer's means; singular values up to eps max(D, K) of the largest are zero."""
+        """Span of a layer's means.
+
+        Singular values up to eps max(D, K) of the largest count as zero, and so do those that the
+        rounding of the means themselves explains: with an offset it is more.
+
+        Args:
+            moments: Of the layer.
+            weighting: What a class counts in the centre and the singular values.
+
+        Returns:
+            The span; its rank is at most the number of classes with samples less one.
+        """
         seen = moments.count > 0
         place = torch.where(seen, seen.cumsum(0) - 1, -1)
         pi = class_weights(moments.count[seen], weighting)
         centre = pi @ moments.mean[seen]
         M = moments.mean[seen] - centre
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
-        floor = torch.finfo(torch.float64).eps * max(M.shape) * values[0]
-        rank = int((values > floor).sum())
+        size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean[seen], dim=1).max()
+        floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
+        rank = min(int((values > floor).sum()), len(M) - 1)
         basis = directions[:rank].mT.contiguous()
         return cls(centre, basis, values[:rank], M @ basis, place)
 

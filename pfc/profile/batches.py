@@ -47,7 +47,7 @@ class Batches:
     """
 
     def __init__(self, data: Iterable[Any], limit: int | None, device: torch.device) -> None:
-        if iter(data) is data:
+        if isinstance(data, Iterator) and iter(data) is data:  # asking a loader would draw its seed
             raise ValueError(
                 f"data is a one-shot iterator ({type(data).__name__}), and measuring reads it more than "
                 "once; give the loader or list that it came from"
@@ -144,7 +144,7 @@ def cut(item: Any, left: int, size: int) -> Any:
 
 def _move(item: Any, device: torch.device) -> Any:
     if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
+        return item.to(device, non_blocking=device.type == "cuda")
     if isinstance(item, Mapping):
         return {key: _move(value, device) for key, value in item.items()}
     if isinstance(item, tuple | list):

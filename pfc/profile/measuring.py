@@ -139,7 +139,7 @@ def assemble(
         row = _of_means(name, moments.present(), span, weighting)
         if nearest:
             row |= _of_pass_two(moments.present(), nearest, weighting)
-        if name == looked.at_head and looked.head is not None:
+        if name == looked.at_head and looked.head is not None and first.answered:
             row["nc3"] = _self_duality(moments, looked.head)
             if second:
                 row["nc4"] = second.disagree / second.samples
@@ -177,6 +177,7 @@ def _of_means(
 ) -> dict[str, float]:
     """What the first pass tells; `moments` without the classes that have no sample."""
     M = span.points
+    flat = ClassMoments(moments.count, M, moments.scatter)  # means that coincide have no distance here
     full = min(len(M) - 1, moments.mean.shape[1])
     if len(span.values) < full:
         warn(
@@ -184,7 +185,7 @@ def _of_means(
             "they coincide or are collinear"
         )
     values = {
-        "pfc1": metrics.scatter_ratio(moments, weighting),
+        "pfc1": metrics.scatter_ratio(flat, weighting),
         "pfc2": metrics.etf_distance(M),
         "nc2_norm": metrics.equinorm(M),
         "nc2_angle": metrics.equiangle(M),
@@ -206,10 +207,8 @@ def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighti
 
 
 def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
-    """NC3 over the classes that have samples; NaN if the classifier has no output for one."""
+    """NC3 over the classes that have samples."""
     seen = (moments.count > 0).nonzero().flatten()
-    if head.out_features < len(moments.count):
-        return float("nan")
     W = head.weight.detach().to(moments.mean)[seen]
     return float(metrics.self_duality(M=moments.mean[seen], W=W))
 

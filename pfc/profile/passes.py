@@ -70,7 +70,10 @@ class FirstPass:
         model, layers, classifier, pool = self.asked
         self.survey = survey(model, batch, layers, classifier, pool)
         if self.classes is None:
-            self.classes = self.survey.head.out_features if self.survey.head else own_classes
+            outputs = self.survey.head.out_features if self.survey.head else 1
+            self.classes = (
+                outputs if outputs > 1 else own_classes
+            )  # one logit is two classes, or no class
         self.growing = self.classes is None
         K = self.classes or int(batch.labels.present[-1]) + 1
         features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
@@ -87,6 +90,12 @@ class FirstPass:
             if name not in self.moments:
                 self.moments[name] = ClassMoments.empty(K, features[name], self._place(batch))
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
+
+    @property
+    def answered(self) -> bool:
+        """Whether the classifier has an output for every class."""
+        K = len(next(iter(self.moments.values())).count)
+        return self.survey.head is not None and self.survey.head.out_features >= K
 
     def _place(self, batch: Batch) -> torch.device:
         return batch.labels.y.device
@@ -163,7 +172,7 @@ class SecondPass:
             self._known(batch)
             self.inputs.update(batch)
             answers = self.first.survey.forward(batch, partial(self._see, batch.labels))
-            if answers is not None:
+            if answers is not None and self.first.answered:
                 self._compare(answers, batch.labels)
             step(done + batch.number + 1, "pass 2")
         self.first.inputs.compare(self.inputs)

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,8 +48,13 @@ class CollapseWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn the caller of the package, once a place."""
-    warnings.warn(message, CollapseWarning, stacklevel=2)
+    """Warn at the line that called into the package."""
+    ours = [
+        level
+        for level, (frame, _) in enumerate(traceback.walk_stack(sys._getframe()), start=1)
+        if frame.f_globals.get("__name__", "").startswith("pfc.")
+    ]
+    warnings.warn(message, CollapseWarning, stacklevel=max(ours) + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,8 +122,16 @@ _TABLE: dict[str, dict[str, Any]] = {
 }
 
 RECIPES: dict[str, Recipe] = {
+    # Searched for, so that the last layer collapses on every seed: records/digits-search. Ours.
     "digits": Recipe(
-        name="digits", data="digits", blocks=(5,), width=128, batch_size=64, weight_decay=1e-3
+        name="digits",
+        data="digits",
+        blocks=(10,),
+        width=64,
+        loss="mse",
+        batch_size=64,
+        learning_rate=0.02,
+        weight_decay=6e-3,
     ),
     # The paper gives MNIST a rate of its own; 0.05 diverges in this width. Ours.
     "mnist": Recipe(name="mnist", **_TABLE["mnist"], learning_rate=0.01),
