@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, TypedDict
@@ -36,32 +36,50 @@ Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each 
 NOTHING: Changes = {}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run is made, besides its recipe.
+
+    Args:
+        out: Folder of the run; runs/RECIPE if not given.
+        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
+        limit: Train on a class-balanced subset of so many samples.
+        seed: Of the first weights, the order of the samples and the subset.
+        device: Such as cpu or cuda.
+        precision: Of the forward passes.
+        threads: Processor threads; chosen by the size of the network if not given.
+        measure_every: Measure each so many epochs, not at about ten in geometric steps.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int | None = None
+    measure_every: int | None = None
+
+
+USUAL = Options()
+
+
 def run(
     recipe: str = "digits",
     /,
     *,
-    out: Path | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    threads: int | None = None,
+    options: Options = USUAL,
     changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
 ) -> None:
     """Train until collapse, measure every layer, draw the figures and say what was found.
 
     Args:
         recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
-        out: Folder of the run; runs/RECIPE if not given.
-        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
-        limit: Train on a class-balanced subset of so many samples.
-        seed: Of the first weights, the order of the samples and the subset.
-        device: Such as cpu or cuda.
-        threads: Processor threads; chosen by the size of the network if not given.
+        options: How the run is made.
         changes: Instead of the recipe's own.
     """
-    folder = _train(recipe, out, data, limit, seed, device, "float32", threads, None, True, changes)
-    kept = Run(folder)
+    kept = Run(_train(recipe, options, changes, resume=True))
     profile = kept.profiles[max(kept.profiles)]
     print(profile)
     for path in _draw_run(kept, "path"):
@@ -73,69 +91,41 @@ def train(
     recipe: str,
     /,
     *,
-    out: Path | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    threads: int | None = None,
-    measure_every: int | None = None,
     resume: bool = False,
+    options: Options = USUAL,
     changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
 ) -> None:
     """Train a network by a recipe of the paper's Table I; keep history, profiles and weights.
 
     Args:
         recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
-        out: Folder of the run; runs/RECIPE if not given.
-        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
-        limit: Train on a class-balanced subset of so many samples.
-        seed: Of the first weights, the order of the samples and the subset.
-        device: Such as cpu or cuda.
-        precision: Of the forward passes.
-        threads: Processor threads; chosen by the size of the network if not given.
-        measure_every: Measure each so many epochs, not at about ten in geometric steps.
-        resume: Continue the run in that folder.
+        resume: Continue the run in its folder.
+        options: How the run is made.
         changes: Instead of the recipe's own.
     """
-    folder = _train(
-        recipe, out, data, limit, seed, device, precision, threads, measure_every, resume, changes
-    )
+    folder = _train(recipe, options, changes, resume=resume)
     print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
 
 
-def _train(
-    name: str,
-    out: Path | None,
-    data: str | None,
-    limit: int | None,
-    seed: int,
-    device: str | None,
-    precision: Literal["float32", "bfloat16"],
-    threads: int | None,
-    measure_every: int | None,
-    resume: bool,
-    changes: Changes,
-) -> Path:
+def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path:
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
-    changed: dict[str, Any] = {**changes, **({"data": data} if data else {})}
+    changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
     recipe = replace(RECIPES[name], **changed)
-    folder = out or Path("runs") / name
-    images = sets.load(recipe.data, limit=limit, seed=seed)
+    folder = options.out or Path("runs") / name
+    images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
     for epoch in train_epochs(
-        recipe.build(images, seed),
+        recipe.build(images, options.seed),
         images,
         recipe,
         folder=folder,
         resume=resume,
-        seed=seed,
-        device=device,
-        precision=precision,
-        threads=threads,
-        measure_every=measure_every,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        measure_every=options.measure_every,
     ):
         if epoch.profile is not None:
             print(_line(epoch.epoch, epoch.profile), file=sys.stderr)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pfc.profile import Profile
-    from pfc.profile.result import Position
+    from pfc.profile.segment import Position
 
 _Numbers = Sequence[int | float]
 

@@ -5,7 +5,6 @@ to the wrong mean j than to its own exactly where a quadratic F(t) is negative; 
 is to know. The curve of a whole data set is a step function with a few breakpoints a sample at most.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -197,10 +196,3 @@ def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = (change > 0) & (open_now == 1)
     stops = (change < 0) & (open_now == 0)
     return np.stack([t[starts], side[starts]]), np.stack([t[stops], side[stops]])
-
-
-def stored(curves: Mapping[End, StepCurve]) -> dict[str, Tensor]:
-    """Curves as named arrays, for a file."""
-    return {
-        f"{end}/{part}": getattr(c, part) for end, c in curves.items() for part in ("starts", "stops")
-    }

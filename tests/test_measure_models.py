@@ -764,8 +764,8 @@ def test_a_head_of_one_logit_answers_no_class():
 
 
 def test_warnings_point_at_the_caller():
+    unchecked = inspect.unwrap(pfc.measure)  # the type hook would be the caller
     with pytest.warns(CollapseWarning) as caught:
-        unchecked = inspect.unwrap(pfc.measure)  # the type hook would be the caller
         unchecked(fc_resnet(), [(torch.randn(3, 6), torch.arange(3))], progress=False)
     assert caught[0].filename == __file__
 

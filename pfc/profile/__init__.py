@@ -3,5 +3,5 @@
 from pfc.profile.measuring import features as features
 from pfc.profile.measuring import measure as measure
 from pfc.profile.result import Profile as Profile
-from pfc.profile.result import Segment as Segment
 from pfc.profile.result import load as load
+from pfc.profile.segment import Segment as Segment

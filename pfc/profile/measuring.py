@@ -13,7 +13,8 @@ from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
 from pfc.profile.batches import Batches
 from pfc.profile.passes import FirstPass, SecondPass
-from pfc.profile.result import COLUMNS, Profile, Segment, warn
+from pfc.profile.result import COLUMNS, Profile, warn
+from pfc.profile.segment import Segment
 from pfc.profile.survey import Survey, survey
 from pfc.progress import shown
 from pfc.taps import Layers, Pool, undisturbed, unwrapped

@@ -6,19 +6,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from pfc import metrics
 from pfc.files import read_json, read_tensors, write_json, write_tensors
-from pfc.line import ENDS, End, StepCurve, stored
-from pfc.metrics import Weighting, class_weights
-from pfc.moments import ClassMoments, SegmentMoments
+from pfc.moments import ClassMoments
+from pfc.profile.segment import Segment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,19 +25,8 @@ COLUMNS = (
     *("position", "pfc1", "pfc2", "pfc3", "nc1", "fuzziness"),
     *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
 )
-MAIN = (
-    "position",
-    "pfc1",
-    "pfc2",
-    "pfc3",
-    "nc1",
-    "nc3",
-    "nc4",
-    "cdnv",
-)  # as text; the rest is in the table
+MAIN = (*COLUMNS[:5], "nc3", "nc4", "cdnv")  # as text; the rest is in the table
 RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
-
-Position = Literal["path", "chord", "proj", "index"]
 
 
 class CollapseWarning(UserWarning):
@@ -55,89 +41,6 @@ def warn(message: str) -> None:
         if frame.f_globals.get("__name__", "").startswith("pfc.")
     ]
     warnings.warn(message, CollapseWarning, stacklevel=max(ours) + 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Consecutive layers of one shape, and all that pairs them; theory reads nothing else.
-
-    Args:
-        start: Index of the first layer in the profile.
-        layers: Names of the layers, L + 1 of them.
-        weighting: What a class counts in covariances.
-        count: Samples of each class (only classes that have some).
-        scatter: At the first and the last layer, the summed squared residuals of each class.
-        cross: The summed inner products of a sample's residuals at the first and the last layer.
-        gram: Gram matrices of the class means, each centred by the unweighted mean of the means: first
-            with first, first with last, last with last.
-        steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
-        curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
-    """
-
-    start: int
-    layers: tuple[str, ...]
-    weighting: Weighting
-    count: Float64[Tensor, " K"]
-    scatter: Float64[Tensor, "2 K"]
-    cross: Float64[Tensor, " K"]
-    gram: Float64[Tensor, "3 K K"]
-    steps: Float64[Tensor, "K L L"]
-    curves: Mapping[End, StepCurve] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        start: int,
-        layers: list[str],
-        moments: SegmentMoments,
-        weighting: Weighting,
-        curves: Mapping[End, StepCurve],
-    ) -> "Segment":
-        """Read a segment from its moments, and the second pass's curves where there was one."""
-        seen = moments.layers[0].count > 0
-        ends = [moments.layers[i].present() for i in (0, -1)]
-        A, B = (end.mean - end.mean.mean(0) for end in ends)
-        return cls(
-            start=start,
-            layers=tuple(layers),
-            weighting=weighting,
-            count=ends[0].count.cpu(),
-            scatter=torch.stack([end.scatter for end in ends]).cpu(),
-            cross=moments.cross[seen].cpu(),
-            gram=torch.stack([A @ A.mT, A @ B.mT, B @ B.mT]).cpu(),
-            steps=moments.steps[seen].cpu(),
-            curves=curves,
-        )
-
-    def position(self, kind: Position = "path") -> list[float]:
-        """Where each layer stands between the first and the last.
-
-        Args:
-            kind: `"path"`, length so far over the whole length (always in [0, 1] and rising, the
-                default); `"chord"`, distance from the first layer over the ends' distance; `"proj"`,
-                the nearest point of the straight line; `"index"`, the layer's number. The paper's own
-                formula is lost, `"path"` is inferred from its words.
-
-        Returns:
-            One number a layer, 0 at the first and 1 at the last; NaN where nothing moves.
-
-        Raises:
-            ValueError: If the kind is unknown.
-        """
-        L = len(self.layers) - 1
-        w = class_weights(self.count, self.weighting) / self.count
-        S = torch.einsum("k,klm->lm", w, self.steps)
-        if kind == "index":
-            return [l / L for l in range(L + 1)]
-        if kind == "path":
-            s = torch.cat([S.new_zeros(1), S.diagonal().clamp(min=0).sqrt().cumsum(0)])
-        elif kind == "chord":
-            s = torch.stack([S[:l, :l].sum().clamp(min=0).sqrt() for l in range(L + 1)])
-        elif kind == "proj":
-            s = torch.stack([S[:l].sum() for l in range(L + 1)])
-        else:
-            raise ValueError(f"kind must be 'path', 'chord', 'proj' or 'index', got {kind!r}")
-        return [float(x) for x in s / s[-1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +211,11 @@ class Profile:
             ValueError: If the path has another ending.
         """
         path = _json_path(path)
-        arrays = {f"segment/{i}/{n}": t for i, s in enumerate(self.segments) for n, t in _arrays(s)}
+        arrays = {
+            f"segment/{i}/{name}": array
+            for i, segment in enumerate(self.segments)
+            for name, array in segment.arrays().items()
+        }
         for name, moments in self.moments.items():
             arrays |= {
                 f"layer/{name}/count": moments.count,
@@ -371,33 +278,11 @@ def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profi
         columns={name: tuple(map(float, values)) for name, values in content["columns"].items()},
         moments=moments,
         segments=tuple(
-            Segment(
-                start=s["start"],
-                layers=tuple(s["layers"]),
-                weighting=about["weighting"],
-                curves=_curves(arrays, f"segment/{i}/curve/", about["samples"]),
-                **{n: arrays[f"segment/{i}/{n}"] for n in ARRAYS},
-            )
+            Segment.restored(s, about, arrays, f"segment/{i}/")
             for i, s in enumerate(content["segments"])
         ),
         about=about,
     )
-
-
-ARRAYS = ("count", "scatter", "cross", "gram", "steps")
-
-
-def _arrays(segment: Segment) -> list[tuple[str, Tensor]]:
-    curves = [(f"curve/{name}", array) for name, array in stored(segment.curves).items()]
-    return [(name, getattr(segment, name)) for name in ARRAYS] + curves
-
-
-def _curves(arrays: Mapping[str, Tensor], prefix: str, samples: int) -> dict[End, StepCurve]:
-    return {
-        end: StepCurve(samples, arrays[f"{prefix}{end}/starts"], arrays[f"{prefix}{end}/stops"])
-        for end in ENDS
-        if f"{prefix}{end}/starts" in arrays
-    }
 
 
 def _short(x: float) -> str:

@@ -1,0 +1,127 @@
+"""Consecutive layers of one shape, and what pairs them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pfc.line import ENDS, End, StepCurve
+from pfc.metrics import Weighting, class_weights
+from pfc.moments import SegmentMoments
+
+Position = Literal["path", "chord", "proj", "index"]
+ARRAYS = ("count", "scatter", "cross", "gram", "steps")
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Consecutive layers of one shape, and all that pairs them; theory reads nothing else.
+
+    Args:
+        start: Index of the first layer in the profile.
+        layers: Names of the layers, L + 1 of them.
+        weighting: What a class counts in covariances.
+        count: Samples of each class (only classes that have some).
+        scatter: At the first and the last layer, the summed squared residuals of each class.
+        cross: The summed inner products of a sample's residuals at the first and the last layer.
+        gram: Gram matrices of the class means, each centred by the unweighted mean of the means: first
+            with first, first with last, last with last.
+        steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
+        curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
+    """
+
+    start: int
+    layers: tuple[str, ...]
+    weighting: Weighting
+    count: Float64[Tensor, " K"]
+    scatter: Float64[Tensor, "2 K"]
+    cross: Float64[Tensor, " K"]
+    gram: Float64[Tensor, "3 K K"]
+    steps: Float64[Tensor, "K L L"]
+    curves: Mapping[End, StepCurve] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        start: int,
+        layers: list[str],
+        moments: SegmentMoments,
+        weighting: Weighting,
+        curves: Mapping[End, StepCurve],
+    ) -> "Segment":
+        """Read a segment from its moments, and the second pass's curves where there was one."""
+        seen = moments.layers[0].count > 0
+        ends = [moments.layers[i].present() for i in (0, -1)]
+        A, B = (end.mean - end.mean.mean(0) for end in ends)
+        return cls(
+            start=start,
+            layers=tuple(layers),
+            weighting=weighting,
+            count=ends[0].count.cpu(),
+            scatter=torch.stack([end.scatter for end in ends]).cpu(),
+            cross=moments.cross[seen].cpu(),
+            gram=torch.stack([A @ A.mT, A @ B.mT, B @ B.mT]).cpu(),
+            steps=moments.steps[seen].cpu(),
+            curves=curves,
+        )
+
+    def position(self, kind: Position = "path") -> list[float]:
+        """Where each layer stands between the first and the last.
+
+        Args:
+            kind: `"path"`, length so far over the whole length (always in [0, 1] and rising, the
+                default); `"chord"`, distance from the first layer over the ends' distance; `"proj"`,
+                the nearest point of the straight line; `"index"`, the layer's number. The paper's own
+                formula is lost, `"path"` is inferred from its words.
+
+        Returns:
+            One number a layer, 0 at the first and 1 at the last; NaN where nothing moves.
+
+        Raises:
+            ValueError: If the kind is unknown.
+        """
+        L = len(self.layers) - 1
+        w = class_weights(self.count, self.weighting) / self.count
+        S = torch.einsum("k,klm->lm", w, self.steps)
+        if kind == "index":
+            return [l / L for l in range(L + 1)]
+        if kind == "path":
+            s = torch.cat([S.new_zeros(1), S.diagonal().clamp(min=0).sqrt().cumsum(0)])
+        elif kind == "chord":
+            s = torch.stack([S[:l, :l].sum().clamp(min=0).sqrt() for l in range(L + 1)])
+        elif kind == "proj":
+            s = torch.stack([S[:l].sum() for l in range(L + 1)])
+        else:
+            raise ValueError(f"kind must be 'path', 'chord', 'proj' or 'index', got {kind!r}")
+        return [float(x) for x in s / s[-1]]
+
+    def arrays(self) -> dict[str, Tensor]:
+        """All that is kept in a file beside the names."""
+        return {name: getattr(self, name) for name in ARRAYS} | {
+            f"curve/{end}/{part}": getattr(curve, part)
+            for end, curve in self.curves.items()
+            for part in ("starts", "stops")
+        }
+
+    @classmethod
+    def restored(
+        cls, told: Mapping[str, Any], about: Mapping[str, Any], arrays: Mapping[str, Tensor], prefix: str
+    ) -> "Segment":
+        """A segment from a file: what was told of it and, under a prefix, its arrays."""
+        curves = {
+            end: StepCurve(
+                about["samples"],
+                arrays[f"{prefix}curve/{end}/starts"],
+                arrays[f"{prefix}curve/{end}/stops"],
+            )
+            for end in ENDS
+            if f"{prefix}curve/{end}/starts" in arrays
+        }
+        parts = {name: arrays[prefix + name] for name in ARRAYS}
+        layers = tuple(told["layers"])
+        return cls(
+            start=told["start"], layers=layers, weighting=about["weighting"], curves=curves, **parts
+        )
