@@ -24,26 +24,23 @@ ENDS: tuple[End, ...] = ("measured", "means", "etf")
 class StepCurve:
     """Accuracy of the nearest class mean at every t in [0, 1], exactly.
 
+    A sample is wrong from a start on, that time included, to before its stop. What begins only after a
+    time t, such as at a tie that counts as right, has the next number after t.
+
     Args:
         samples: Of the data set.
-        starts: Where samples become wrong: a row of times, and a row that is 0 if the sample is wrong
-            at that time already and 1 if only after it; ascending.
-        stops: Where they become right again, in the same form.
+        starts: Times at which samples become wrong, ascending.
+        stops: Times at which they become right again, ascending.
     """
 
     samples: int
-    starts: Float64[Tensor, "2 breaks"]
-    stops: Float64[Tensor, "2 ends"]
+    starts: Float64[Tensor, " breaks"]
+    stops: Float64[Tensor, " breaks"]
 
     def accuracy(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
         """Fraction of the samples that are nearest to their own class mean at each t in [0, 1]."""
-        wrong = _passed(self.starts, t) - _passed(self.stops, t)
-        return 1 - wrong.double() / self.samples
-
-
-def _passed(events: Float64[Tensor, "2 E"], t: Float64[Tensor, " T"]) -> Int64[Tensor, " T"]:
-    at, after = (events[0, events[1] == side].contiguous() for side in (0, 1))
-    return torch.searchsorted(at, t, right=True) + torch.searchsorted(after, t)
+        started, stopped = (torch.searchsorted(e, t, right=True) for e in (self.starts, self.stops))
+        return 1 - (started - stopped).double() / self.samples
 
 
 @dataclass(eq=False)
@@ -100,9 +97,9 @@ class LineCrossings:
         """The step function of each end; an end that is undefined is absent."""
         curves = {}
         for end, parts in self.found.items():
-            events = [np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1)]
-            starts, stops = (e[:, np.lexsort(e[::-1])] for e in events)
-            curves[end] = StepCurve(self.samples, torch.from_numpy(starts), torch.from_numpy(stops))
+            events = [np.sort(np.concatenate([part[i] for part in parts])) for i in (0, 1)]
+            starts, stops = map(torch.from_numpy, events)
+            curves[end] = StepCurve(self.samples, starts, stops)
         return curves
 
 
@@ -140,7 +137,7 @@ def _intervals(
         p: Each sample's own class.
 
     Returns:
-        Starts and stops of the intervals, times and sides.
+        Starts and stops of the intervals.
     """
     lower = torch.arange(f0.shape[1]) < p[:, None]
     other = torch.arange(f0.shape[1]) != p[:, None]
@@ -154,14 +151,18 @@ def _intervals(
     for t0, t1 in pairwise(cuts):
         bad = (t1 > t0) & (_value(c0, c1, c2, (t0 + t1) / 2) < 0)
         bad |= closed & (t1 > t0) & (c0 == 0) & (c1 == 0) & (c2 == 0)  # one mean is another, everywhere
-        start = np.where(((t0 == 0) & (c0 < 0)) | closed, 0, 1)
-        stop = np.where(((t1 == 1) & (c2 < 0)) | closed, 1, 0)
-        pieces.append(np.stack([sample.numpy(), t0, start, t1, stop])[:, bad])
+        start = np.where(((t0 == 0) & (c0 < 0)) | closed, t0, _after(t0))
+        stop = np.where(((t1 == 1) & (c2 < 0)) | closed, _after(t1), t1)
+        pieces.append(np.stack([sample.numpy(), start, stop])[:, bad])
     for t, f in ((0.0, c0), (1.0, c2)):  # a tie at an end alone
-        tie = closed & (f == 0)
-        ones = np.ones(int(tie.sum()))
-        pieces.append(np.stack([sample.numpy()[tie], t * ones, 0 * ones, t * ones, ones]))
+        at = np.full(int((closed & (f == 0)).sum()), t)
+        pieces.append(np.stack([sample.numpy()[closed & (f == 0)], at, _after(at)]))
     return _union(np.concatenate(pieces, axis=1))
+
+
+def _after(t: np.ndarray) -> np.ndarray:
+    """The next number, but no denormal one, which some processors take for zero."""
+    return np.maximum(np.nextafter(t, 2), np.finfo(np.float64).tiny)
 
 
 def _value(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -178,21 +179,17 @@ def _cuts(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray) -> list[np.ndarray]:
 
 
 def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of the union of each sample's intervals.
+    """Starts and stops of the union of each sample's intervals [start, stop).
 
     Args:
-        pieces: Rows: sample, start and its side, stop and its side; (t, 0) comes before (t, 1).
+        pieces: Rows: sample, start, stop.
 
     Returns:
-        Starts and stops of the union, times and sides.
+        Starts and stops of the union.
     """
-    sample, t0, side0, t1, side1 = pieces
-    n = len(sample)
-    t, side = np.concatenate([t0, t1]), np.concatenate([side0, side1])
-    change = np.concatenate([np.ones(n), -np.ones(n)])
-    order = np.lexsort((-change, side, t, np.concatenate([sample, sample])))
-    t, side, change = t[order], side[order], change[order]
+    sample, start, stop = pieces
+    t, change = np.concatenate([start, stop]), np.repeat([1, -1], len(sample))
+    order = np.lexsort((-change, t, np.concatenate([sample, sample])))
+    t, change = t[order], change[order]
     open_now = np.cumsum(change)
-    starts = (change > 0) & (open_now == 1)
-    stops = (change < 0) & (open_now == 0)
-    return np.stack([t[starts], side[starts]]), np.stack([t[stops], side[stops]])
+    return t[(change > 0) & (open_now == 1)], t[(change < 0) & (open_now == 0)]

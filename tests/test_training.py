@@ -18,9 +18,17 @@ from torch.nn import functional as F
 import pfc
 from pfc.files import read_tensors
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
-from pfc.training.loop import Trainer, objective
+from pfc.training.trainer import Trainer, objective
 
-TINY = replace(RECIPES["digits"], width=16, blocks=(2,), epochs=6, name="tiny")
+TINY = Recipe(
+    name="tiny",
+    data="digits",
+    width=16,
+    blocks=(2,),
+    epochs=6,
+    batch_size=64,
+    weight_decay=1e-3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +203,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(digits, tmp_path):
 SCRIPT = """
 import sys
 import pfc
-from dataclasses import replace
 digits = pfc.data.load("digits", limit=200)
-recipe = replace(pfc.RECIPES["digits"], width=16, blocks=(2,), epochs=40, name="tiny")
+sizes = dict(width=16, blocks=(2,), epochs=40, batch_size=64, weight_decay=1e-3)
+recipe = pfc.Recipe(name="tiny", data="digits", **sizes)
 net = recipe.build(digits, 0)
 for epoch in pfc.train(net, digits, recipe, folder=sys.argv[1], resume=True, progress=False):
     print("epoch", flush=True)

@@ -3,15 +3,13 @@
 import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfc.files import read_json, read_tensors, write_json, write_tensors, write_text
-
-if TYPE_CHECKING:
-    from pfc.training.loop import Epoch, Trainer
+from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
 
@@ -28,7 +26,7 @@ class RunFolder:
         self.path = path
         self.about = json.loads(json.dumps(about))
 
-    def open(self, run: "Trainer", *, resume: bool) -> int:
+    def open(self, run: Trainer, *, resume: bool) -> int:
         """Bring `run` to the kept state.
 
         Returns:
@@ -61,7 +59,7 @@ class RunFolder:
                     f"{self.path} holds another run: its {name} is {old.get(name)}, not {value}"
                 )
 
-    def keep(self, run: "Trainer", epoch: "Epoch", *, keep_weights: bool) -> None:
+    def keep(self, run: Trainer, epoch: Epoch, *, keep_weights: bool) -> None:
         """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
         name = f"epoch-{epoch.epoch:04d}"
         if epoch.profile is not None:
@@ -76,7 +74,7 @@ class RunFolder:
             self.path / "state.safetensors", _state(run), format=FORMAT, epoch=str(epoch.epoch)
         )
 
-    def _add_history(self, epoch: "Epoch") -> None:
+    def _add_history(self, epoch: Epoch) -> None:
         line = {k: v for k, v in vars(epoch).items() if k != "profile"}
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -87,7 +85,7 @@ class RunFolder:
             "".join(json.dumps(line) + "\n" for line in history(self.path) if line["epoch"] <= done),
         )
 
-    def _restore(self, run: "Trainer", path: Path) -> int:
+    def _restore(self, run: Trainer, path: Path) -> int:
         tensors, about = read_tensors(path)
         if about.get("format") != FORMAT:
             raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
@@ -103,7 +101,7 @@ class RunFolder:
         return int(about["epoch"])
 
 
-def _state(run: "Trainer") -> dict[str, Tensor]:
+def _state(run: Trainer) -> dict[str, Tensor]:
     tensors = {f"model/{name}": tensor for name, tensor in run.net.state_dict().items()}
     for name, parameter in run.net.named_parameters():
         momentum = run.optimizer.state[parameter].get("momentum_buffer")

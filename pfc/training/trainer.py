@@ -1,0 +1,169 @@
+"""A network, its optimizer and its data, one epoch at a time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfc.data import Images
+from pfc.profile import Profile, measure
+from pfc.training.recipes import Recipe
+
+Precision = Literal["float32", "bfloat16"]
+
+SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """What one pass over the data gave; epoch 0 is the network before training.
+
+    Args:
+        epoch: Passes done.
+        loss: Mean loss of the pass, each batch before its own step; `None` at epoch 0.
+        accuracy: Fraction of the samples classified rightly during the pass; `None` at epoch 0.
+        learning_rate: Rate of the pass; `None` at epoch 0.
+        seconds: Wall-clock seconds of the pass, without measuring.
+        profile: Of every layer after the pass, at the epochs that are measured, else `None`.
+    """
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    learning_rate: float | None
+    seconds: float
+    profile: Profile | None = None
+
+
+class Trainer:
+    """A network, its optimizer and its data, one epoch at a time."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Images,
+        recipe: Recipe,
+        seed: int,
+        device: str | torch.device | None,
+        precision: Precision,
+        threads: int | None,
+    ) -> None:
+        if precision not in {"float32", "bfloat16"}:
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+        self.device = torch.device(device) if device else next(net.parameters()).device
+        self.net = net.to(self.device)
+        self.data = data.to(self.device)
+        self.recipe, self.seed, self.precision = recipe, seed, precision
+        self.threads = threads or self._threads()
+        self.optimizer = torch.optim.SGD(
+            net.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in {"cpu", "cuda"},
+        )
+
+    def _threads(self) -> int:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        training = self.net.training
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.net.eval()(self.data.normalised(slice(1)))
+        self.net.train(training)
+        flops = 3 * self.recipe.batch_size * counter.get_total_flops()
+        return 1 if flops < SMALL_STEP else torch.get_num_threads()
+
+    def about(self, measure_every: int | None) -> dict[str, Any]:
+        """What this run is: enough to run it again."""
+        return {
+            "recipe": asdict(self.recipe),
+            "sources": self.recipe.sources,
+            "data": {
+                "spec": self.data.spec,
+                "split": self.data.split,
+                "limit": self.data.limit,
+                "seed": self.data.seed,
+                "samples": len(self.data),
+                "normalisation": asdict(self.data.normalisation),
+            },
+            "seed": self.seed,
+            "precision": self.precision,
+            "measure_every": measure_every,
+        }
+
+    def epoch(self, number: int, *, profiled: bool) -> Epoch:
+        """Run pass `number` (0 trains nothing) and measure after it if asked to."""
+        started = time.perf_counter()
+        loss = accuracy = rate = None
+        if number:
+            rate = self.recipe.rate(number)
+            with _processor(self.threads):
+                loss, accuracy = self._pass(number, rate)
+            if not loss < float("inf"):
+                raise ValueError(
+                    f"training diverged: the loss of epoch {number} is {loss}; "
+                    f"a learning rate below {self.recipe.learning_rate} would do"
+                )
+        seconds = time.perf_counter() - started
+        profile = measure(self.net, self.data.batches(), progress=False) if profiled else None
+        return Epoch(number, loss, accuracy, rate, seconds, profile)
+
+    def _pass(self, number: int, rate: float) -> tuple[float, float]:
+        self.net.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for index in self._order(number):
+            total += self._step(index)
+        loss, hits = (total / len(self.data)).tolist()
+        return loss, hits
+
+    def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
+        """Batches of sample numbers; a last batch of one joins the one before it."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        order = torch.randperm(len(self.data), generator=generator).to(self.device)
+        batches = list(order.split(self.recipe.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
+    def _step(self, index: Int64[Tensor, " B"]) -> Float[Tensor, "2"]:
+        x, y = self.data.normalised(index), self.data.labels[index]
+        with self._autocast():
+            logits = self.net(x)
+        loss = objective(logits.float(), y, self.recipe.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+
+    def _autocast(self) -> Any:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def objective(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], loss: str) -> Float[Tensor, ""]:
+    """Mean cross-entropy, or mean of half the squared distance to the one-hot label."""
+    if loss == "cross-entropy":
+        return F.cross_entropy(logits, y)
+    return (logits - F.one_hot(y, logits.shape[1])).square().sum(1).mean() / 2
+
+
+@contextmanager
+def _processor(threads: int) -> Iterator[None]:
+    """So many threads, and numbers below 1e-38 as zero: they make small weights slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
