@@ -55,7 +55,7 @@ class MeansSpan:
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
         size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean[seen], dim=1).max()
         floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
-        rank = min(int((values > floor).sum()), len(M) - 1)
+        rank = int((values > floor).sum())
         basis = directions[:rank].mT.contiguous()
         return cls(centre, basis, values[:rank], M @ basis, place)
 

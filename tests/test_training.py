@@ -307,6 +307,15 @@ def test_a_torn_last_line_of_the_history_is_cut(digits, tmp_path):
     assert [line["epoch"] for line in Run(tmp_path / "run").history] == list(range(1, 7))
 
 
+def test_what_a_killed_process_was_writing_is_swept_away(digits, tmp_path):
+    trained(digits, tmp_path / "run", stop=2)
+    torn = [tmp_path / "run" / ".state.safetensors.ab12", tmp_path / "run" / "weights" / ".tmpXy3"]
+    for path in torn:
+        path.write_bytes(b"half")
+    trained(digits, tmp_path / "run", resume=True)
+    assert not any(path.exists() for path in torn)
+
+
 def test_progress_tells_loss_accuracy_and_time_left(digits, monkeypatch, capsys):
     monkeypatch.setattr("pfc.progress.QUIET_SECONDS", -1.0)
     list(pfc.train(TINY.build(digits), digits, TINY))

@@ -35,7 +35,7 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds a run that is not to be resumed, or another one.
         """
-        for torn in self.path.rglob(".*.*"):  # written by a process that was killed
+        for torn in self.path.rglob(".*"):  # written by a process that was killed
             torn.unlink()
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
