@@ -12,6 +12,7 @@ from pfc.files import read_json, read_tensors, write_json, write_tensors, write_
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
+TORN = (".*.json.*", ".*.jsonl.*", ".*.safetensors.*", ".tmp*")  # what a killed process was writing
 
 
 class RunFolder:
@@ -35,7 +36,7 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds a run that is not to be resumed, or another one.
         """
-        for torn in self.path.rglob(".*"):  # written by a process that was killed
+        for torn in (path for pattern in TORN for path in self.path.rglob(pattern)):
             torn.unlink()
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
