@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import pfc
@@ -198,6 +199,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(digits, tmp_path):
     assert histories[0] == histories[1]
     assert [line["epoch"] for line in histories[0]] == list(range(1, 7))
     assert trained(digits, tmp_path / "cut", resume=True)[1] == []
+
+
+def test_a_net_that_draws_random_numbers_resumes_to_the_same_bits(digits, tmp_path):
+    def net():
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(), nn.Linear(16, 10))
+
+    whole, cut, again = net(), net(), net()
+    torch.manual_seed(1)
+    list(pfc.train(whole, digits, TINY, folder=tmp_path / "whole", progress=False))
+    torch.manual_seed(1)
+    list(islice(pfc.train(cut, digits, TINY, folder=tmp_path / "cut", progress=False), 3))
+    torch.manual_seed(2)
+    list(pfc.train(again, digits, TINY, folder=tmp_path / "cut", resume=True, progress=False))
+    assert same_bits(again, whole)
 
 
 SCRIPT = """
