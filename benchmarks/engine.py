@@ -83,6 +83,10 @@ def main() -> None:
     def measured(passes: int) -> Callable[[], pfc.Profile]:
         return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
 
+    few = [(torch.randn(8, 4), torch.arange(8) % 2)]
+    pfc.measure(
+        nn.Sequential(nn.Linear(4, 2)), few, progress=False
+    )  # loads the libraries, which are no one's state
     memory = {f"passes={p}": peak_memory(measured(p)) for p in (2, 1)}
     error = errors(measured(1)(), features, y)
     runs = {"floor": lambda: floor(features, y), "passes=1": measured(1), "passes=2": measured(2)}
