@@ -1,5 +1,6 @@
 """The README's commands run: `pfc` commands at a small size where they are marked so."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -74,3 +75,22 @@ def test_the_main_job_at_full_size(tmp_path, monkeypatch, capsys):
     main(["run"])
     out = capsys.readouterr().out
     assert "Progressive feedforward collapse holds" in out
+
+
+def test_speeds_in_the_readme_are_the_records():
+    engine, network, decode = (
+        json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+        for name in ("engine", "network", "decode")
+    )
+    one, both = (engine["ratio"][f"passes={p}"] for p in (1, 2))
+    assert f"| one pass {one:.2f}, both {both:.2f}; PFC1 within 1e-13" in README
+    assert engine["relative_error_of_pfc1"] < 1e-13
+    told = [
+        network["ratio"][k] for k in ("one pass", "one pass with segments", "two passes, all metrics")
+    ]
+    words = "| one pass {:.2f}, with what pairs layers {:.2f}, two passes with all metrics {:.2f} |"
+    assert words.format(*told) in README
+    assert f"| {decode['ratio']['pfc']:.2f}; from the cache" in README
+    for record in (engine, network, decode):
+        for name, ratio in record["ratio"].items():
+            assert ratio <= record["aim"][name], "an aim is missed: the README would have to say so"
