@@ -366,7 +366,7 @@ def test_batches_of_any_sizes_give_the_same_numbers(sizes):
     whole, cut = measured(model, [(x, y)]), measured(model, parts)
     same_numbers(cut.table(), whole.table())
     for a, b in zip(whole.segments, cut.segments, strict=True):
-        for name in ("count", "scatter", "cross", "gram", "steps"):
+        for name in ("count", "scatter", "cross", "means", "steps"):
             np.testing.assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-11, atol=1e-11)
 
 

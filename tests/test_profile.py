@@ -98,7 +98,7 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
             theirs.layers,
             theirs.weighting,
         )
-        for name in ("count", "scatter", "cross", "gram", "steps"):
+        for name in ("count", "scatter", "cross", "means", "steps"):
             assert getattr(theirs, name).equal(getattr(ours, name))
     assert again.segment().position("proj") == profile.segment().position("proj")
 
@@ -123,14 +123,16 @@ def test_means_can_be_left_out(profile, tmp_path):
     again = pfc.load(tmp_path / "p.json")
     assert again.moments == {}
     assert again.table().equals(profile.table())
-    assert again.segment().gram.equal(profile.segment().gram)
+    assert again.segment().means.equal(profile.segment().means)
 
 
-def test_grams_and_traces_of_a_segment_are_those_of_the_features(profile):
+def test_means_and_traces_of_a_segment_are_those_of_the_features(profile):
     segment = profile.segment()
     A, B = (profile.moments[segment.layers[i]].mean for i in (0, -1))
     A, B = A - A.mean(0), B - B.mean(0)
-    torch.testing.assert_close(segment.gram[1], A @ B.T, rtol=1e-12, atol=1e-12)
+    a, b = segment.means
+    for found, known in ((a @ a.T, A @ A.T), (a @ b.T, A @ B.T), (b @ b.T, B @ B.T)):
+        torch.testing.assert_close(found, known, rtol=1e-12, atol=1e-12)
     assert segment.scatter[1].equal(profile.moments[segment.layers[-1]].scatter)
 
 
@@ -185,7 +187,7 @@ def shaped(pfc1, pfc2, pfc3):
     names = tuple(f"blocks.{i}" for i in range(len(pfc1)))
     zeros = torch.zeros(2, len(pfc1) - 1, len(pfc1) - 1, dtype=torch.float64)
     K = torch.zeros(2, dtype=torch.float64)
-    segment = Segment(0, names, "class", K, K.new_zeros(2, 2), K, K.new_zeros(3, 2, 2), zeros)
+    segment = Segment(0, names, "class", K, K.new_zeros(2, 2), K, K.new_zeros(2, 2, 2), zeros)
     return pfc.Profile(
         layers=names,
         shapes=((3,),) * len(names),

@@ -13,7 +13,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
 
 Position = Literal["path", "chord", "proj", "index"]
-ARRAYS = ("count", "scatter", "cross", "gram", "steps")
+ARRAYS = ("count", "scatter", "cross", "means", "steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Segment:
         count: Samples of each class (only classes that have some).
         scatter: At the first and the last layer, the summed squared residuals of each class.
         cross: The summed inner products of a sample's residuals at the first and the last layer.
-        gram: Gram matrices of the class means, each centred by the unweighted mean of the means: first
-            with first, first with last, last with last.
+        means: Class means of the first and the last layer, each centred by the unweighted mean of the
+            means, in one orthonormal basis of their common span: all their inner products.
         steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
         curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
     """
@@ -39,7 +39,7 @@ class Segment:
     count: Float64[Tensor, " K"]
     scatter: Float64[Tensor, "2 K"]
     cross: Float64[Tensor, " K"]
-    gram: Float64[Tensor, "3 K K"]
+    means: Float64[Tensor, "2 K R"]
     steps: Float64[Tensor, "K L L"]
     curves: Mapping[End, StepCurve] = field(default_factory=dict)
 
@@ -55,7 +55,8 @@ class Segment:
         """Read a segment from its moments, and the second pass's curves where there was one."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
-        A, B = (end.mean - end.mean.mean(0) for end in ends)
+        M = torch.cat([end.mean - end.mean.mean(0) for end in ends])
+        in_span = torch.linalg.qr(M.mT, mode="r").R.mT
         return cls(
             start=start,
             layers=tuple(layers),
@@ -63,7 +64,7 @@ class Segment:
             count=ends[0].count.cpu(),
             scatter=torch.stack([end.scatter for end in ends]).cpu(),
             cross=moments.cross[seen].cpu(),
-            gram=torch.stack([A @ A.mT, A @ B.mT, B @ B.mT]).cpu(),
+            means=in_span.reshape(2, len(M) // 2, -1).cpu(),
             steps=moments.steps[seen].cpu(),
             curves=curves,
         )
