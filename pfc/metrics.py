@@ -45,7 +45,7 @@ def within_trace(moments: ClassMoments, weighting: Weighting = "class") -> Float
 def between_trace(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
     """Trace of the between-class covariance, the denominator of PFC1."""
     pi = class_weights(moments.count, weighting)
-    return (pi * (moments.mean - pi @ moments.mean).square().sum(1)).sum()
+    return (pi * moments.centred(pi).square().sum(1)).sum()
 
 
 def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:

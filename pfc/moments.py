@@ -87,11 +87,13 @@ class ClassMoments:
         count: Samples of each class.
         mean: Mean of each class; zero where a class has no sample.
         scatter: Sum over the class's samples of the squared distance to the class mean.
+        low: What rounding took from `mean`; without it a large offset would cost digits at each batch.
     """
 
     count: Float64[Tensor, " K"]
     mean: Float64[Tensor, "K D"]
     scatter: Float64[Tensor, " K"]
+    low: Float64[Tensor, "K D"]
 
     @classmethod
     def empty(
@@ -99,7 +101,7 @@ class ClassMoments:
     ) -> "ClassMoments":
         """Moments of no samples."""
         zeros = torch.zeros(classes, features, dtype=torch.float64, device=device)
-        return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes))
+        return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes), zeros.clone())
 
     @classmethod
     def of(
@@ -131,10 +133,19 @@ class ClassMoments:
         """Add `other` in place: Chan, Golub and LeVeque (1983), class by class."""
         n, m = self.count, other.count
         share = m / (n + m).clamp(min=1)
-        delta = other.mean - self.mean
+        delta = self.distance(other)
         self.scatter += other.scatter + n * share * delta.square().sum(1)
-        self.mean += delta * share[:, None]
+        self.mean, self.low = _sum(self.mean, self.low + delta * share[:, None])
         self.count = n + m
+
+    def distance(self, other: "ClassMoments") -> Float64[Tensor, "K D"]:
+        """How far the class means of `other` are from these."""
+        return (other.mean - self.mean) + (other.low - self.low)
+
+    def centred(self, pi: Float64[Tensor, " K"]) -> Float64[Tensor, "K D"]:
+        """Class means less their mean under the weights `pi`, exact at any common offset."""
+        M = (self.mean - pi @ self.mean) + self.low
+        return M - pi @ M
 
     def grow(self, classes: int) -> None:
         """Make room for more classes."""
@@ -142,16 +153,17 @@ class ClassMoments:
         if more > 0:
             self.count = torch.cat([self.count, self.count.new_zeros(more)])
             self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(more)])
-            self.mean = torch.cat([self.mean, self.mean.new_zeros(more, self.mean.shape[1])])
+            room = self.mean.new_zeros(more, self.mean.shape[1])
+            self.mean, self.low = torch.cat([self.mean, room]), torch.cat([self.low, room])
 
     def present(self) -> "ClassMoments":
         """The same moments without the classes that have no sample."""
         seen = self.count > 0
-        return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen])
+        return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen], self.low[seen])
 
     def cpu(self) -> "ClassMoments":
         """The same moments on the CPU."""
-        return ClassMoments(self.count.cpu(), self.mean.cpu(), self.scatter.cpu())
+        return ClassMoments(self.count.cpu(), self.mean.cpu(), self.scatter.cpu(), self.low.cpu())
 
 
 @dataclass(eq=False)
@@ -190,10 +202,7 @@ class SegmentMoments:
         """Add `other` in place."""
         n, m = self.layers[0].count, other.layers[0].count
         share = n * m / (n + m).clamp(min=1)
-        first, last = (
-            theirs.mean - ours.mean
-            for ours, theirs in ((self.layers[i], other.layers[i]) for i in (0, -1))
-        )
+        first, last = (self.layers[i].distance(other.layers[i]) for i in (0, -1))
         self.cross += other.cross + share * (first * last).sum(1)
         self.steps += other.steps
         for ours, theirs in zip(self.layers, other.layers, strict=True):
@@ -217,10 +226,11 @@ def absorb(
 ) -> None:
     """Add a batch to the moments of one or more layers of one shape, tile by tile.
 
-    With shift s (the mean so far, or the class's first sample), n samples before, m new ones and
-    delta = mean of the new ones minus s, the scatter grows by sum |h - s|^2 - m^2/(n + m) |delta|^2
-    and the mean becomes s + m/(n + m) delta: Chan's merge, in the form that never needs the batch's
-    own scatter. The cross scatter of two layers follows the same rule with inner products.
+    With shift s (the mean so far as float64 has it, or the class's first sample), n samples before whose
+    mean is s + low, m new ones and delta = mean of the new ones minus s, the mean becomes s + step,
+    step = (n low + m delta)/(n + m), and the scatter grows by
+    sum |h - s|^2 + n |low|^2 - (n + m) |step|^2: Chan's merge, in a form that never needs the batch's own
+    scatter. The cross scatter of two layers follows the same rule with inner products.
 
     Args:
         layers: Moments to be updated.
@@ -233,15 +243,16 @@ def absorb(
     """
     _check(layers, batch, labels)
     k, m, n = labels.present, labels.count, layers[0].count[labels.present]
-    share, drop = m / (n + m), m.square() / (n + m)
     work = _Work(len(batch), labels, paired=segment is not None)
     for columns in column_tiles(batch[0]):
         shifts = [_shift(*pair, n, labels, columns) for pair in zip(layers, batch, strict=True)]
-        deltas = [total / m[:, None] for total in work.tile(batch, shifts, columns)]
-        for layer, S, delta, lost in zip(layers, shifts, deltas, work.lost, strict=True):
-            layer.mean[k, columns] = S + share[:, None] * delta
-            lost += drop * delta.square().sum(1)
-        work.lost_cross += drop * (deltas[0] * deltas[-1]).sum(1)
+        lows = [layer.low[k, columns] for layer in layers]
+        totals = work.tile(batch, shifts, columns)
+        steps = [(n[:, None] * a + t) / (n + m)[:, None] for a, t in zip(lows, totals, strict=True)]
+        for layer, S, low, step, lost in zip(layers, shifts, lows, steps, work.lost, strict=True):
+            layer.mean[k, columns], layer.low[k, columns] = _sum(S, step)
+            lost += (n + m) * step.square().sum(1) - n * low.square().sum(1)
+        work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1) - n * (lows[0] * lows[-1]).sum(1)
     for layer, squares, lost in zip(layers, work.squares, work.lost, strict=True):
         layer.scatter.index_add_(0, labels.y, squares).index_add_(0, k, lost, alpha=-1)
         layer.count.index_add_(0, k, m)
@@ -314,6 +325,13 @@ def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, ".
 def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
     """A float64 copy of `H` in the work array `name`."""
     return scratch(name, H.shape, H).copy_(H)
+
+
+def _sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The rounded sum and what rounding took from it (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 def _shift(

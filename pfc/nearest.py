@@ -50,8 +50,7 @@ class MeansSpan:
         seen = moments.count > 0
         place = torch.where(seen, seen.cumsum(0) - 1, -1)
         pi = class_weights(moments.count[seen], weighting)
-        centre = pi @ moments.mean[seen]
-        M = moments.mean[seen] - centre
+        centre, M = pi @ moments.mean[seen], moments.present().centred(pi)
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
         size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean[seen], dim=1).max()
         floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)

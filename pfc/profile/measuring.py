@@ -178,7 +178,9 @@ def _of_means(
 ) -> dict[str, float]:
     """What the first pass tells; `moments` without the classes that have no sample."""
     M = span.points
-    flat = ClassMoments(moments.count, M, moments.scatter)  # means that coincide have no distance here
+    flat = ClassMoments(
+        moments.count, M, moments.scatter, torch.zeros_like(M)
+    )  # coinciding means are one
     full = min(len(M) - 1, moments.mean.shape[1])
     if len(span.values) < full:
         warn(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pfc import metrics
@@ -271,7 +272,7 @@ def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profi
         count, scatter = arrays[f"layer/{name}/count"], arrays[f"layer/{name}/scatter"]
         mean = arrays.get(f"layer/{name}/mean")
         if mean is not None:
-            moments[name] = ClassMoments(count, mean, scatter)
+            moments[name] = ClassMoments(count, mean, scatter, torch.zeros_like(mean))
     return Profile(
         layers=layers,
         shapes=tuple(tuple(shape) for shape in content["shapes"]),

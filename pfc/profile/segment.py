@@ -55,7 +55,8 @@ class Segment:
         """Read a segment from its moments, and the second pass's curves where there was one."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
-        M = torch.cat([end.mean - end.mean.mean(0) for end in ends])
+        equal = torch.full_like(ends[0].count, 1 / len(ends[0].count))
+        M = torch.cat([end.centred(equal) for end in ends])
         in_span = torch.linalg.qr(M.mT, mode="r").R.mT
         return cls(
             start=start,
