@@ -1,6 +1,7 @@
 """The command line: names and help of the commands; what they do is imported when they run."""
 
 import sys
+import warnings
 
 from cyclopts import App, CycloptsError
 
@@ -12,6 +13,7 @@ app = App(
     help="Measure progressive feedforward collapse: how a network pulls its classes together, layer by "
     "layer. Start with `pfc run`, which needs no data and no network.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,
 )
 HELP = {
     "run": """Train until collapse, measure every layer, draw the figures and say what was found.
@@ -48,13 +50,21 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: With code 2 on bad input, 130 on an interrupt.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (ValueError, CycloptsError) as error:
-        print(f"pfc: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("pfc: interrupted; what was done is kept, --resume goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:  # the reader, such as `head`, has gone
         sys.stderr.close()
         raise SystemExit(1) from None
+    except (ValueError, OSError, CycloptsError) as error:
+        print(f"pfc: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "pfc: interrupted; a run keeps what it has done and goes on with --resume", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"pfc: {message}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pfc import figures as draw
 from pfc.files import read_tensors
 from pfc.profile import Profile, load
 from pfc.profile import measure as measure_layers
-from pfc.training import RECIPES, Recipe, Run
+from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
 
 
@@ -113,6 +113,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
     recipe = replace(RECIPES[name], **changed)
     folder = options.out or Path("runs") / name
+    measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
     for epoch in train_epochs(
@@ -148,6 +149,8 @@ def measure(
     limit: int | None = None,
     epoch: int | None = None,
     weights: Path | None = None,
+    mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
+    std: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
     layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
     classes: int | None = None,
     classifier: str | None = None,
@@ -168,6 +171,9 @@ def measure(
         limit: Measure a class-balanced subset of so many samples.
         epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
         weights: The model's state dict as safetensors, for MODULE:FUNCTION.
+        mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
+            the data's training split. A run has its own.
+        std: Divides each channel then, in the same unit.
         layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
         classes: Number of classes; by default the classifier's outputs.
         classifier: Name of the last linear layer; found by itself if not given.
@@ -186,19 +192,26 @@ def measure(
         raise ValueError(f"--out must end in .json, got {out}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # no hours for a place that can't be written to
     model, images = _model_and_data(source, data, split, limit, epoch, weights)
-    profile = measure_layers(
-        model,
-        images.batches(batch_size),
-        layers=layers,
-        classes=classes,
-        weighting=weighting,
-        passes=passes,
-        segments=segments,
-        pool=pool,
-        device=device,
-        classifier=classifier,
-    )
+    images = _normalised(images, mean, std) if mean or std else images
+    try:
+        profile = measure_layers(
+            model,
+            images.batches(batch_size),
+            layers=layers,
+            classes=classes,
+            weighting=weighting,
+            passes=passes,
+            segments=segments,
+            pool=pool,
+            device=device,
+            classifier=classifier,
+        )
+    except RuntimeError as error:
+        C, H, W = images.shape
+        raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
     print(profile)
     if out is not None:
         profile.save(out)
@@ -213,13 +226,15 @@ def _model_and_data(
         if weights is not None:
             raise ValueError(f"{source} is a run, which has its own weights; choose one by --epoch")
         kept = Run(source)
-        own = data is None and limit is None
-        images = kept.data(split) if own else sets.load(data or kept.recipe.data, split, limit)
-        return kept.network(epoch), images
+        if data is None and limit is None:
+            return kept.network(epoch), kept.data(split)
+        return kept.network(epoch), kept.normalised(sets.load(data or kept.recipe.data, split, limit))
     if ":" not in source:
         raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
     if data is None:
         raise ValueError("a model needs --data: digits, a hub name, or a folder")
+    if epoch is not None:
+        raise ValueError(f"--epoch belongs to a run; {source} has the weights that --weights names")
     return _from_factory(source, weights), sets.load(data, split, limit)
 
 
@@ -227,11 +242,13 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
     sys.path.insert(0, "")
     try:
         factory = resolve_name(source)
+        model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"can't find {source}: {error}") from None
+        raise ValueError(f"can't find {source}: {error}") from error
+    except Exception as error:  # whatever the user's own module or function raises
+        raise ValueError(f"{source} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
-    model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} gave {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
@@ -241,6 +258,16 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
         except RuntimeError as error:
             raise ValueError(f"{weights} does not fit {source}: {error}") from None
     return model
+
+
+def _normalised(images: sets.Images, mean: tuple[float, ...], std: tuple[float, ...]) -> sets.Images:
+    C = images.shape[0]
+    if len(mean) != C or len(std) != C:
+        raise ValueError(
+            f"--mean and --std need {C} number(s) each, one a channel, got {len(mean)} and {len(std)}"
+        )
+    m, s = (tuple(255 * x for x in given) for given in (mean, std))
+    return replace(images, normalisation=sets.Normalisation(m, s, "given on the command line"))
 
 
 def figures(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -43,7 +44,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
     """Write named tensors with string metadata as safetensors in one step."""
     from safetensors.torch import save_file
 
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    ready = {  # copies: tied weights share memory, which the format refuses
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     replace_file(path, lambda new: save_file(ready, new, metadata=metadata))
 
 

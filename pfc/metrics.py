@@ -99,7 +99,7 @@ def etf_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     """
     K = len(M)
     _two_classes(K)
-    M = M - M.mean(0)
+    M = _centred(M)
     G = M @ M.mT
     etf = (torch.eye(K).to(M) - 1 / K) / (K - 1) ** 0.5
     return torch.linalg.norm(G / torch.linalg.norm(G) - etf)
@@ -116,7 +116,7 @@ def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     Returns:
         A number in [1, K - 1]; NaN if all the means coincide.
     """
-    M = M - M.mean(0)
+    M = _centred(M)
     G = M @ M.mT
     return G.trace().square() / G.square().sum()
 
@@ -177,9 +177,16 @@ def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
 
 
 def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
-    U = M - M.mean(0)
-    U = U / U.norm(dim=1, keepdim=True)
-    return (U @ U.mT)[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
+    M = _centred(M)
+    norms = M.norm(dim=1)
+    cosines = (M @ M.mT) / (norms[:, None] * norms)
+    return cosines[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
+
+
+def _centred(M: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+    """Means less their mean, at a size whose squares neither overflow nor vanish."""
+    M = M - M.mean(0)
+    return M / M.abs().max() if M.numel() else M
 
 
 def equiangle(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-TILE = {"cpu": 2**17, "cuda": 2**25}  # float64 numbers worked on at once: 1 MiB is a core's cache
+TILE = {"cpu": 2**17, "cuda": 2**22}  # float64 numbers worked on at once: 1 MiB is a core's cache
 FEW_CLASSES = 64  # up to here class sums are a matrix product, above a scatter
 
 
@@ -229,8 +229,8 @@ def absorb(
     With shift s (the mean so far as float64 has it, or the class's first sample), n samples before whose
     mean is s + low, m new ones and delta = mean of the new ones minus s, the mean becomes s + step,
     step = (n low + m delta)/(n + m), and the scatter grows by
-    sum |h - s|^2 + n |low|^2 - (n + m) |step|^2: Chan's merge, in a form that never needs the batch's own
-    scatter. The cross scatter of two layers follows the same rule with inner products.
+    sum |h - s|^2 + n |low|^2 - (n + m) |step|^2: Chan's merge, in a form that never needs the batch's
+    own scatter. The cross scatter of two layers follows the same rule with inner products.
 
     Args:
         layers: Moments to be updated.

@@ -59,9 +59,10 @@ def _entry(linear: nn.Module, norm: nn.Module | None) -> nn.Sequential:
     return nn.Sequential(linear, *([norm] if norm is not None else []), nn.ReLU())
 
 
-def _check(
+def check(
     blocks: Sequence[int], width: int, form: str, normalise: str, zero_start: bool, head: str
 ) -> None:
+    """Refuse options of a network that have no meaning."""
     if not blocks or min(blocks) < 1:
         raise ValueError(f"every stage needs at least one block, got blocks={tuple(blocks)}")
     if width < 1:
@@ -73,7 +74,9 @@ def _check(
     if head not in {"pool", "flatten"}:
         raise ValueError(f"head must be 'pool' or 'flatten', got {head!r}")
     if zero_start and form == "relu(Wx)":
-        raise ValueError("zero_start needs form='W relu(Vx)': relu(Wx) never leaves W = 0")
+        raise ValueError(
+            "form='relu(Wx)' needs zero_start=False (--no-zero-start): it would never leave W = 0"
+        )
 
 
 class FCResNet(nn.Module):
@@ -113,7 +116,7 @@ class FCResNet(nn.Module):
         zero_start: bool = True,
     ) -> None:
         super().__init__()
-        _check([blocks], width, form, normalise, zero_start, "flatten")
+        check([blocks], width, form, normalise, zero_start, "flatten")
         norm: Layer | None = _norm_1d if normalise == "batch" else None
         self.stem = _entry(nn.Linear(features, width), None)
         self.blocks = nn.Sequential(
@@ -205,7 +208,7 @@ class ConvResNet(nn.Module):
         head: Head = "pool",
     ) -> None:
         super().__init__()
-        _check(blocks, width, form, normalise, zero_start, head)
+        check(blocks, width, form, normalise, zero_start, head)
         norm: Layer | None = _norm_2d if normalise == "batch" else None
         widths = [width * 2**s for s in range(len(blocks))]
         self.stem = _entry(_conv(channels, width), norm and norm(width, width))

@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -84,6 +84,8 @@ def _matches(layer: str | nn.Module, names: Mapping[str, nn.Module]) -> list[str
         if not found:
             raise ValueError(f"module {type(layer).__name__} is not a part of the model")
         return found
+    if layer in names:
+        return [layer]
     found = [name for name in names if fnmatchcase(name, layer) and _same_depth(name, layer)]
     if not found:
         some = list(names)[:40]
@@ -121,12 +123,24 @@ def first_tensor(output: Any) -> Tensor | None:
     """The first tensor of a module's output: itself, or the first in a tuple, list or dict."""
     if isinstance(output, Tensor):
         return output
-    parts: Iterable[Any] = ()
+    return next(iter(all_tensors(output).values()), None)
+
+
+def all_tensors(output: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of an output by its place: keys of dicts and fields, numbers in tuples and lists."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(output, Tensor):
+        return {name: output}
     if isinstance(output, Mapping):
-        parts = output.values()
+        parts = output.items()
     elif isinstance(output, tuple | list):
-        parts = output
-    return next((t for t in map(first_tensor, parts) if t is not None), None)
+        parts = enumerate(output)
+    elif is_dataclass(output):
+        parts = vars(output).items()
+    found: dict[str, Tensor] = {}
+    for key, part in parts:
+        found |= all_tensors(part, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def pooled(H: Tensor, pool: Pool) -> Tensor:

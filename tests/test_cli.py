@@ -1,9 +1,11 @@
 """The command line: what each command prints and writes, and one line with exit code 2 on bad input."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import pfc
 from pfc.cli import HELP, main
+from pfc.data import Normalisation
 from pfc.files import write_tensors
 
 SMALL = "digits --limit 200 --epochs 3 --width 16 --blocks 2 --seed 1".split()
@@ -143,7 +146,9 @@ def test_bad_input_is_one_line_and_code_2(capsys, arguments, message, tmp_path, 
 
 def test_other_ways_to_be_refused(capsys, run_folder):
     assert "resume it, or choose another folder" in refused(capsys, "train", *SMALL, "--out", run_folder)
-    assert "its recipe is" in refused(capsys, "run", *SMALL, "--momentum", "0.5", "--out", run_folder)
+    assert "its momentum is 0.9, not 0.5; choose another folder" in refused(
+        capsys, "run", *SMALL, "--momentum", "0.5", "--out", run_folder
+    )
     assert "no weights of epoch 2; it has [0, 1, 3]" in refused(
         capsys, "measure", run_folder, "--epoch", "2"
     )
@@ -167,15 +172,70 @@ def test_help_does_not_pay_for_torch():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def test_interrupt_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "pfc", "train", "digits", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        while not run.stderr.readline().startswith("epoch 2"):
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        assert "pfc: interrupted; a run keeps what it has done" in run.stderr.read()
+    assert run.returncode == 130
+    assert (tmp_path / "run" / "state.safetensors").exists()
 
-    monkeypatch.setattr("pfc.cli.app", interrupted)
-    with pytest.raises(SystemExit) as caught:
-        main(["run"])
-    assert caught.value.code == 130
-    assert "interrupted; what was done is kept" in capsys.readouterr().err
+
+def test_hidden_files_of_a_folder_that_is_no_run_stay(capsys, tmp_path):
+    mine = [tmp_path / ".pre-commit-config.yaml", tmp_path / "sub" / ".env.local", tmp_path / ".tmp1"]
+    mine[1].parent.mkdir()
+    for path in mine:
+        path.write_text("mine")
+    main(["train", *SMALL, "--out", str(tmp_path)])
+    assert all(path.exists() for path in mine)
+
+
+def test_what_the_system_or_a_users_module_raises_is_one_line(capsys, tmp_path, monkeypatch, run_folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "badnets.py").write_text(
+        "import torch\nnumber = 3\n"
+        "def needs(x):\n    return x\n"
+        "def fails():\n    raise KeyError('gone')\n"
+        "def cifar():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())\n"
+    )
+    (tmp_path / "file").write_text("")
+    measure = ["measure", "--data", "digits", "--limit", "200"]
+    for name, message in {
+        "number": "gave int, not a torch",
+        "needs": "badnets:needs failed: TypeError",
+        "fails": "badnets:fails failed: KeyError: 'gone'",
+        "cifar": "badnets:cifar can't be run on images of 1 x 8 x 8",
+    }.items():
+        assert message in refused(capsys, *measure, f"badnets:{name}")
+    assert "--epoch belongs to a run" in refused(capsys, *measure, "badnets:cifar", "--epoch", "3")
+    assert "need 1 number(s) each" in refused(capsys, *measure, "badnets:cifar", "--mean", "0.5")
+    assert "no device 'foo' here" in refused(capsys, "measure", run_folder, "--device", "foo")
+    assert "threads must be at least 1" in refused(
+        capsys, "train", *SMALL, "--threads", "0", "--out", "r"
+    )
+    assert "file" in refused(capsys, "train", *SMALL, "--out", "file")
+    assert "file" in refused(capsys, "measure", run_folder, "--out", "file/p.json")
+
+
+def test_other_data_are_normalised_as_in_training_or_as_told(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kept = pfc.training.Run(run_folder)
+    other = kept.normalised(replace(kept.data(), normalisation=Normalisation((9.0,), (9.0,), "other")))
+    assert other.normalisation == kept.data().normalisation
+    (tmp_path / "mynets2.py").write_text(MODULE)
+    weights = str(run_folder / "weights" / "epoch-0003.safetensors")
+    command = ["measure", "mynets2:small", "--weights", weights, "--data", "digits", "--limit", "200"]
+    constants = kept.data().normalisation
+    told = ["--mean", repr(constants.mean[0] / 255), "--std", repr(constants.std[0] / 255)]
+    tables = []
+    for more in ([], told, ["--mean", "0.01", "--std", "0.06"]):
+        main([*command, *more, "--out", "p.json"])
+        tables.append(pfc.load("p.json").table()["pfc1"].tolist())
+    assert tables[1] == pytest.approx(tables[0], rel=1e-6)
+    assert tables[2] != pytest.approx(tables[0], rel=1e-2)
 
 
 @pytest.mark.slow

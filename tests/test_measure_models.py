@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import dataclass
 from inspect import unwrap
 from itertools import groupby, pairwise
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import pfc
 from pfc.moments import ClassMoments
 from pfc.profile import measuring
+from pfc.profile.batches import Batches
 from pfc.profile.result import CollapseWarning
 from tests.models import Net, SharedRelu, batched, collected, randomised, samples, seeded
 from tests.oracles import naive_row
@@ -777,3 +779,100 @@ def test_inference_mode_leaves_no_trace_on_later_work():
     with torch.inference_mode():
         ClassMoments.of(x.flatten(1).repeat(1, 3000), y)
     ClassMoments.of(x.flatten(1).repeat(1, 3000), y)
+
+
+class Returns(nn.Module):
+    """A body, a head and an auxiliary head; `form` says what is returned."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+        self.head, self.aux = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.form = form
+
+    def forward(self, x):
+        f = self.body(x.flatten(1))
+        return self.form(f, self.head(f), self.aux(f.tanh()))
+
+
+@dataclass
+class Answer:
+    """An output as a dataclass."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+RETURNED = {
+    "features and logits": lambda f, h, a: (f, h),
+    "hidden and logits": lambda f, h, a: {"hidden": f, "logits": h, "aux": a},
+    "a dataclass": lambda f, h, a: Answer(h.sum(), h),
+    "log-probabilities": lambda f, h, a: h.log_softmax(1),
+    "probabilities": lambda f, h, a: h.softmax(1),
+    "logits": lambda f, h, a: h,
+}
+
+
+@pytest.mark.parametrize("form", RETURNED.values(), ids=list(RETURNED))
+def test_the_classifier_is_the_layer_whose_output_is_returned(form):
+    x, y = samples()
+    profile = measured(seeded(lambda: Returns(form)), batched(x, y), layers=["body", "classifier.input"])
+    assert profile.about["classifier"] == "head"
+    assert profile.about["classes"] == 3
+    assert profile.table()["nc3"].notna().any()
+
+
+def test_two_heads_are_ambiguous_until_one_is_named():
+    x, y = samples()
+    model = seeded(lambda: Returns(lambda f, h, a: (h, a)))
+    with pytest.warns(CollapseWarning, match="what head and aux gave: name one as classifier="):
+        assert measured(model, batched(x, y), layers="body").about["classifier"] is None
+    profile = measured(model, batched(x, y), layers="body", classifier="aux")
+    assert profile.about["classifier"] == "aux"
+
+
+def test_what_is_returned_otherwise_names_no_classifier():
+    x, y = samples()
+    model = seeded(lambda: Returns(lambda f, h, a: h * 2 + a))
+    assert measured(model, batched(x, y), layers="body").about["classifier"] is None
+
+
+class Wanders(nn.Module):
+    """Runs its two layers in another order on every second batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.h = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        x = x.flatten(1)
+        return self.h(self.b(self.a(x)) if self.calls < 3 else self.a(self.b(x)))
+
+
+def test_layers_that_change_their_order_are_refused():
+    x, y = samples()
+    with pytest.raises(ValueError, match="layer 'a' did not run on batch 1 before 'b'"):
+        measured(seeded(Wanders), batched(x, y), layers=["a", "b"])
+
+
+def test_what_is_no_model_and_no_data_and_no_device_is_refused():
+    x, y = samples()
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got str"):
+        inspect.unwrap(measuring._place)("net", None)
+    for device in ("foo", "cuda:77"):
+        with pytest.raises(ValueError, match=f"no device '{device}' here"):
+            measured(fc_resnet(), batched(x, y), device=device)
+    with pytest.raises(ValueError, match="device 'meta' holds no numbers"):
+        measured(fc_resnet(), batched(x, y), device="meta")
+    with pytest.raises(ValueError, match=r"got Images; call its batches\(\)"):
+        inspect.unwrap(Batches.__init__)(object(), pfc.data.load("digits"), None, torch.device("cpu"))
+
+
+def test_coinciding_means_leave_every_shape_metric_undefined():
+    model = seeded(lambda: nn.Sequential(nn.Identity(), nn.Linear(8, 5)))
+    with pytest.warns(CollapseWarning, match="span 0 dimensions, not 4"):
+        table = measured(model, [(torch.ones(40, 8), torch.arange(40) % 5)]).table()
+    names = ["pfc1", "pfc2", "nc1", "fuzziness", "nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "cdnv"]
+    assert table.iloc[0][names].isna().all()

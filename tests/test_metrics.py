@@ -230,6 +230,14 @@ def test_undefined_is_nan_and_infinite_is_infinite():
     assert nearest.hits.tolist() == [2, 0]  # all tie, and ties go to the lowest class
 
 
+@pytest.mark.parametrize("size", [1e-160, 1e-13, 1e13, 1e160])
+def test_metrics_of_the_means_are_the_same_at_any_size(size):
+    M = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shapes = (metrics.etf_distance, metrics.participation_ratio, metrics.equiangle)
+    for metric in (*shapes, metrics.maximal_angle_distance):
+        assert float(metric(size * M)) == pytest.approx(float(metric(M)), rel=1e-12)
+
+
 def test_effective_depth():
     assert metrics.effective_depth([0.2, 0.005, 0.02, 0.01, 0.0]) == 3
     assert metrics.effective_depth([0.0, 0.0]) == 0

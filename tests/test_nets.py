@@ -113,16 +113,16 @@ def test_weights_depend_on_the_seed_alone():
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"form": "relu(x)"}, "form must be 'relu\\(Wx\\)' or 'W relu\\(Vx\\)', got 'relu\\(x\\)'"),
         ({"normalise": "layer"}, "normalise must be 'batch' or 'none', got 'layer'"),
-        ({"form": "relu(Wx)", "zero_start": True}, "zero_start needs form='W relu"),
+        ({"form": "relu(Wx)", "zero_start": True}, "needs zero_start=False"),
     ],
 )
 def test_options_without_meaning_are_refused(options, message):
-    from pfc.nets import _check
+    from pfc.nets import check
 
     told = {"blocks": 1, "width": 4, "form": "W relu(Vx)", "normalise": "none", "zero_start": False}
     told |= options
     told["blocks"] = [told["blocks"]]
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(_check)(**told, head="pool")
+        inspect.unwrap(check)(**told, head="pool")
     with pytest.raises(ValueError, match="head must be 'pool' or 'flatten', got 'mean'"):
-        _check([1], 4, "relu(Wx)", "none", False, "mean")
+        check([1], 4, "relu(Wx)", "none", False, "mean")

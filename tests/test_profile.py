@@ -92,6 +92,7 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
     for name, moments in profile.moments.items():
         assert again.moments[name].mean.equal(moments.mean)
         assert again.moments[name].scatter.equal(moments.scatter)
+        assert again.moments[name].low.equal(moments.low)
     for ours, theirs in zip(profile.segments, again.segments, strict=True):
         assert (ours.start, ours.layers, ours.weighting) == (
             theirs.start,
@@ -124,6 +125,15 @@ def test_means_can_be_left_out(profile, tmp_path):
     assert again.moments == {}
     assert again.table().equals(profile.table())
     assert again.segment().means.equal(profile.segment().means)
+
+
+def test_a_loaded_profile_can_be_saved_again(profile, tmp_path):
+    for means in (True, False):
+        profile.save(tmp_path / "a.json", means=means)
+        pfc.load(tmp_path / "a.json").save(tmp_path / "b.json")
+        again = pfc.load(tmp_path / "b.json")
+        assert again.table().equals(profile.table())
+        assert set(again.moments) == (set(profile.layers) if means else set())
 
 
 def test_means_and_traces_of_a_segment_are_those_of_the_features(profile):
@@ -205,7 +215,7 @@ def test_verdict_of_a_collapse_that_holds():
         "Progressive feedforward collapse holds from blocks.0 to blocks.2: PFC1 goes from 0.5 to 0.1, "
         "PFC2 goes from 0.6 to 0.2, PFC3 goes from 0.9 to 1.",
         "From blocks.1 (layer 2 of 3) on, at least 99 % of the samples are nearest to their own class "
-        "mean; at the last layer all are.",
+        "mean; at blocks.2 all are.",
     ]
     assert profile.effective_depth() == 1
     assert profile.effective_depth(0.0) == 2

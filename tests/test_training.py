@@ -88,7 +88,13 @@ def test_measured_epochs():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0"),
-        ({"momentum": -0.1}, "momentum must not be negative, got -0.1"),
+        ({"momentum": -0.1}, r"momentum must lie in \[0, 1\), got -0.1"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"decay": -1.0}, r"decay must lie in \(0, 1\], got -1.0"),
+        ({"milestones": (0.5, 2.0)}, r"milestones are fractions between 0 and 1, got \(0.5, 2.0\)"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive, got inf"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"form": "relu(Wx)"}, "needs zero_start=False"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"blocks": (1, 2)}, r"one stage, got blocks=\(1, 2\)"),
         ({"net": "vit"}, "net must be 'fc' or 'conv', got 'vit'"),
@@ -296,7 +302,9 @@ def test_errors_name_what_was_given(digits, tmp_path):
     trained(digits, tmp_path / "run", stop=2)
     with pytest.raises(ValueError, match="holds a run: resume it, or choose another folder"):
         trained(digits, tmp_path / "run")
-    with pytest.raises(ValueError, match="holds another run: its seed is 0, not 1"):
+    with pytest.raises(
+        ValueError, match="holds another run: its seed is 0, not 1; choose another folder"
+    ):
         trained(digits, tmp_path / "run", resume=True, seed=1)
     with pytest.raises(ValueError, match="training diverged: the loss of epoch 1 is"):
         trained(digits, recipe=replace(TINY, learning_rate=1e30, normalise="none"))
@@ -340,6 +348,27 @@ def test_progress_tells_loss_accuracy_and_time_left(digits, monkeypatch, capsys)
     assert lines[2].startswith("train tiny: 3 of 6 loss ")
     assert "accuracy 0." in lines[2]
     assert "s left" in lines[2]
+
+
+def test_tied_weights_and_nets_of_ones_own_are_kept(digits, tmp_path):
+    def net():
+        torch.manual_seed(2)
+        one = nn.Linear(64, 64)
+        return nn.Sequential(nn.Flatten(), one, nn.ReLU(), one, nn.Linear(64, 10))
+
+    whole, again = net(), net()
+    list(pfc.train(whole, digits, TINY, folder=tmp_path / "run", progress=False))
+    list(islice(pfc.train(net(), digits, TINY, folder=tmp_path / "cut", progress=False), 3))
+    list(pfc.train(again, digits, TINY, folder=tmp_path / "cut", resume=True, progress=False))
+    assert same_bits(again, whole)
+    with pytest.raises(ValueError, match="does not fit this network"):
+        Run(tmp_path / "run").network()
+
+
+def test_a_run_is_read_without_its_data(digits, tmp_path, monkeypatch):
+    trained(digits, tmp_path / "run", stop=1)
+    monkeypatch.setattr(pfc.data.loading, "_digits", None)
+    assert Run(tmp_path / "run").network().taps == ("stem", "blocks.0", "blocks.1")
 
 
 def test_paths_may_be_text(digits, tmp_path):

@@ -46,7 +46,12 @@ class Batches:
         ValueError: If the data can't be read twice, or `limit` is below 1.
     """
 
-    def __init__(self, data: Iterable[Any], limit: int | None, device: torch.device) -> None:
+    def __init__(self, data: Any, limit: int | None, device: torch.device) -> None:
+        if not isinstance(data, Iterable) and not hasattr(type(data), "__getitem__"):
+            raise ValueError(
+                f"data must be batches that can be iterated over, got {type(data).__name__}"
+                + ("; call its batches()" if hasattr(data, "batches") else "")
+            )
         if isinstance(data, Iterator) and iter(data) is data:  # asking a loader would draw its seed
             raise ValueError(
                 f"data is a one-shot iterator ({type(data).__name__}), and measuring reads it more than "
@@ -60,7 +65,7 @@ class Batches:
     def total(self) -> int | None:
         """Batches in a pass, where the data know it and no limit cuts them."""
         try:
-            return None if self.limit is not None else len(self.data)  # type: ignore[arg-type]
+            return None if self.limit is not None else len(self.data)
         except TypeError:
             return None
 

@@ -11,6 +11,7 @@ from pfc import metrics
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
+from pfc.place import device_of
 from pfc.profile.batches import Batches
 from pfc.profile.passes import FirstPass, SecondPass
 from pfc.profile.result import COLUMNS, Profile, warn
@@ -74,7 +75,7 @@ def measure(
     if classes is not None and classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
-    place = torch.device(device) if device is not None else _device(model)
+    place = _place(model, device)
     batches = Batches(data, limit, place)
     total = None if batches.total is None else passes * batches.total
     with undisturbed(unwrapped(model), place), shown("measure", total, enabled=progress) as step:
@@ -111,7 +112,7 @@ def features(
     Raises:
         ValueError: If a layer is unknown or does not run, or the data are empty.
     """
-    place = torch.device(device) if device is not None else _device(model)
+    place = _place(model, device)
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     looked: Survey | None = None
@@ -123,9 +124,10 @@ def features(
     return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensors = (*model.parameters(), *model.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
+def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return device_of(device, model)
 
 
 def assemble(

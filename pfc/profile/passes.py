@@ -49,6 +49,7 @@ class FirstPass:
         self.segments: list[tuple[list[str], SegmentMoments]] = []
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
+        self._batch = 0
         self._of_layer: dict[str, tuple[list[str], SegmentMoments]] = {}
 
     def run(self, batches: Batches, step: Step) -> int:
@@ -57,6 +58,7 @@ class FirstPass:
         for batch in batches:
             if not done:
                 self._begin(batch, batches.classes)
+            self._batch = batch.number
             self._make_room(batch)
             self.inputs.update(batch)
             self.survey.forward(batch, partial(self._see, batch.labels))
@@ -120,7 +122,15 @@ class FirstPass:
         names, segment = self._of_layer[name]
         self._kept[name] = H.clone()  # the network may write over it
         if name == names[-1]:
-            segment.update([self._kept.pop(each) for each in names], labels)
+            segment.update([self._take(each, name) for each in names], labels)
+
+    def _take(self, name: str, last: str) -> Tensor:
+        if name not in self._kept:
+            raise ValueError(
+                f"layer {name!r} did not run on batch {self._batch} before {last!r}, as it did before; "
+                "tap layers that run on every batch in one order"
+            )
+        return self._kept.pop(name)
 
     def _finite(self, batch: Batch) -> None:
         for name, moments in self.moments.items():

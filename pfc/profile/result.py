@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from pfc import metrics
@@ -123,7 +122,12 @@ class Profile:
 
         Returns:
             Their names; empty if the metric is monotone over the segment.
+
+        Raises:
+            ValueError: If it is no PFC metric, or there is no such segment.
         """
+        if column not in RISES:
+            raise ValueError(f"column must be one of {', '.join(RISES)}, got {column!r}")
         segment = self.segment(i)
         sign = -1 if RISES[column] else 1
         values = [sign * v for v in self._of_segment(column, segment)]
@@ -183,7 +187,7 @@ class Profile:
         wrong = round((1 - self._measured("pfc3")[-1]) * self.about["samples"])
         return (
             f"From {self.layers[depth]} (layer {depth + 1} of {len(self.layers)}) on, {least}; "
-            f"at the last layer {'all are' if not wrong else f'all but {wrong} are'}."
+            f"at {self.layers[-1]} {'all are' if not wrong else f'all but {wrong} are'}."
         )
 
     def __str__(self) -> str:
@@ -206,7 +210,7 @@ class Profile:
 
         Args:
             path: Ends in `.json`.
-            means: Keep the class means, K x D numbers a layer; all else is small.
+            means: Keep `moments`: the class means are K x D numbers a layer, all else is small.
 
         Raises:
             ValueError: If the path has another ending.
@@ -217,13 +221,11 @@ class Profile:
             for i, segment in enumerate(self.segments)
             for name, array in segment.arrays().items()
         }
-        for name, moments in self.moments.items():
+        for name, moments in self.moments.items() if means else ():
             arrays |= {
-                f"layer/{name}/count": moments.count,
-                f"layer/{name}/scatter": moments.scatter,
+                f"layer/{name}/{part}": getattr(moments, part)
+                for part in ("count", "mean", "scatter", "low")
             }
-            if means:
-                arrays[f"layer/{name}/mean"] = moments.mean
         beside = path.with_suffix(".safetensors")
         write_tensors(beside, arrays, format=FORMAT)
         content = {
@@ -267,12 +269,13 @@ def load(path: str | Path) -> Profile:
 def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profile:
     about = content["about"]
     layers = tuple(content["layers"])
-    moments = {}
-    for name in layers:
-        count, scatter = arrays[f"layer/{name}/count"], arrays[f"layer/{name}/scatter"]
-        mean = arrays.get(f"layer/{name}/mean")
-        if mean is not None:
-            moments[name] = ClassMoments(count, mean, scatter, torch.zeros_like(mean))
+    moments = {
+        name: ClassMoments(
+            *(arrays[f"layer/{name}/{part}"] for part in ("count", "mean", "scatter", "low"))
+        )
+        for name in layers
+        if f"layer/{name}/mean" in arrays
+    }
     return Profile(
         layers=layers,
         shapes=tuple(tuple(shape) for shape in content["shapes"]),

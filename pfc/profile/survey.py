@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.profile.batches import Batch, cut
+from pfc.profile.result import warn
 from pfc.taps import (
     CLASSIFIER_INPUT,
     KNOWN_BLOCKS,
@@ -17,6 +18,7 @@ from pfc.taps import (
     Pool,
     Run,
     Watch,
+    all_tensors,
     choose,
     first_tensor,
     module_names,
@@ -122,7 +124,7 @@ def survey(
     chosen, wants_input = choose(model, layers)
     head_names = _head_candidates(model, classifier)
     runs, result = _trial(model, {**head_names, **chosen}, batch)
-    last = _last_linear(runs, head_names, result, named=classifier is not None)
+    last = _classifier(runs, head_names, result, named=classifier is not None)
     end = None if layers is not None or last is None else runs.index(last)  # logits are no features
     taps = [run for run in runs[:end] if run.name in chosen]
     if layers is None:
@@ -183,21 +185,40 @@ def _tried(result: Any, batch: Batch) -> int:
     return len(batch) if whole else min(FEW, len(batch))
 
 
-def _last_linear(
+def _classifier(
     runs: list[Run], heads: Mapping[str, nn.Linear], result: Any, *, named: bool
 ) -> Run | None:
-    """The last linear layer that ran on one vector a sample and made the model's number of outputs."""
-    out = first_tensor(result)
-    for run in reversed(runs):
-        if run.name not in heads or run.output is None or run.output.ndim != 2:
-            continue
-        if named or (out is not None and out.shape == run.output.shape):
-            if [other.name for other in runs].count(run.name) > 1:
-                break  # which of its inputs would be the features?
-            return run
+    """The run of the linear layer that gave the model's answer; one that ran twice is none."""
+    names = [run.name for run in runs]
+    linear = [
+        run for run in runs if run.name in heads and run.output is not None and run.output.ndim == 2
+    ]
+    once = [run for run in linear if names.count(run.name) == 1]
     if named:
-        raise ValueError(f"classifier {next(iter(heads))!r} did not run once, on one vector a sample")
-    return None
+        if not once:
+            raise ValueError(
+                f"classifier {next(iter(heads))!r} did not run once, on one vector a sample"
+            )
+        return once[-1]
+    tensors = all_tensors(result)
+    logits = {name: t for name, t in tensors.items() if name.rpartition(".")[2] == "logits"}
+    found = [run for run in once if any(_gave(run, t) for t in (logits or tensors).values())]
+    if len(found) > 1:
+        warn(
+            f"the model returns what {' and '.join(r.name for r in found)} gave: name one as classifier="
+        )
+    return found[0] if len(found) == 1 else None
+
+
+def _gave(run: Run, answer: Tensor) -> bool:
+    """Whether a returned tensor is this layer's output, or the probabilities made of it."""
+    out = run.output
+    if out is None or out.numel() != answer.numel() or not answer.is_floating_point():
+        return False
+    if answer.data_ptr() == out.data_ptr():
+        return run.version == writes(out)
+    made = (out.log_softmax(1), out.softmax(1), out.sigmoid())
+    return any(torch.allclose(answer, p.view_as(answer), rtol=1e-3, atol=1e-6) for p in made)
 
 
 def _automatic(taps: list[Run], pool: Pool, size: int) -> dict[str, tuple[Run, Tensor]]:

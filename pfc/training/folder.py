@@ -2,11 +2,12 @@
 
 import json
 import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfc.files import read_json, read_tensors, write_json, write_tensors, write_text
 from pfc.training.trainer import Epoch, Trainer
@@ -36,13 +37,12 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds a run that is not to be resumed, or another one.
         """
-        for torn in (path for pattern in TORN for path in self.path.rglob(pattern)):
-            torn.unlink()
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
             self._compare(read_json(self.path / "config.json"))
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
+            self._sweep()
         else:
             where = {"device": str(run.device), "threads": run.threads}
             about = {"format": FORMAT, **self.about, **where, **environment()}
@@ -51,14 +51,20 @@ class RunFolder:
         self._cut_history(done)
         return done
 
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing, where runs write and nowhere else."""
+        for place in (self.path, self.path / "profiles", self.path / "weights"):
+            for pattern in TORN:
+                for torn in place.glob(pattern):
+                    torn.unlink()
+
     def _compare(self, old: dict[str, Any]) -> None:
         if old.get("format") != FORMAT:
             raise ValueError(f"{self.path}/config.json has format {old.get('format')!r}, not {FORMAT!r}")
-        for name, value in self.about.items():
-            if old.get(name) != value:
-                raise ValueError(
-                    f"{self.path} holds another run: its {name} is {old.get(name)}, not {value}"
-                )
+        for name, was, now in _differences(old, self.about):
+            raise ValueError(
+                f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
+            )
 
     def keep(self, run: Trainer, epoch: Epoch, *, keep_weights: bool) -> None:
         """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
@@ -91,7 +97,7 @@ class RunFolder:
         if about.get("format") != FORMAT:
             raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
         part = _by_prefix(tensors)
-        run.net.load_state_dict(part["model"])
+        fill(run.net, part["model"], path)
         for name, parameter in run.net.named_parameters():
             if name in part.get("momentum", {}):
                 momentum = part["momentum"][name].to(parameter)
@@ -100,6 +106,15 @@ class RunFolder:
         if "cuda" in part["random"]:
             torch.cuda.set_rng_state(part["random"]["cuda"], run.device)
         return int(about["epoch"])
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two configurations differ: the innermost name, the old value and the new."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in new.items():
+            yield from _differences(old.get(key), value, key)
+    elif old != new:
+        yield name, old, new
 
 
 def _state(run: Trainer) -> dict[str, Tensor]:
@@ -120,6 +135,23 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         prefix, name = key.split("/", 1)
         parts.setdefault(prefix, {})[name] = tensor
     return parts
+
+
+def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights from a file into a network.
+
+    Args:
+        net: The network.
+        weights: Its state dict.
+        path: Where the weights come from, for the message.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this network: {error}") from None
 
 
 def environment() -> dict[str, Any]:

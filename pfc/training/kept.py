@@ -1,5 +1,6 @@
 """Read a run from its folder."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from pfc import data as sets
 from pfc.files import read_json, read_tensors
 from pfc.profile import Profile, load
-from pfc.training.folder import FORMAT, history
+from pfc.training.folder import FORMAT, fill, history
 from pfc.training.recipes import Recipe
 
 
@@ -30,6 +31,9 @@ class Run:
         self.config = read_json(self.folder / "config.json")
         if self.config.get("format") != FORMAT:
             raise ValueError(f"{folder} has format {self.config.get('format')!r}; this reads {FORMAT!r}")
+        for part in ("recipe", "data"):
+            if not isinstance(self.config.get(part), dict):
+                raise ValueError(f"{folder}/config.json lacks its {part}")
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -69,7 +73,27 @@ class Run:
         told = self.config["data"]
         if split in {None, told["split"]}:
             return sets.load(told["spec"], told["split"], told["limit"], told["seed"])
-        return sets.load(told["spec"], str(split))
+        return self.normalised(sets.load(told["spec"], str(split)))
+
+    def normalised(self, images: sets.Images) -> sets.Images:
+        """Other images with the constants that this run was trained with.
+
+        Args:
+            images: Of the run's number of channels.
+
+        Returns:
+            The same images.
+
+        Raises:
+            ValueError: If they have another number of channels.
+        """
+        told = self.config["data"]["normalisation"]
+        constants = sets.Normalisation(tuple(told["mean"]), tuple(told["std"]), told["source"])
+        if images.shape[0] != len(constants.mean):
+            raise ValueError(
+                f"{self.folder} was trained on {len(constants.mean)} channel(s), not {images.shape[0]}"
+            )
+        return replace(images, normalisation=constants)
 
     def network(self, epoch: int | None = None) -> nn.Module:
         """The network with the weights of an epoch.
@@ -87,6 +111,8 @@ class Run:
         kept = {int(path.stem.split("-")[1]): path for path in paths}
         if not kept or (epoch is not None and epoch not in kept):
             raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
-        net = self.recipe.build(self.data())
-        net.load_state_dict(read_tensors(kept[max(kept) if epoch is None else epoch])[0])
+        path = kept[max(kept) if epoch is None else epoch]
+        told = self.config["data"]
+        net = self.recipe.network(tuple(told["shape"]), told["classes"])
+        fill(net, read_tensors(path)[0], path)
         return net

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from pfc.data import Images
-from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise
+from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise, check
 
 OURS = "ours; the paper does not say"
 PAPER = "arXiv 2405.00985, Sec. IV-A"
@@ -73,11 +73,17 @@ class Recipe:
         for name, least in (("epochs", 1), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("momentum", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check(self.blocks, self.width, self.form, self.normalise, self.zero_start, self.head)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
+        if not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(f"milestones are fractions between 0 and 1, got {self.milestones}")
 
     @property
     def sources(self) -> dict[str, str]:
@@ -95,16 +101,19 @@ class Recipe:
 
     def build(self, data: Images, seed: int = 0) -> FCResNet | ConvResNet:
         """Make the network for these images, its first weights drawn from `seed`."""
-        C, H, W = data.shape
-        K = len(data.classes)
+        return self.network(data.shape, len(data.classes), seed)
+
+    def network(self, shape: tuple[int, int, int], classes: int, seed: int = 0) -> FCResNet | ConvResNet:
+        """Make the network for images of a shape (channels, height, width) and a number of classes."""
+        C, H, W = shape
         how: dict[str, Any] = {
             name: getattr(self, name) for name in ("width", "form", "normalise", "zero_start")
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.net == "fc":
-                return FCResNet(C * H * W, K, blocks=self.blocks[0], **how)
-            return ConvResNet(C, (H, W), K, blocks=self.blocks, head=self.head, **how)
+                return FCResNet(C * H * W, classes, blocks=self.blocks[0], **how)
+            return ConvResNet(C, (H, W), classes, blocks=self.blocks, head=self.head, **how)
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 1."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfc.data import Images
+from pfc.place import device_of
 from pfc.profile import Profile, measure
 from pfc.training.recipes import Recipe
 
@@ -56,7 +57,11 @@ class Trainer:
     ) -> None:
         if precision not in {"float32", "bfloat16"}:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
-        self.device = torch.device(device) if device else next(net.parameters()).device
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        if not 0 <= seed < 2**40:
+            raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
+        self.device = device_of(device, net)
         self.net = net.to(self.device)
         self.data = data.to(self.device)
         self.recipe, self.seed, self.precision = recipe, seed, precision
@@ -90,6 +95,8 @@ class Trainer:
                 "limit": self.data.limit,
                 "seed": self.data.seed,
                 "samples": len(self.data),
+                "shape": list(self.data.shape),
+                "classes": len(self.data.classes),
                 "normalisation": asdict(self.data.normalisation),
             },
             "seed": self.seed,
@@ -159,11 +166,11 @@ def objective(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], loss: str) -
 @contextmanager
 def _processor(threads: int) -> Iterator[None]:
     """So many threads, and numbers below 1e-38 as zero: they make small weights slow."""
-    before = torch.get_num_threads()
+    before, flushed = torch.get_num_threads(), float(torch.tensor(1e-40) * 1) == 0
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed)
         torch.set_num_threads(before)
