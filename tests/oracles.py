@@ -19,7 +19,7 @@ def naive_moments(H, y, K):
 
 
 def weights(y, weighting):
-    """Weight of each sample, MATH 0.1: they sum to 1."""
+    """Weight of each sample: they sum to 1."""
     y = np.asarray(y)
     present, counts = np.unique(y, return_counts=True)
     size = dict(zip(present, counts, strict=True))
@@ -29,7 +29,7 @@ def weights(y, weighting):
 
 
 def covariances(H, y, weighting="class"):
-    """Sigma_W, Sigma_B and Sigma_T as D x D matrices, sample by sample (MATH 0.1)."""
+    """Sigma_W, Sigma_B and Sigma_T as D x D matrices, sample by sample."""
     H, y = np.asarray(H, dtype=np.float64), np.asarray(y)
     w = weights(y, weighting)
     means = {k: H[y == k].mean(axis=0) for k in np.unique(y)}
@@ -46,7 +46,7 @@ def covariances(H, y, weighting="class"):
 
 
 def naive_row(H, y, weighting="class", W=None, b=None):
-    """All metrics of one layer (MATH 1.3 to 1.5), only classes that occur."""
+    """All metrics of one layer by their definitions, only classes that occur."""
     H, y = np.asarray(H, dtype=np.float64), np.asarray(y)
     within, between, _ = covariances(H, y, weighting)
     classes = np.unique(y)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-# MATH section 9, O1: three classes of two samples in the plane.
+# Known answers O1: three classes of two samples in the plane.
 O1_H = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 4], [-1, -1], [-3, -1]], dtype=torch.float64)
 O1_Y = torch.tensor([0, 0, 1, 1, 2, 2])
 O1_W = torch.tensor([[1.0, 0], [0, 1], [-1, -1]], dtype=torch.float64)

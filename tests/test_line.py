@@ -24,7 +24,7 @@ def crossings(A, B, y, weighting="class", batch=17):
 
 
 def nearest_frame(M):
-    """MATH 2.4 with the Gram root, on D x K columns."""
+    """The frame nearest to the means, on D x K columns."""
     M = M.T
     centre = M.mean(axis=1, keepdims=True)
     U, S, Vt = np.linalg.svd(M - centre, full_matrices=False)

@@ -64,7 +64,7 @@ def test_span_is_orthonormal_and_keeps_distances():
 
 
 def test_small_singular_values_keep_their_digits():
-    """A squared Gram matrix would lose half of them: MATH 1.3."""
+    """A squared Gram matrix would lose half of them."""
     means = problems.simplex(3, 3) @ torch.diag(torch.tensor([1.0, 1e-7, 0], dtype=torch.float64))
     H = torch.cat([means + 1e-9 * problems.orthogonal(3, s) for s in range(40)])
     y = torch.arange(3).repeat(40)

@@ -49,7 +49,7 @@ def profile():
 
 
 def test_positions_of_a_known_path():
-    points = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0)]  # increments of MATH 1.6's path
+    points = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0)]  # the path 00, 10, 11, 31
     known = {
         "path": [0, 0.25, 0.5, 1],
         "chord": [0, 0.316227766, 0.447213595, 1],

@@ -29,8 +29,8 @@ METRICS = ("pfc1", "pfc2", "pfc3")
 OFF = 3  # samples that may be nearer to another class mean at the last layer
 SECONDS = 90  # a run may take
 
-ISSUE = Recipe(
-    name="issue",
+FIRST = Recipe(
+    name="first",
     data="digits",
     blocks=(5,),
     width=128,
@@ -45,7 +45,7 @@ ISSUE = Recipe(
     weight_decay=1e-3,
 )
 MSE = replace(
-    ISSUE,
+    FIRST,
     name="mse",
     blocks=(10,),
     width=64,
@@ -56,11 +56,11 @@ MSE = replace(
 ENTROPY = replace(MSE, name="entropy", loss="cross-entropy", learning_rate=0.05)
 
 TRIES = [
-    ISSUE,
-    replace(ISSUE, name="issue-decay-1e-2", weight_decay=1e-2),
-    replace(ISSUE, name="issue-ten-blocks", blocks=(10,), width=64),
-    replace(ISSUE, name="issue-no-norm", normalise="none"),
-    replace(ISSUE, name="issue-mse", loss="mse"),
+    FIRST,
+    replace(FIRST, name="first-decay-1e-2", weight_decay=1e-2),
+    replace(FIRST, name="first-ten-blocks", blocks=(10,), width=64),
+    replace(FIRST, name="first-no-norm", normalise="none"),
+    replace(FIRST, name="first-mse", loss="mse"),
     ENTROPY,
     replace(ENTROPY, name="entropy-relu(Wx)", form="relu(Wx)", zero_start=False),
     MSE,
@@ -79,8 +79,8 @@ TRIES = [
 
 
 def difference(recipe: Recipe) -> dict[str, Any]:
-    """Fields in which a recipe differs from the issue's own."""
-    first = asdict(ISSUE)
+    """Fields in which a recipe differs from the first try's."""
+    first = asdict(FIRST)
     return {k: v for k, v in asdict(recipe).items() if k != "name" and v != first[k]}
 
 
@@ -164,7 +164,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 HEAD = (
-    *("try", "differs from the issue's", "seeds", "s", "accuracy", "off", "depth", "PFC1", "PFC2"),
+    *("try", "differs from the first", "seeds", "s", "accuracy", "off", "depth", "PFC1", "PFC2"),
     *("PFC3", "collapsed", "late", "monotone"),
 )
 
