@@ -810,6 +810,8 @@ RETURNED = {
     "log-probabilities": lambda f, h, a: h.log_softmax(1),
     "probabilities": lambda f, h, a: h.softmax(1),
     "logits": lambda f, h, a: h,
+    "cast logits": lambda f, h, a: h.double(),
+    "halved logits": lambda f, h, a: h.bfloat16(),
 }
 
 
