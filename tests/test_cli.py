@@ -173,7 +173,11 @@ def test_help_does_not_pay_for_torch():
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "pfc", "train", "digits", "--out", str(tmp_path / "run")]
+    code = (  # a process started in the background would ignore the signal
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pfc.cli import main; main(['train', 'digits', '--out', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
         assert run.stderr is not None
         while not run.stderr.readline().startswith("epoch 2"):
