@@ -82,7 +82,7 @@ class LineCrossings:
         a, b, overlap = self.first.points, self.last.points, self.first.basis.mT @ self.last.basis
         p = self.first.place[y]
         for end in ENDS:
-            points = _nearest_frame(b) if end == "etf" else b
+            points = nearest_frame(b) if end == "etf" else b
             if points is None:
                 continue
             own = z_B[:, r:] if end == "measured" else points[p]  # b_i
@@ -111,12 +111,19 @@ def _gap(
     return distance - distance.gather(1, p[:, None])
 
 
-def _nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
-    """The simplex equiangular tight frame nearest to the class means; `None` below rank K - 1."""
+def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
+    """The simplex equiangular tight frame nearest to class means; `None` if they span less than K - 1.
+
+    Args:
+        points: The class means in any orthonormal coordinates.
+
+    Returns:
+        The frame around the same centre, of the nearest size, or `None`.
+    """
     K, centre = len(points), points.mean(0)
-    if points.shape[1] < K - 1:
-        return None
     V, S, U = torch.linalg.svd(points - centre, full_matrices=False)
+    if len(S) < K - 1 or S[K - 2] <= torch.finfo(S.dtype).eps * max(points.shape) * S[0]:
+        return None
     return centre + S[: K - 1].sum() / (K - 1) * V[:, : K - 1] @ U[: K - 1]
 
 

@@ -1,6 +1,6 @@
 """Consecutive layers of one shape, and what pairs them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from pfc.line import ENDS, End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
+from pfc.theory.geodesic import Certificate, Line, OnLine
 
 Position = Literal["path", "chord", "proj", "index"]
 ARRAYS = ("count", "scatter", "cross", "means", "steps")
@@ -99,6 +100,49 @@ class Segment:
         else:
             raise ValueError(f"kind must be 'path', 'chord', 'proj' or 'index', got {kind!r}")
         return [float(x) for x in s / s[-1]]
+
+    def line(
+        self, t: float | Sequence[float | int] | Float64[Tensor, " T"], end: End = "measured"
+    ) -> OnLine:
+        """The metrics along the straight line from the first to the last layer's features.
+
+        Args:
+            t: Points in [0, 1]: 0 is the first layer, 1 the end.
+            end: What stands at the end: the features as `"measured"`, their class `"means"`, or the
+                simplex equiangular tight frame nearest to these, `"etf"`.
+
+        Returns:
+            PFC1, PFC2 and PFC3 at each t.
+
+        Raises:
+            ValueError: If a t lies outside [0, 1] or the end is unknown.
+        """
+        points = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+        if not bool(((points >= 0) & (points <= 1)).all()):
+            raise ValueError(f"t must lie in [0, 1], got {t}")
+        return self._line(end).at(points)
+
+    def certify(self, end: End = "measured") -> Certificate:
+        """Theorems 1 and 2 on this segment, as verdicts with their numbers.
+
+        Args:
+            end: As for `line`; the theorems themselves speak of `"etf"`.
+
+        Returns:
+            Where PFC1 and PFC2 turn on the line, decided and not sampled.
+        """
+        return self._line(end).certify()
+
+    def _line(self, end: End) -> Line:
+        return Line.of(
+            count=self.count,
+            scatter=self.scatter,
+            cross=self.cross,
+            means=self.means,
+            weighting=self.weighting,
+            end=end,
+            curve=self.curves.get(end),
+        )
 
     def arrays(self) -> dict[str, Tensor]:
         """All that is kept in a file beside the names."""

@@ -1,0 +1,1 @@
+"""What theory predicts of measured features; it sees tensors and moments, never a network or a file."""
