@@ -15,7 +15,7 @@ from pfc import figures as draw
 from pfc.files import read_tensors
 from pfc.profile import Profile, load
 from pfc.profile import measure as measure_layers
-from pfc.training import RECIPES, Recipe, Run, measured_epochs
+from pfc.training import RECIPES, Recipe, Run, fill, measured_epochs
 from pfc.training import train as train_epochs
 
 
@@ -252,11 +252,7 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} gave {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        tensors, _ = read_tensors(weights)
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not fit {source}: {error}") from None
+        fill(model, read_tensors(weights)[0], weights, source)
     return model
 
 

@@ -6,6 +6,7 @@ is to know. The curve of a whole data set is a step function with a few breakpoi
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -62,10 +63,21 @@ class LineCrossings:
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
         """The two bases side by side: both layers are projected on both."""
         return torch.cat([self.first.basis, self.last.basis], dim=1)
+
+    @cached_property
+    def overlap(self) -> Float64[Tensor, "R1 R2"]:
+        """Inner products of the first basis with the last."""
+        return self.first.basis.mT @ self.last.basis
+
+    @cached_property
+    def points(self) -> dict[End, Float64[Tensor, "K R"] | None]:
+        """Class points at each end of the line, in the last basis; `None` where undefined."""
+        b = self.last.points
+        return {"measured": b, "means": b, "etf": nearest_frame(b)}
 
     def update(
         self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
@@ -79,10 +91,8 @@ class LineCrossings:
         """
         self.samples += len(y)
         r = self.first.basis.shape[1]
-        a, b, overlap = self.first.points, self.last.points, self.first.basis.mT @ self.last.basis
-        p = self.first.place[y]
-        for end in ENDS:
-            points = nearest_frame(b) if end == "etf" else b
+        a, overlap, p = self.first.points, self.overlap, self.first.place[y]
+        for end, points in self.points.items():
             if points is None:
                 continue
             own = z_B[:, r:] if end == "measured" else points[p]  # b_i

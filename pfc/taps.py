@@ -215,10 +215,7 @@ class Watch:
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if name in self.fired:
-                raise ValueError(
-                    f"layer {name!r} ran twice in one forward pass, so its output is not one layer's; "
-                    "tap the modules around it"
-                )
+                raise ValueError(ran_twice(name))
             self.fired.append(name)
             tensor = first_tensor(output)
             if tensor is None or not tensor.is_floating_point():
@@ -288,6 +285,14 @@ def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple
 def writes(tensor: Tensor | None) -> int:
     """How often a tensor was written to; -1 where nobody counts (none, or made in inference mode)."""
     return -1 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def ran_twice(name: str) -> str:
+    """What to do about a module that ran more than once in a forward pass."""
+    return (
+        f"layer {name!r} ran twice in one forward pass, so its output is not one layer's; "
+        "tap the modules around it"
+    )
 
 
 def why_silent(model: nn.Module) -> str:

@@ -79,7 +79,7 @@ def measure(
     batches = Batches(data, limit, place)
     total = None if batches.total is None else passes * batches.total
     with undisturbed(unwrapped(model), place), shown("measure", total, enabled=progress) as step:
-        first = FirstPass(model, layers, classifier, pool, classes, segments=segments)
+        first = FirstPass(model, layers, classifier, pool, classes, segments=segments, again=passes == 2)
         done = first.run(batches, step)
         second = SecondPass(first, weighting) if passes == 2 else None
         if second is not None:

@@ -28,6 +28,7 @@ class FirstPass:
         pool: As for `measure`.
         classes: As for `measure`.
         segments: As for `measure`.
+        again: Whether a second pass will have to know the inputs again.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class FirstPass:
         classes: int | None,
         *,
         segments: bool,
+        again: bool,
     ) -> None:
         self.asked = (model, layers, classifier, pool)
-        self.paired = segments
+        self.paired, self.again = segments, again
         self.classes = classes
         self.growing = False
         self.survey: Survey
@@ -60,7 +62,8 @@ class FirstPass:
                 self._begin(batch, batches.classes)
             self._batch = batch.number
             self._make_room(batch)
-            self.inputs.update(batch)
+            if self.again:
+                self.inputs.update(batch)
             self.survey.forward(batch, partial(self._see, batch.labels))
             self._finite(batch)
             done = batch.number + 1
@@ -73,24 +76,21 @@ class FirstPass:
         self.survey = survey(model, batch, layers, classifier, pool)
         if self.classes is None:
             outputs = self.survey.head.out_features if self.survey.head else 1
-            self.classes = (
-                outputs if outputs > 1 else own_classes
-            )  # one logit is two classes, or no class
+            # one logit is two classes, or no class at all
+            self.classes = outputs if outputs > 1 else own_classes
         self.growing = self.classes is None
         K = self.classes or int(batch.labels.present[-1]) + 1
+        place = batch.labels.y.device
         features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
         for names in self.survey.segments if self.paired else []:
             if len(names) > 1:
-                pair = (
-                    names,
-                    SegmentMoments.empty(len(names), K, features[names[0]], self._place(batch)),
-                )
+                pair = (names, SegmentMoments.empty(len(names), K, features[names[0]], place))
                 self.segments.append(pair)
                 self._of_layer.update(dict.fromkeys(names, pair))
                 self.moments.update(zip(names, pair[1].layers, strict=True))
         for name in self.survey.shapes:
             if name not in self.moments:
-                self.moments[name] = ClassMoments.empty(K, features[name], self._place(batch))
+                self.moments[name] = ClassMoments.empty(K, features[name], place)
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
 
     @property
@@ -98,9 +98,6 @@ class FirstPass:
         """Whether the classifier has an output for every class."""
         K = len(next(iter(self.moments.values())).count)
         return self.survey.head is not None and self.survey.head.out_features >= K
-
-    def _place(self, batch: Batch) -> torch.device:
-        return batch.labels.y.device
 
     def _make_room(self, batch: Batch) -> None:
         largest = int(batch.labels.present[-1])

@@ -23,6 +23,7 @@ from pfc.taps import (
     first_tensor,
     module_names,
     pooled,
+    ran_twice,
     trace,
     unwrapped,
     why_silent,
@@ -245,10 +246,7 @@ def _named(
         if name not in names:
             raise ValueError(f"layer {name!r} never ran: {why_silent(model)}")
         if names.count(name) > 1:
-            raise ValueError(
-                f"layer {name!r} ran twice in one forward pass, so its output is not one layer's; "
-                "tap the modules around it"
-            )
+            raise ValueError(ran_twice(name))
     rows = {}
     for run in taps:
         if run.output is None or not run.output.is_floating_point() or not run.output.ndim:

@@ -1,5 +1,6 @@
 """Train by the recipes of Table I, resumably."""
 
+from pfc.training.folder import fill as fill
 from pfc.training.folder import history as history
 from pfc.training.kept import Run as Run
 from pfc.training.loop import measured_epochs as measured_epochs

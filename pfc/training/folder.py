@@ -137,13 +137,14 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = "this network") -> None:
     """Put weights from a file into a network.
 
     Args:
         net: The network.
         weights: Its state dict.
         path: Where the weights come from, for the message.
+        name: What the network is called there.
 
     Raises:
         ValueError: If they do not fit.
@@ -151,7 +152,7 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this network: {error}") from None
+        raise ValueError(f"{path} does not fit {name}: {error}") from None
 
 
 def environment() -> dict[str, Any]:

@@ -56,10 +56,13 @@ class Run:
         Raises:
             ValueError: If there is none yet.
         """
-        paths = sorted((self.folder / "profiles").glob("epoch-*.json"))
+        paths = self._by_epoch("profiles/epoch-*.json")
         if not paths:
             raise ValueError(f"{self.folder} has no profile yet")
-        return {int(path.stem.split("-")[1]): load(path) for path in paths}
+        return {epoch: load(path) for epoch, path in paths.items()}
+
+    def _by_epoch(self, pattern: str) -> dict[int, Path]:
+        return {int(path.stem.split("-")[1]): path for path in sorted(self.folder.glob(pattern))}
 
     def data(self, split: str | None = None) -> sets.Images:
         """The images of the run; of another split all of them.
@@ -107,8 +110,7 @@ class Run:
         Raises:
             ValueError: If no weights were kept at that epoch.
         """
-        paths = sorted((self.folder / "weights").glob("epoch-*.safetensors"))
-        kept = {int(path.stem.split("-")[1]): path for path in paths}
+        kept = self._by_epoch("weights/epoch-*.safetensors")
         if not kept or (epoch is not None and epoch not in kept):
             raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
         path = kept[max(kept) if epoch is None else epoch]
