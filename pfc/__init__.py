@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pfc import data as data
     from pfc import figures as figures
+    from pfc import theory as theory
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
     from pfc.profile import Profile as Profile
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
-    **dict.fromkeys(("data", "figures", "metrics", "moments"), ""),
+    **dict.fromkeys(("data", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Profile", "features", "load", "measure"), "pfc.profile"),
     **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),

@@ -3,20 +3,30 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from math import prod
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
+import torch
 from cyclopts import Parameter
 from torch import nn
 
 from pfc import data as sets
 from pfc import figures as draw
-from pfc.files import read_tensors
+from pfc.files import read_json, read_tensors, write_json
+from pfc.line import End
 from pfc.profile import Profile, load
 from pfc.profile import measure as measure_layers
+from pfc.profile import transport as transport_of
+from pfc.profile.segment import Position
 from pfc.training import RECIPES, Recipe, Run, fill, measured_epochs
 from pfc.training import train as train_epochs
+
+if TYPE_CHECKING:
+    from pfc.theory.transport import Gap
+
+THEORY = "pfc-theory-1"  # format of what theory said, as JSON
 
 
 def _said() -> dict[str, str]:
@@ -65,11 +75,31 @@ class Options:
 USUAL = Options()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Theory:
+    """What theory says of the last run of layers of one shape.
+
+    Args:
+        theory: Also print the theorems' certificates, the path, the law of data separation and the
+            optimal transport, draw them, and keep them as JSON.
+        transport: Samples of the exact optimal transport, at most 5,000; 0 leaves transport out.
+    """
+
+    theory: bool = True
+    transport: int = 2000
+
+
+ALL_THEORY = Theory()
+MOST = 2**27  # numbers of a layer's features that are collected for transport: 512 MB; ours
+
+
 def run(
     recipe: str = "digits",
     /,
     *,
     options: Options = USUAL,
+    theory: Theory = ALL_THEORY,
     changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
 ) -> None:
     """Train until collapse, measure every layer, draw the figures and say what was found.
@@ -77,14 +107,54 @@ def run(
     Args:
         recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
         options: How the run is made.
+        theory: What theory says.
         changes: Instead of the recipe's own.
     """
+    _check(theory)
     kept = Run(_train(recipe, options, changes, resume=True))
     profile = kept.profiles[max(kept.profiles)]
     print(profile)
-    for path in _draw_run(kept, "path"):
+    _tell_theory(profile, kept.network(), kept.data(), theory, options.device, kept.theory_file)
+    for path in _draw_run(kept, "path", theory=theory.theory):
         print(path)
     print(profile.verdict())
+
+
+def _check(theory: Theory) -> None:
+    """Refuse before hours are spent."""
+    if theory.transport == 1 or not 0 <= theory.transport <= 5000:
+        raise ValueError(f"--transport must be 0 or from 2 to 5000 samples, got {theory.transport}")
+
+
+def _tell_theory(
+    profile: Profile,
+    model: nn.Module,
+    images: sets.Images,
+    asked: Theory,
+    device: str | None,
+    path: Path | None,
+) -> None:
+    """Print what theory says of the last segment, and keep it as JSON."""
+    if not asked.theory or not profile.segments:
+        return
+    found = None
+    if asked.transport:
+        most = MOST // prod(profile.shapes[profile.segment().start])
+        few = _fair(images, max(most, len(images.classes)), profile.about["weighting"])
+        exact = max(asked.transport, len(images.classes))
+        found = transport_of(model, few.batches(), profile, exact=exact, device=device)
+    prediction = profile.prediction(transport=found)
+    print(prediction)
+    if path is not None:
+        write_json(path, {"format": THEORY, **prediction.told()})
+
+
+def _fair(images: sets.Images, most: int, weighting: str) -> sets.Images:
+    """So many images at most: as equal a class as can be, or any, as the classes are weighted."""
+    if len(images) <= most or weighting == "class":
+        return sets.subset(images, most)
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
+    return replace(images, images=images.images[some], labels=images.labels[some])
 
 
 def train(
@@ -161,6 +231,7 @@ def measure(
     batch_size: int = 256,
     device: str | None = None,
     out: Path | None = None,
+    theory: Theory = ALL_THEORY,
 ) -> None:
     """Measure every layer of a run, or of any model, on any data.
 
@@ -183,11 +254,13 @@ def measure(
         pool: What becomes of outputs with more than one axis a sample.
         batch_size: Samples in a forward pass.
         device: Such as cpu or cuda.
-        out: Save the profile as this .json file.
+        out: Save the profile as this .json file, and what theory says beside it.
+        theory: What theory says.
 
     Raises:
         ValueError: If an argument has no meaning.
     """
+    _check(theory)
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out must end in .json, got {out}")
     if batch_size < 1:
@@ -215,6 +288,8 @@ def measure(
     print(profile)
     if out is not None:
         profile.save(out)
+    beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
+    _tell_theory(profile, model, images, theory, device, beside)
     if passes == 2 and profile.segments:
         print(profile.verdict())
 
@@ -271,28 +346,70 @@ def figures(
     /,
     *,
     out: Path | None = None,
-    position: Literal["path", "chord", "proj", "index"] = "path",
+    position: Position = "path",
+    end: End = "measured",
+    theory: bool = True,
 ) -> None:
-    """Draw metrics over epochs and over layers, as PNG and SVG.
+    """Draw metrics over epochs and over layers, the path and the certificates, as PNG and SVG.
 
     Args:
         source: A run's folder, or a profile's .json file.
         out: Folder of the figures; `figures` in the run, or beside the profile.
         position: Where a layer stands on the axis from the first to the last of its segment.
+        end: What stands at the end of the predicted line: the measured features, their class means, or
+            the simplex ETF nearest to these.
+        theory: Draw the predicted line, the path and the certificates.
     """
     if source.suffix == ".json":
-        figure = draw.layers(load(source), position=position)
-        paths: Iterator[Path] = iter(draw.save(figure, (out or source.parent) / f"{source.stem}-layers"))
+        beside, stem = source.with_name(f"{source.stem}-theory.json"), f"{source.stem}-"
+        paths = _draw_profile(load(source), position, end, theory, beside, out or source.parent, stem)
     else:
-        paths = _draw_run(Run(source), position, out)
+        paths = _draw_run(Run(source), position, out, end, theory=theory)
     for path in paths:
         print(path)
 
 
 def _draw_run(
-    kept: Run, position: Literal["path", "chord", "proj", "index"], out: Path | None = None
+    kept: Run,
+    position: Position,
+    out: Path | None = None,
+    end: End = "measured",
+    *,
+    theory: bool = True,
 ) -> Iterator[Path]:
     folder = out or kept.folder / "figures"
     profiles: dict[int, Any] = kept.profiles
+    last = profiles[max(profiles)]
     yield from draw.save(draw.training(profiles), folder / "training")
-    yield from draw.save(draw.layers(profiles[max(profiles)], position=position), folder / "layers")
+    yield from _draw_profile(last, position, end, theory, kept.theory_file, folder)
+
+
+def _draw_profile(
+    profile: Profile,
+    position: Position,
+    end: End,
+    theory: bool,
+    told: Path,
+    folder: Path,
+    stem: str = "",
+) -> Iterator[Path]:
+    """Figures of one profile in a folder, each name after the stem."""
+    figure = draw.layers(profile, position=position, end=end if theory else None)
+    yield from draw.save(figure, folder / f"{stem}layers")
+    if theory and profile.segments:
+        found = _kept_transport(told)
+        yield from draw.save(draw.path(profile), folder / f"{stem}path")
+        certified = draw.certificates(profile, transport=found)
+        yield from draw.save(certified, folder / f"{stem}certificates")
+
+
+def _kept_transport(path: Path) -> "Gap | None":
+    """The transport that was computed with a profile, if it was."""
+    from pfc.theory.transport import restored
+
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content.get("format") != THEORY:
+        raise ValueError(f"{path} has format {content.get('format')!r}; this version reads {THEORY!r}")
+    return None if content.get("transport") is None else restored(content["transport"])

@@ -38,6 +38,11 @@ class StepCurve:
     starts: Float64[Tensor, " breaks"]
     stops: Float64[Tensor, " breaks"]
 
+    @property
+    def breakpoints(self) -> Float64[Tensor, " breaks"]:
+        """The times at which the accuracy may change, ascending."""
+        return torch.cat([self.starts, self.stops]).unique()
+
     def accuracy(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
         """Fraction of the samples that are nearest to their own class mean at each t in [0, 1]."""
         started, stopped = (torch.searchsorted(e, t, right=True) for e in (self.starts, self.stops))

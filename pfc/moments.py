@@ -194,9 +194,11 @@ class SegmentMoments:
         zeros = layers[0].count
         return cls(layers, zeros.clone(), zeros.new_zeros(classes, depth - 1, depth - 1))
 
-    def update(self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels) -> None:
-        """Add a batch in place, one feature matrix a layer."""
-        absorb(self.layers, batch, labels, self)
+    def update(
+        self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
+    ) -> Float64[Tensor, "B L L"]:
+        """Add a batch in place, one feature matrix a layer; returns each sample's own Gram matrix."""
+        return absorb(self.layers, batch, labels, self)
 
     def merge(self, other: "SegmentMoments") -> None:
         """Add `other` in place."""
@@ -223,7 +225,7 @@ def absorb(
     batch: Sequence[Float[Tensor, "B D"]],
     labels: BatchLabels,
     segment: SegmentMoments | None = None,
-) -> None:
+) -> Float64[Tensor, "B L L"]:
     """Add a batch to the moments of one or more layers of one shape, tile by tile.
 
     With shift s (the mean so far as float64 has it, or the class's first sample), n samples before whose
@@ -237,6 +239,9 @@ def absorb(
         batch: Features of each layer.
         labels: Their classes.
         segment: Where the statistics that pair the layers go.
+
+    Returns:
+        Each sample's Gram matrix of the increments between the layers; zero without a segment.
 
     Raises:
         ValueError: If the numbers of samples differ or a label is out of range.
@@ -259,6 +264,7 @@ def absorb(
     if segment is not None:
         segment.cross.index_add_(0, labels.y, work.cross).index_add_(0, k, work.lost_cross, alpha=-1)
         segment.steps.index_add_(0, labels.y, work.steps)
+    return work.steps
 
 
 class _Work:

@@ -42,7 +42,7 @@ O2_B = [[4.0, 0], [6, 0], [-3, 4], [-3, 4], [-2, -4], [-2, -6]]
 
 def test_o2_known_answers():
     found = segment(problems.O1_H, O2_B, problems.O1_Y)
-    line = found._line("measured")
+    line = found.ends("measured")
     assert line.within.tolist() == pytest.approx([1, 1 / 3, 2 / 3], rel=1e-12)
     assert line.between.tolist() == pytest.approx([50 / 9, 95 / 9, 236 / 9], rel=1e-12)
     half = found.line(0.5)

@@ -520,12 +520,15 @@ def test_weighting_by_samples():
 
 def test_features_are_collected_in_full():
     model = fc_resnet()
-    H, y = pfc.features(model, POINTS, limit=33)
     want = collected(model, POINTS, ["stem", "blocks.0", "blocks.1", "blocks.2"])
-    assert list(H) == list(want)
+    H, y = pfc.features(model, POINTS)
+    few, y_few = pfc.features(model, POINTS, limit=33)
+    assert list(H) == list(few) == list(want)
     for name in want:
-        assert np.array_equal(H[name].double().numpy(), want[name][:33]), name
-    assert torch.equal(y, torch.cat([y for _, y in POINTS])[:33])
+        assert np.array_equal(H[name].double().numpy(), want[name]), name
+        np.testing.assert_allclose(few[name], want[name][:33], rtol=1e-5, atol=1e-6)  # of other batches
+    assert torch.equal(y, torch.cat([y for _, y in POINTS]))
+    assert torch.equal(y_few, y[:33])
 
 
 # What is refused, with a message that names it

@@ -58,7 +58,7 @@ def load(
         Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """
     if str(spec) == "digits":
-        return _subset(_digits(split), limit, seed)
+        return subset(_digits(split), limit, seed)
     source = replace(find(str(spec), progress), asked=(image_column, label_column))
     if split not in source.schemas:
         have = ", ".join(sorted(source.schemas))
@@ -66,10 +66,23 @@ def load(
     whole = _whole(source, split, progress)
     if split != "train" and "train" in source.schemas:
         whole = replace(whole, normalisation=_whole(source, "train", progress).normalisation)
-    return _subset(whole, limit, seed)
+    return subset(whole, limit, seed)
 
 
-def _subset(whole: Images, limit: int | None, seed: int) -> Images:
+def subset(whole: Images, limit: int | None, seed: int = 0) -> Images:
+    """Some images of a set, as equal a class as can be.
+
+    Args:
+        whole: The set.
+        limit: Images in all; `None` or more than there are means all.
+        seed: Chooses the images; a smaller limit's are among a larger one's.
+
+    Returns:
+        The chosen images in the order of the set.
+
+    Raises:
+        ValueError: If the limit leaves out a class.
+    """
     if limit is None:
         return whole
     present = int(whole.labels.bincount().count_nonzero())

@@ -2,6 +2,8 @@
 
 from pfc.profile.measuring import features as features
 from pfc.profile.measuring import measure as measure
+from pfc.profile.measuring import transport as transport
+from pfc.profile.prediction import Prediction as Prediction
 from pfc.profile.result import Profile as Profile
 from pfc.profile.result import load as load
 from pfc.profile.segment import Segment as Segment

@@ -1,7 +1,7 @@
 """Two forward passes over a classifier: from a model and a loader to the profile of every layer."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,9 @@ from pfc.profile.segment import Segment
 from pfc.profile.survey import Survey, survey
 from pfc.progress import shown
 from pfc.taps import Layers, Pool, undisturbed, unwrapped
+
+if TYPE_CHECKING:
+    from pfc.theory.transport import Gap
 
 
 def measure(
@@ -95,6 +98,7 @@ def features(
     limit: int | None = None,
     pool: Pool = "flatten",
     device: str | torch.device | None = None,
+    progress: bool = True,
 ) -> tuple[dict[str, Float[Tensor, "N D"]], Int64[Tensor, " N"]]:
     """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
 
@@ -105,6 +109,7 @@ def features(
         limit: Stop after so many samples.
         pool: As for `measure`.
         device: As for `measure`.
+        progress: As for `measure`.
 
     Returns:
         Features of each layer by name, one row a sample, and the labels.
@@ -116,12 +121,54 @@ def features(
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     looked: Survey | None = None
-    with undisturbed(unwrapped(model), place):
-        for batch in Batches(data, limit, place):
+    batches = Batches(data, limit, place)
+    with undisturbed(unwrapped(model), place), shown("collect", batches.total, enabled=progress) as step:
+        for batch in batches:
             looked = looked or survey(model, batch, layers, None, pool)
             looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
             labels.append(batch.labels.y.cpu())
+            step(batch.number + 1)
     return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
+
+
+def transport(
+    model: nn.Module,
+    data: Iterable[Any],
+    profile: Profile,
+    i: int = -1,
+    *,
+    exact: int = 2000,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> "Gap":
+    """Is the map from the first to the last layer of a segment an optimal transport map?
+
+    Collects the features of the two layers in full (N x D numbers each, on the CPU).
+
+    Args:
+        model: The one that was measured.
+        data: What it was measured on, or a fair sample of it.
+        profile: What was measured: names the segment, the weighting and the pooling.
+        i: Which segment.
+        exact: As for `pfc.theory.transport.gap`.
+        device: As for `measure`.
+        progress: As for `measure`.
+
+    Returns:
+        Cost, exact optimal transport, and bounds, weighted as the profile is.
+
+    Raises:
+        ValueError: If there is no such segment, or its outputs were pooled by a callable.
+    """
+    from pfc.theory.transport import gap
+
+    chosen, pool = profile.segment(i), profile.about["pool"]
+    if pool not in {"flatten", "mean", "cls"}:
+        raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
+    ends = [chosen.layers[0], chosen.layers[-1]]
+    found, y = features(model, data, ends, pool=pool, device=device, progress=progress)
+    start, end = (found[name] for name in ends)
+    return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
@@ -155,6 +202,7 @@ def assemble(
             moments,
             weighting,
             second.crossings[run[0], run[-1]].curves() if second else {},
+            first.paths[run[-1]],
         )
         for run, moments in first.segments
     )

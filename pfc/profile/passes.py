@@ -16,6 +16,7 @@ from pfc.profile.result import warn
 from pfc.profile.survey import Survey, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
+from pfc.theory.path import PathSample
 
 
 class FirstPass:
@@ -49,6 +50,7 @@ class FirstPass:
         self.survey: Survey
         self.moments: dict[str, ClassMoments] = {}
         self.segments: list[tuple[list[str], SegmentMoments]] = []
+        self.paths: dict[str, PathSample] = {}
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
         self._batch = 0
@@ -86,6 +88,7 @@ class FirstPass:
             if len(names) > 1:
                 pair = (names, SegmentMoments.empty(len(names), K, features[names[0]], place))
                 self.segments.append(pair)
+                self.paths[names[-1]] = PathSample()
                 self._of_layer.update(dict.fromkeys(names, pair))
                 self.moments.update(zip(names, pair[1].layers, strict=True))
         for name in self.survey.shapes:
@@ -119,7 +122,8 @@ class FirstPass:
         names, segment = self._of_layer[name]
         self._kept[name] = H.clone()  # the network may write over it
         if name == names[-1]:
-            segment.update([self._take(each, name) for each in names], labels)
+            gram = segment.update([self._take(each, name) for each in names], labels)
+            self.paths[name].update(gram, labels.y)
 
     def _take(self, name: str, last: str) -> Tensor:
         if name not in self._kept:

@@ -14,11 +14,17 @@ from torch import Tensor
 
 from pfc import metrics
 from pfc.files import read_json, read_tensors, write_json, write_tensors
+from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
-from pfc.profile.segment import Segment
+from pfc.profile.prediction import Prediction
+from pfc.profile.segment import KINDS, Position, Segment
+from pfc.theory.geodesic import Agreement, agreement
+from pfc.theory.separation import Law, fit
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pfc.theory.transport import Gap
 
 FORMAT = "pfc-profile-1"
 COLUMNS = (
@@ -154,6 +160,59 @@ class Profile:
             return math.nan
         return float(kendalltau(range(len(values)), values).statistic)
 
+    def law(self, column: str = "fuzziness", i: int = -1) -> Law:
+        """The law of data separation of He and Su, fitted to a metric over the layers of a segment.
+
+        Args:
+            column: `"fuzziness"`, of which the law speaks, or another metric such as `"pfc1"`.
+            i: Which segment.
+
+        Returns:
+            Its rate a layer, correlation and half-life.
+        """
+        return fit(self._of_segment(column, self.segment(i)))
+
+    def agreement(self, kind: Position = "path", end: End = "measured", i: int = -1) -> Agreement:
+        """How far the measured layers of a segment are from its straight line.
+
+        Args:
+            kind: Where a layer stands, as for `Segment.position`.
+            end: What stands at the line's end, as for `Segment.line`.
+            i: Which segment.
+
+        Returns:
+            The difference of each metric at each layer, and one number a metric.
+        """
+        segment = self.segment(i)
+        nothing = (math.nan,) * len(self.layers)
+        values = {
+            metric: self.columns.get(metric, nothing)[
+                segment.start : segment.start + len(segment.layers)
+            ]
+            for metric in RISES
+        }
+        return agreement(segment.ends(end), segment.position(kind), values)
+
+    def prediction(self, i: int = -1, transport: "Gap | None" = None) -> Prediction:
+        """What theory says of a segment: theorems, agreement with the line, path, law.
+
+        Args:
+            i: Which segment.
+            transport: What `pfc.theory.transport.gap` found for its first and last layer, if anything.
+
+        Returns:
+            Verdicts with their numbers, and a plain sentence each.
+        """
+        segment = self.segment(i)
+        return Prediction(
+            layers=segment.layers,
+            certificates={end: segment.certify(end) for end in ENDS},
+            agreement={kind: self.agreement(kind, i=i) for kind in KINDS},
+            path=segment.path(),
+            laws={c: self.law(c, i) for c in ("fuzziness", "pfc1") if c in self.columns},
+            transport=transport,
+        )
+
     def _of_segment(self, column: str, segment: Segment) -> tuple[float, ...]:
         return self._measured(column)[segment.start : segment.start + len(segment.layers)]
 
@@ -234,7 +293,7 @@ class Profile:
             "layers": list(self.layers),
             "shapes": [list(shape) for shape in self.shapes],
             "columns": {name: [_told(v) for v in values] for name, values in self.columns.items()},
-            "segments": [{"start": s.start, "layers": list(s.layers)} for s in self.segments],
+            "segments": [segment.told() for segment in self.segments],
             "arrays": hashlib.sha256(beside.read_bytes()).hexdigest(),
         }
         write_json(path, content)

@@ -12,8 +12,10 @@ from pfc.line import ENDS, End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
 from pfc.theory.geodesic import Certificate, Line, OnLine
+from pfc.theory.path import Path, PathSample, path_of
 
 Position = Literal["path", "chord", "proj", "index"]
+KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
 ARRAYS = ("count", "scatter", "cross", "means", "steps")
 
 
@@ -32,6 +34,9 @@ class Segment:
             means, in one orthonormal basis of their common span: all their inner products.
         steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
         curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
+        quantiles: Of the path's numbers over samples, as `PathSample.quantiles` gives them; `None` if an
+            earlier version measured.
+        sampled: Samples behind the quantiles.
     """
 
     start: int
@@ -43,6 +48,8 @@ class Segment:
     means: Float64[Tensor, "2 K R"]
     steps: Float64[Tensor, "K L L"]
     curves: Mapping[End, StepCurve] = field(default_factory=dict)
+    quantiles: Float64[Tensor, "C Q"] | None = None
+    sampled: int = 0
 
     @classmethod
     def of(
@@ -52,8 +59,9 @@ class Segment:
         moments: SegmentMoments,
         weighting: Weighting,
         curves: Mapping[End, StepCurve],
+        sample: PathSample | None = None,
     ) -> "Segment":
-        """Read a segment from its moments, and the second pass's curves where there was one."""
+        """Read a segment from its moments, the second pass's curves, and its samples' own paths."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
         equal = torch.full_like(ends[0].count, 1 / len(ends[0].count))
@@ -69,7 +77,19 @@ class Segment:
             means=in_span.reshape(2, len(M) // 2, -1).cpu(),
             steps=moments.steps[seen].cpu(),
             curves=curves,
+            quantiles=None if sample is None else sample.quantiles(weighting),
+            sampled=0 if sample is None else min(sample.seen, sample.kept),
         )
+
+    @property
+    def gram(self) -> Float64[Tensor, "L L"]:
+        """Mean inner products of the increments, weighted as covariances are."""
+        w = class_weights(self.count, self.weighting) / self.count
+        return torch.einsum("k,klm->lm", w, self.steps)
+
+    def path(self) -> Path:
+        """The path from the first layer to the last: length, straightness, energy, angles, curvature."""
+        return path_of(self.layers, self.gram, self.quantiles, self.sampled)
 
     def position(self, kind: Position = "path") -> list[float]:
         """Where each layer stands between the first and the last.
@@ -86,9 +106,7 @@ class Segment:
         Raises:
             ValueError: If the kind is unknown.
         """
-        L = len(self.layers) - 1
-        w = class_weights(self.count, self.weighting) / self.count
-        S = torch.einsum("k,klm->lm", w, self.steps)
+        L, S = len(self.layers) - 1, self.gram
         if kind == "index":
             return [l / L for l in range(L + 1)]
         if kind == "path":
@@ -120,7 +138,7 @@ class Segment:
         points = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
         if not bool(((points >= 0) & (points <= 1)).all()):
             raise ValueError(f"t must lie in [0, 1], got {t}")
-        return self._line(end).at(points)
+        return self.ends(end).at(points)
 
     def certify(self, end: End = "measured") -> Certificate:
         """Theorems 1 and 2 on this segment, as verdicts with their numbers.
@@ -131,9 +149,10 @@ class Segment:
         Returns:
             Where PFC1 and PFC2 turn on the line, decided and not sampled.
         """
-        return self._line(end).certify()
+        return self.ends(end).certify()
 
-    def _line(self, end: End) -> Line:
+    def ends(self, end: End = "measured") -> Line:
+        """The statistics of the two ends of the straight line, all that `line` and `certify` need."""
         return Line.of(
             count=self.count,
             scatter=self.scatter,
@@ -146,11 +165,17 @@ class Segment:
 
     def arrays(self) -> dict[str, Tensor]:
         """All that is kept in a file beside the names."""
-        return {name: getattr(self, name) for name in ARRAYS} | {
+        curves = {
             f"curve/{end}/{part}": getattr(curve, part)
             for end, curve in self.curves.items()
             for part in ("starts", "stops")
         }
+        kept = {} if self.quantiles is None else {"quantiles": self.quantiles}
+        return {name: getattr(self, name) for name in ARRAYS} | curves | kept
+
+    def told(self) -> dict[str, Any]:
+        """What is kept as words and numbers beside the arrays."""
+        return {"start": self.start, "layers": list(self.layers), "sampled": self.sampled}
 
     @classmethod
     def restored(
@@ -169,5 +194,11 @@ class Segment:
         parts = {name: arrays[prefix + name] for name in ARRAYS}
         layers = tuple(told["layers"])
         return cls(
-            start=told["start"], layers=layers, weighting=about["weighting"], curves=curves, **parts
+            start=told["start"],
+            layers=layers,
+            weighting=about["weighting"],
+            curves=curves,
+            quantiles=arrays.get(f"{prefix}quantiles"),
+            sampled=told.get("sampled", 0),
+            **parts,
         )

@@ -1,1 +1,22 @@
 """What theory predicts of measured features; it sees tensors and moments, never a network or a file."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfc.theory import geodesic as geodesic
+    from pfc.theory import path as path
+    from pfc.theory import separation as separation
+    from pfc.theory import transport as transport
+
+__all__ = ["geodesic", "path", "separation", "transport"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'pfc.theory' has no attribute {name!r}")
+    return import_module(f"pfc.theory.{name}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,6 +4,8 @@ Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1 and PFC2 are
 whose coefficients are statistics of the two ends, and every turning point is a root. Nothing is sampled.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +17,9 @@ from torch import Tensor
 from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
 
+METRICS = ("pfc1", "pfc2", "pfc3")
 REAL = 1e-9  # relative imaginary part below which a root is real; ours
+ZERO = 1e-13  # of the size of what is subtracted: a difference below it is round-off; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +48,16 @@ class Theorem1:
         b01: Mean inner product of the class means of the two ends, centred; its statement is inferred,
             the paper's formula is lost.
         align: The same as a cosine, in [-1, 1].
-        slacks: D0, D1, D2 over B00 B11: PFC1' has the sign of -((1-t)^2 D0 + t (1-t) D1 + t^2 D2).
+        d: D0, D1, D2: PFC1' has the sign of -((1-t)^2 D0 + t (1-t) D1 + t^2 D2), so that PFC1 falls on
+            [0, 1] exactly if D0 >= 0, D2 >= 0 and D1 >= -2 sqrt(D0 D2).
+        slacks: The same over B00 B11, which no scale changes.
         monotone: Whether PFC1 falls on [0, 1], exactly; false if the end is undefined.
         turns: Where it turns, inside (0, 1).
     """
 
     b01: float
     align: float
+    d: tuple[float, float, float]
     slacks: tuple[float, float, float]
     monotone: bool
     turns: tuple[float, ...]
@@ -61,17 +68,36 @@ class Theorem2:
     """From where on does PFC2 fall to the end of the line? Theorem 2 of arXiv 2405.00985, certified.
 
     The theorem is local: some t0 < 1 exists from which PFC2 falls. A small transport cost does not make
-    t0 = 0, so only t0 is asserted; its statement is inferred, the paper's formula is lost.
+    t0 = 0 (the example below), so only t0 is asserted; its statement is inferred, the paper's formula is
+    lost. It speaks of an end that is a frame, `"etf"`; for the others the same polynomial decides.
 
     Args:
-        t0: The least t from which on PFC2 falls to the end; NaN if it rises at the end.
+        t0: The least t from which on PFC2 falls to the end; NaN if it rises there.
         radius: 1 - t0.
-        curvature: Second derivative of PFC2^2 / 2 at t = 1 for the end `"etf"`, else NaN.
+        falls: Whether PFC2 falls, or does not change, after its last turning point; false if the end is
+            undefined.
+        curvature: Second derivative of PFC2^2 / 2 at t = 1 for the end `"etf"`, else NaN; it may be 0.
         turns: Where PFC2 turns, inside (0, 1).
+
+    Example:
+        Four means as near to a frame as one likes, their identity an optimal map, and PFC2 rises between
+        t = 1/2 and 3/4 all the same:
+
+        >>> delta, E = 0.01, np.eye(4) - 1 / 4
+        >>> M, N = np.vstack([E, 0 * E]), np.vstack([0 * E, np.diag([2, 1, 0, 0]) @ E])
+        >>> P = N.T @ N - np.trace(N.T @ N) / 3 * E
+        >>> start = M + delta * N - delta**2 * M @ P / 4
+        >>> means = torch.from_numpy(np.stack([start.T, M.T]))
+        >>> none = torch.zeros(2, 4, dtype=torch.float64)
+        >>> line = Line.of(count=none[0] + 1, scatter=none, cross=none[0], means=means,
+        ...     weighting="class", end="etf", curve=None)
+        >>> [round(turn, 2) for turn in line.certify().theorem2.turns], line.certify().theorem1.monotone
+        ([0.5, 0.75], True)
     """
 
     t0: float
     radius: float
+    falls: bool
     curvature: float
     turns: tuple[float, ...]
 
@@ -89,6 +115,24 @@ class Certificate:
     end: End
     theorem1: Theorem1
     theorem2: Theorem2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far measured layers are from the line, each at its position.
+
+    Args:
+        position: Of each layer.
+        difference: For each metric the measured value less the line's, layer by layer; NaN where the
+            position lies outside [0, 1], as that of a chord or a projection may.
+        off: For each metric one number: the root mean square of the inner layers' differences over the
+            whole change of the metric from the first layer to the last; 0 on the line, NaN without an
+            inner layer or a change. Ours.
+    """
+
+    position: tuple[float, ...]
+    difference: Mapping[str, tuple[float, ...]]
+    off: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +218,14 @@ class Line:
 
     def _theorem1(self) -> Theorem1:
         (W0, W01, W1), (B0, B01, B1) = self.within.tolist(), self.between.tolist()
-        D = (W0 * B01 - W01 * B0, W0 * B1 - W1 * B0, W01 * B1 - W1 * B01)
+        D = (_less(W0 * B01, W01 * B0), _less(W0 * B1, W1 * B0), _less(W01 * B1, W1 * B01))
         fall = np.polynomial.Polynomial([D[0], D[1] - 2 * D[0], D[0] - D[1] + D[2]])
         monotone = D[0] >= 0 and D[2] >= 0 and D[1] >= -2 * (D[0] * D[2]) ** 0.5
-        scale = B0 * B1 if B0 * B1 > 0 else float("nan")
+        scale = B0 * B1 if B0 * B1 > 0 else math.nan
         return Theorem1(
             b01=B01,
             align=B01 / scale**0.5,
+            d=D,
             slacks=(D[0] / scale, D[1] / scale, D[2] / scale),
             monotone=bool(monotone),
             turns=() if monotone else _turns(fall),
@@ -189,13 +234,14 @@ class Line:
     def _theorem2(self) -> Theorem2:
         g = self._fall_of_pfc2()
         if g is None:
-            return Theorem2(float("nan"), float("nan"), float("nan"), ())
+            return Theorem2(math.nan, math.nan, False, math.nan, ())
         if self.end == "etf":
             g = np.polynomial.Polynomial(np.cumsum(g.coef)[:-1])  # g = (1 - t) times this
         turns = _turns(g)
-        t0 = turns[-1] if turns else 0.0
-        t0 = t0 if g((t0 + 1) / 2) >= 0 else float("nan")
-        return Theorem2(t0, 1 - t0, self._curvature() if self.end == "etf" else float("nan"), turns)
+        last = turns[-1] if turns else 0.0
+        falls = bool(g((last + 1) / 2) >= 0)
+        t0 = last if falls else math.nan
+        return Theorem2(t0, 1 - t0, falls, self._curvature() if self.end == "etf" else math.nan, turns)
 
     def _fall_of_pfc2(self) -> np.polynomial.Polynomial | None:
         """A polynomial of degree 4 that is positive where PFC2 falls; `None` if undefined."""
@@ -208,7 +254,8 @@ class Line:
         products = np.array([[(G * H).sum() for H in powers] for G in powers])
         r = np.polynomial.Polynomial([np.trace(products[:, ::-1], offset=2 - k) for k in range(5)])
         g = 2 * p.deriv() * r - p * r.deriv()
-        if len(A) == 2 or np.abs(g.coef).max() <= 1e-12 * np.abs((p.deriv() * r).coef).max():
+        size = np.abs(p.coef).max() * np.abs(r.coef).max()
+        if len(A) == 2 or np.abs(g.coef).max() <= ZERO * size:
             return np.polynomial.Polynomial(np.zeros(5))  # two classes are always a frame
         return np.polynomial.Polynomial(g.coef[:5])  # the terms of t^5 cancel
 
@@ -220,13 +267,52 @@ class Line:
         return float((rest**2).sum() / (alpha**2 * (K - 1)))
 
 
+def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequence[float]]) -> Agreement:
+    """Compare the layers of a segment with its line.
+
+    Args:
+        line: Of the segment.
+        position: Of each layer, first and last included.
+        values: `"pfc1"`, `"pfc2"`, `"pfc3"` of each layer, as measured; NaN where one was not.
+
+    Returns:
+        The differences, layer by layer and in one number a metric.
+    """
+    t = torch.tensor(position, dtype=torch.float64)
+    on_line = line.at(t.clamp(0, 1))
+    t = torch.where((t >= 0) & (t <= 1), t, torch.nan)
+    difference, off = {}, {}
+    for metric in METRICS:
+        measured = torch.tensor(values[metric], dtype=torch.float64)
+        gap = torch.where(t.isnan(), torch.nan, measured - getattr(on_line, metric))
+        difference[metric] = tuple(gap.tolist())
+        inner = gap[1:-1][~gap[1:-1].isnan()]
+        off[metric] = float(inner.square().mean().sqrt() / (measured[-1] - measured[0]).abs())
+    return Agreement(tuple(position), difference, off)
+
+
 def _turns(fall: np.polynomial.Polynomial) -> tuple[float, ...]:
     """Roots in (0, 1) at which a polynomial changes its sign, ascending; none if it is undefined."""
     if not np.isfinite(fall.coef).all():
         return ()
-    z = np.asarray(fall.roots(), dtype=complex)
+    z = np.asarray(_inside(fall).roots(), dtype=complex)
     real = z.real[np.abs(z.imag) <= REAL * np.maximum(1, np.abs(z))]
     roots = np.sort(real[(real > 0) & (real < 1)])
     cuts = np.concatenate([[0.0], roots, [1.0]])
     signs = np.sign(fall((cuts[1:] + cuts[:-1]) / 2))
     return tuple(float(root) for root, (a, b) in zip(roots, pairwise(signs), strict=True) if a * b < 0)
+
+
+def _less(a: float, b: float) -> float:
+    """Their difference; 0 where it is round-off."""
+    return a - b if not abs(a - b) <= ZERO * max(abs(a), abs(b)) else 0.0
+
+
+def _inside(fall: np.polynomial.Polynomial) -> np.polynomial.Polynomial:
+    """The polynomial without its roots at 0 and 1, which rounding would move into the interval."""
+    c = fall.coef
+    while len(c) > 1 and abs(c[0]) <= ZERO * np.abs(c).sum():
+        c = c[1:]  # divided by t
+    while len(c) > 1 and abs(c.sum()) <= ZERO * np.abs(c).sum():
+        c = np.cumsum(c)[:-1]  # divided by 1 - t
+    return np.polynomial.Polynomial(c)

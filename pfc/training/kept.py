@@ -45,6 +45,11 @@ class Run:
         return Recipe(**told)
 
     @property
+    def theory_file(self) -> Path:
+        """Where what theory says of the last profile is kept."""
+        return self.folder / "theory.json"
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """A line an epoch: loss, accuracy, learning rate, seconds."""
         return history(self.folder)

@@ -1,0 +1,7 @@
+"""Figures of profiles: data in, a matplotlib figure out."""
+
+from pfc.figures.axes import save as save
+from pfc.figures.paper import layers as layers
+from pfc.figures.paper import training as training
+from pfc.figures.theory import certificates as certificates
+from pfc.figures.theory import path as path

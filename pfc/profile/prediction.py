@@ -1,0 +1,165 @@
+"""What theory says of one segment: certificates, agreement with the line, path, law, transport."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pfc.line import End
+from pfc.profile.segment import Position
+from pfc.theory.geodesic import Agreement, Certificate
+from pfc.theory.path import Path
+from pfc.theory.separation import Law
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pfc.theory.transport import Gap
+
+ENDS_IN_WORDS = {
+    "measured": "the measured features",
+    "means": "their class means",
+    "etf": "the nearest simplex ETF",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What theory says of a segment, as verdicts with their numbers; prints itself.
+
+    Args:
+        layers: Names of the segment's layers.
+        certificates: Theorems 1 and 2 on the straight line, for each of its ends.
+        agreement: For each kind of position, how far the measured layers are from the line to the
+            measured features.
+        path: Length, straightness, energy and angles of the residual stream.
+        laws: The law of data separation fitted to `"fuzziness"` (absent after one pass) and `"pfc1"`.
+        transport: Whether the map from the first to the last layer is an optimal transport; `None` if
+            nobody asked.
+    """
+
+    layers: tuple[str, ...]
+    certificates: Mapping[End, Certificate]
+    agreement: Mapping[Position, Agreement]
+    path: Path
+    laws: Mapping[str, Law]
+    transport: "Gap | None" = None
+
+    def table(self) -> "pd.DataFrame":
+        """The certificates, one row for each end of the line.
+
+        Returns:
+            Columns: `align`, the cosine of Theorem 1's assumption; `pfc1_falls`, whether PFC1 falls
+            everywhere; `pfc1_turns`; `pfc2_from`, t0 of Theorem 2; `radius`, 1 - t0; `pfc2_turns`.
+        """
+        import pandas as pd
+
+        rows = {
+            end: {
+                "align": c.theorem1.align,
+                "pfc1_falls": c.theorem1.monotone,
+                "pfc1_turns": c.theorem1.turns,
+                "pfc2_from": c.theorem2.t0,
+                "radius": c.theorem2.radius,
+                "pfc2_turns": c.theorem2.turns,
+            }
+            for end, c in self.certificates.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("end")
+
+    def sentences(self) -> list[str]:
+        """What was found, each in a plain sentence."""
+        if not self.path.length > 0:
+            return ["Nothing moves between the layers: the line is a point, and theory says nothing."]
+        found = [self._theorem1(), self._theorem2(), self._agrees(), *self._of_path()]
+        found += [_of_law(metric, law) for metric, law in self.laws.items()]
+        return found if self.transport is None else [*found, str(self.transport)]
+
+    def __str__(self) -> str:
+        head = f"What theory says of the straight line from {self.layers[0]} to {self.layers[-1]}:"
+        shown = self.table()
+        for column in ("pfc1_turns", "pfc2_turns"):
+            shown[column] = [", ".join(f"{t:.3g}" for t in turns) or "-" for turns in shown[column]]
+        shown["pfc1_falls"] = ["yes" if falls else "no" for falls in shown["pfc1_falls"]]
+        table = shown.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
+        return "\n".join([head, table, *self.sentences()])
+
+    def told(self) -> dict[str, Any]:
+        """All numbers and sentences, as they are kept in a file."""
+        return {
+            "layers": list(self.layers),
+            "certificates": {end: asdict(c) for end, c in self.certificates.items()},
+            "agreement": {kind: asdict(a) for kind, a in self.agreement.items()},
+            "path": self.path.told(),
+            "laws": {metric: asdict(law) for metric, law in self.laws.items()},
+            "transport": None if self.transport is None else self.transport.told(),
+            "sentences": self.sentences(),
+        }
+
+    def _theorem1(self) -> str:
+        told = []
+        for end in ("etf", "measured"):
+            theorem = self.certificates[end].theorem1
+            to = f"on the line to {ENDS_IN_WORDS[end]}"
+            if math.isnan(theorem.align):
+                told.append(f"{to} nothing is defined")
+            elif theorem.monotone:
+                told.append(f"{to} PFC1 falls everywhere (align {theorem.align:+.3f})")
+            else:
+                turns = _listed(theorem.turns) or "nowhere inside"
+                told.append(f"{to} PFC1 does not fall everywhere: it turns at t = {turns}")
+        return f"Theorem 1: {'; '.join(told)}."
+
+    def _theorem2(self) -> str:
+        told = []
+        for end in ("etf", "measured"):
+            theorem = self.certificates[end].theorem2
+            to = f"on the line to {ENDS_IN_WORDS[end]}"
+            if math.isnan(theorem.t0) and not theorem.turns and math.isnan(theorem.radius):
+                told.append(f"{to} PFC2 {'is undefined' if end == 'etf' else 'falls nowhere'}")
+            elif not theorem.falls:
+                told.append(f"{to} PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}")
+            elif theorem.t0 == 0:
+                told.append(f"{to} PFC2 falls everywhere")
+            else:
+                told.append(f"{to} PFC2 falls from t = {theorem.t0:.3g} to the end, not before")
+        return f"Theorem 2: {'; '.join(told)}."
+
+    def _agrees(self) -> str:
+        off = self.agreement["path"].off
+        told = [f"{100 * v:.2g} % of {m.upper()}'s change" for m, v in off.items() if math.isfinite(v)]
+        if not told:
+            return "No inner layer can be compared with the line."
+        return f"Inner layers, placed by their path, stand off the line by {', '.join(told)}."
+
+    def _of_path(self) -> list[str]:
+        path = self.path
+        some = path.over_samples("straightness")
+        median = f" (median over samples {some:.3f})" if math.isfinite(some) else ""
+        told = [
+            f"Path: straightness {path.straightness:.3f}{median}; energy "
+            f"{path.energy / path.chord**2:.3g} times the least possible, {path.speed:.3g} from uneven "
+            f"speed and {path.direction:.3g} from bends."
+        ]
+        turns = [(angle, i) for i, angle in enumerate(path.angles) if math.isfinite(angle)]
+        if turns:
+            angle, i = max(turns)
+            told.append(f"Largest turn: {math.degrees(angle):.0f} degrees at {path.layers[i + 1]}.")
+        return told
+
+
+def _of_law(metric: str, law: Law) -> str:
+    name = "fuzziness" if metric == "fuzziness" else metric.upper()
+    if not math.isfinite(law.rate):
+        return f"Law of data separation: {name} has no two values above zero to fit."
+    if not math.isfinite(law.half_life):
+        return f"Law of data separation: {name} does not change."
+    half = f", halves every {law.half_life:.3g} layers" if law.half_life > 0 else ""
+    return (
+        f"Law of data separation: {name} changes by the factor {law.rate:.3g} a layer{half} "
+        f"(correlation of its logarithm with depth {law.correlation:+.3f})."
+    )
+
+
+def _listed(turns: tuple[float, ...]) -> str:
+    return ", ".join(f"{t:.3g}" for t in turns)
