@@ -73,7 +73,7 @@ def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Floa
     return within_trace(moments, weighting) / between_trace(moments, weighting)
 
 
-def etf_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
+def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     r"""Distance of the class means from a simplex equiangular tight frame (PFC2).
 
     $$ \left\| \frac{G}{\|G\|_F} - \frac{1}{\sqrt{K-1}} \Big(I_K - \tfrac1K 11^\top\Big)
@@ -83,11 +83,12 @@ def etf_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     the weighting elsewhere. Eq. 8 of arXiv 2405.00985, restored from its words and sources.
 
     Args:
-        M: Class means: translating, rotating or scaling them changes nothing.
+        M: Class means, of one layer or of several at once: translating, rotating or scaling them
+            changes nothing.
 
     Returns:
-        A number in $[0, \sqrt2)$: 0 exactly at a simplex ETF, so always 0 for K = 2. NaN if all the
-        means coincide, since nothing then has a direction.
+        A number a layer in $[0, \sqrt2)$: 0 exactly at a simplex ETF, so always 0 for K = 2. NaN if all
+        the means coincide, since nothing then has a direction.
 
     Raises:
         ValueError: If there are fewer than two classes.
@@ -97,12 +98,13 @@ def etf_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
         >>> bool(etf_distance(triangle) < 1e-6)
         True
     """
-    K = len(M)
+    K = M.shape[-2]
     _two_classes(K)
     M = _centred(M)
     G = M @ M.mT
     etf = (torch.eye(K).to(M) - 1 / K) / (K - 1) ** 0.5
-    return torch.linalg.norm(G / torch.linalg.norm(G) - etf)
+    size = torch.linalg.matrix_norm(G, keepdim=True)
+    return torch.linalg.matrix_norm(G / size - etf)
 
 
 def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
@@ -183,10 +185,10 @@ def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
     return cosines[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
 
 
-def _centred(M: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+def _centred(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T K D"]:
     """Means less their mean, at a size whose squares neither overflow nor vanish."""
-    M = M - M.mean(0)
-    return M / M.abs().max() if M.numel() else M
+    M = M - M.mean(-2, keepdim=True)
+    return M / M.abs().amax((-2, -1), keepdim=True) if M.numel() else M
 
 
 def equiangle(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:

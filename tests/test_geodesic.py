@@ -58,6 +58,7 @@ def test_o2_known_answers():
     scale = 50 / 9 * 236 / 9
     known = [235 / 27 / scale, 608 / 27 / scale, 46 / 27 / scale]
     assert theorem1.slacks == pytest.approx(known, rel=1e-12)
+    assert theorem1.d == pytest.approx([235 / 27, 608 / 27, 46 / 27], rel=1e-12)
     assert theorem1.monotone
     assert theorem1.turns == ()
     assert theorem1.align == pytest.approx(95 / 9 / math.sqrt(scale), rel=1e-12)
@@ -99,6 +100,59 @@ def counterexample(delta):
     P = N.T @ N
     P = P - np.trace(P) / 3 * E
     return (M + delta * N - delta**2 * M @ P / 4).T.copy(), M.T.copy()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_collinear_means_leave_the_frame_undefined_and_nothing_else(seed):
+    A, y = problems.features(seed, N=40, D=6, K=4)
+    B, _ = problems.features(seed + 50, N=40, D=6, K=4, spread=0.3)
+    means = torch.stack([B[y == k].mean(0) for k in range(4)])
+    along = torch.tensor([0.0, 1.0, 3.0, -2.0], dtype=F64)[:, None] * B[0]
+    B = B - means[y] + along[y] + 2
+    found = segment(A, B, y)
+    t = [0, 0.3, 0.8, 1]
+    for end in ("measured", "means"):
+        line = found.line(t, end)
+        for i, s in enumerate(t):
+            pfc1, pfc2 = brute(A, B, y, s, end)
+            assert float(line.pfc1[i]) == pytest.approx(pfc1, rel=1e-10, abs=1e-13)
+            assert float(line.pfc2[i]) == pytest.approx(pfc2, rel=1e-10, abs=1e-12)
+    line, verdict = found.line(t, "etf"), found.certify("etf")
+    for metric in (line.pfc1, line.pfc2, line.pfc3):
+        assert metric.isnan().all()
+    for value in (verdict.theorem1.b01, verdict.theorem1.align, verdict.theorem2.t0):
+        assert math.isnan(value)
+    assert not verdict.theorem1.monotone
+    assert not verdict.theorem2.falls
+    assert verdict.theorem1.turns == verdict.theorem2.turns == ()
+    back = segment(B, A, y)
+    assert back.line(0.5, "etf").pfc2.item() == pytest.approx(brute(B, A, y, 0.5, "etf")[1], rel=1e-10)
+
+
+def test_rounding_decides_nothing_where_the_ends_are_the_same():
+    A, y = problems.features(1, N=40, D=6, K=4)
+    for B in (A, A.clone() + 0.0, 3 * A + 1):
+        found = segment(A, B, y)
+        for end in ("measured", "means"):
+            verdict = found.certify(end)
+            assert verdict.theorem1.monotone
+            assert verdict.theorem1.turns == verdict.theorem2.turns == ()
+            assert verdict.theorem2.falls
+            assert verdict.theorem2.t0 == 0
+        assert found.certify().theorem1.d == (0, 0, 0)
+
+
+def test_where_pfc2_rises_at_the_end_its_last_turn_is_told():
+    """From a frame to means that are none: PFC2 falls nowhere, or not to the end."""
+    eye = torch.eye(4, dtype=F64)
+    stretched = torch.diag(torch.tensor([3.0, 1, 1, 1], dtype=F64))
+    found = segment(eye, stretched, torch.arange(4)).certify().theorem2
+    assert (found.falls, found.turns) == (False, ())
+    assert math.isnan(found.t0)
+    shrunk = torch.diag(torch.tensor([0.3, 1, 1, 1], dtype=F64))
+    found = segment(shrunk, stretched, torch.arange(4)).certify().theorem2
+    assert not found.falls
+    assert found.turns == pytest.approx([0.7 / 2.7], rel=1e-9), "where the line passes the frame"
 
 
 def test_o4_a_small_transport_cost_does_not_make_pfc2_monotone():

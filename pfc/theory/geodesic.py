@@ -18,6 +18,7 @@ from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
 
 METRICS = ("pfc1", "pfc2", "pfc3")
+AT_ONCE = 2**20  # numbers of class means at several t, at once; ours
 REAL = 1e-9  # relative imaginary part below which a root is real; ours
 ZERO = 1e-13  # of the size of what is subtracted: a difference below it is round-off; ours
 
@@ -208,9 +209,15 @@ class Line:
         unknown = torch.full_like(t, torch.nan)
         return OnLine(
             pfc1=(self.within @ basis) / (self.between @ basis),
-            pfc2=torch.stack([etf_distance((1 - s) * self.means[0] + s * self.means[1]) for s in t]),
+            pfc2=self._pfc2(t),
             pfc3=unknown if self.curve is None else self.curve.accuracy(t),
         )
+
+    def _pfc2(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
+        """PFC2 of the means at each t, a few at a time."""
+        parts = t.split(max(1, AT_ONCE // self.means[0].numel()))
+        A, B = self.means
+        return torch.cat([etf_distance(torch.lerp(A, B, s[:, None, None])) for s in parts])
 
     def certify(self) -> Certificate:
         """Where PFC1 and PFC2 turn on this line, exactly."""

@@ -1,0 +1,197 @@
+"""What theory says of a segment: agreement with the line, sentences, tables, and how they print."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pfc
+from pfc.files import write_json
+from pfc.theory import transport
+from tests import problems
+from tests.test_profile import Walk
+
+
+@pytest.fixture(scope="module")
+def measured():
+    H, y = problems.features(3, N=80, D=6, K=4, spread=0.8)
+    torch.manual_seed(0)
+    net = pfc.FCResNet(6, 4, width=8, blocks=4, zero_start=False)
+    return net, [(H.float(), y)], pfc.measure(net, [(H.float(), y)], progress=False)
+
+
+class OnTheLine(nn.Module):
+    """Moves every sample a part of its way to the nearest corner of a frame, along one straight line."""
+
+    def __init__(self, times, end):
+        super().__init__()
+        self.end = end
+        self.layers = nn.ModuleList(Stop(t) for t in times)
+
+    def forward(self, x):
+        for layer in self.layers:
+            layer(x, self.end)
+
+
+class Stop(nn.Module):
+    """One point of the line."""
+
+    def __init__(self, t):
+        super().__init__()
+        self.t = t
+
+    def forward(self, x, end):
+        return (1 - self.t) * x + self.t * end
+
+
+def test_layers_on_the_line_agree_with_it_wherever_they_stand():
+    A, y = problems.features(5, N=50, D=6, K=3)
+    B, _ = problems.features(6, N=50, D=6, K=3, spread=0.3)
+    times = [0.0, 0.1, 0.45, 0.8, 1.0]
+    profile = pfc.measure(OnTheLine(times, B), [(A, y)], layers="layers.*", progress=False)
+    for kind in ("path", "chord", "proj"):
+        found = profile.agreement(kind)
+        assert found.position == pytest.approx(times, abs=1e-12)
+        for metric in ("pfc1", "pfc2", "pfc3"):
+            assert found.difference[metric] == pytest.approx([0] * 5, abs=1e-10)
+            assert found.off[metric] == pytest.approx(0, abs=1e-10)
+    index = profile.agreement("index")
+    assert max(map(abs, index.difference["pfc1"])) > 1e-3
+    path = profile.segment().path()
+    assert path.straightness == pytest.approx(1, abs=1e-12)
+    assert path.over_samples("straightness", 0) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("end", ["measured", "means", "etf"])
+def test_differences_and_their_one_number_are_what_they_say(measured, end):
+    _, _, profile = measured
+    table = profile.table()
+    for kind in ("path", "chord", "proj", "index"):
+        found = profile.agreement(kind, end)
+        position = np.array(profile.segment().position(kind))
+        inside = (position >= 0) & (position <= 1)
+        for metric in ("pfc1", "pfc2", "pfc3"):
+            values = table[metric].to_numpy()[:5]
+            line = getattr(profile.segment().line(position.clip(0, 1).tolist(), end), metric).numpy()
+            known = np.where(inside, values - line, np.nan)
+            np.testing.assert_allclose(found.difference[metric], known, rtol=1e-12, atol=1e-15)
+            inner = known[1:-1][inside[1:-1]]
+            off = math.sqrt((inner**2).mean()) / abs(values[-1] - values[0])
+            assert found.off[metric] == pytest.approx(off, rel=1e-12)
+    if end == "measured":
+        assert found.difference["pfc1"][0] == pytest.approx(0, abs=1e-12)
+        assert found.difference["pfc3"][-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_layer_beside_the_line_has_no_difference():
+    """On a path that overshoots, the chord's position passes 1: there is no line there."""
+    H, y = problems.features(1, D=2)
+    profile = pfc.measure(
+        Walk([(0.0, 0.0), (3.0, 0.0), (-2.0, 0.0)]), [(H, y)], layers="steps.*", progress=False
+    )
+    found = profile.agreement("chord")
+    assert found.position == pytest.approx([0, 3, 1])
+    assert math.isnan(found.difference["pfc1"][1])
+    assert math.isnan(found.off["pfc1"])
+
+
+def test_after_one_pass_pfc3_is_nan_and_fuzziness_left_out(measured):
+    net, data, _ = measured
+    profile = pfc.measure(net, data, passes=1, progress=False)
+    assert all(map(math.isnan, profile.agreement().difference["pfc3"]))
+    assert set(profile.prediction().laws) == {"pfc1"}
+    assert "PFC3" not in str(profile.prediction())
+    with pytest.raises(ValueError, match="fuzziness was not measured"):
+        profile.law()
+
+
+def test_laws_are_fitted_to_the_layers_of_the_segment(measured):
+    _, _, profile = measured
+    values = profile.table()["fuzziness"].to_numpy()[:5]
+    slope = np.polyfit(range(5), np.log(values), 1)[0]
+    assert math.log(profile.law().rate) == pytest.approx(slope, rel=1e-10)
+    assert profile.law("pfc1").layers == 5
+
+
+def test_a_prediction_tells_its_numbers(measured, tmp_path):
+    net, data, profile = measured
+    found = pfc.profile.transport(net, data, profile, progress=False)
+    prediction = profile.prediction(transport=found)
+    text = str(prediction)
+    for words in ("from stem to blocks.3", "measured", "means", "etf", "Theorem 1: ", "Theorem 2: "):
+        assert words in text
+    for sentence in prediction.sentences():
+        assert sentence in text
+    table = prediction.table()
+    certificate = profile.segment().certify("etf")
+    assert table.loc["etf", "align"] == certificate.theorem1.align
+    assert table.loc["etf", "pfc2_from"] == certificate.theorem2.t0
+    assert table.loc["measured", "pfc1_falls"] == profile.segment().certify().theorem1.monotone
+    write_json(tmp_path / "t.json", prediction.told())
+    told = json.loads((tmp_path / "t.json").read_text())
+    assert told["certificates"]["etf"]["theorem1"]["b01"] == certificate.theorem1.b01
+    assert told["path"]["straightness"] == profile.segment().path().straightness
+    assert told["sentences"] == prediction.sentences()
+    assert transport.restored(told["transport"]) == found
+
+
+def test_transport_is_that_of_the_segments_ends(measured):
+    net, data, profile = measured
+    found = pfc.profile.transport(net, data, profile, progress=False)
+    features, y = pfc.features(net, data, ["stem", "blocks.3"], progress=False)
+    known = transport.gap(features["stem"], features["blocks.3"], y, weighting="class", progress=False)
+    assert found == known
+    assert found.cost <= profile.segment().path().chord ** 2 * (1 + 1e-9), "centred costs no more"
+    odd = replace(profile, about={**profile.about, "pool": "mine"})
+    with pytest.raises(ValueError, match="outputs were pooled by mine: give their features"):
+        pfc.profile.transport(net, data, odd)
+
+
+def test_where_nothing_moves_theory_says_so():
+    H, y = problems.features(3, N=40, D=6, K=4)
+    net = pfc.FCResNet(6, 4, width=8, blocks=3)
+    profile = pfc.measure(net, [(H.float(), y)], progress=False)
+    assert profile.segment().certify().theorem1.monotone
+    assert profile.segment().certify().theorem1.turns == ()
+    assert profile.segment().certify().theorem2.turns == ()
+    assert profile.prediction().sentences() == [
+        "Nothing moves between the layers: the line is a point, and theory says nothing."
+    ]
+    assert math.isnan(profile.agreement().off["pfc1"])
+
+
+def line(A, B, y):
+    """The prediction of two layers."""
+    profile = pfc.measure(OnTheLine([0.0, 1.0], B), [(A, y)], layers="layers.*", progress=False)
+    return profile.prediction().sentences()
+
+
+def test_sentences_of_each_verdict():
+    y = torch.tensor([0, 0, 1, 1])
+    A, B = ([[v] for v in values] for values in ([-1.0, 1, 3, 5], [4.0, 4, 0, 0]))
+    theorem1, theorem2, *_ = line(torch.tensor(A).double(), torch.tensor(B).double(), y)
+    assert (
+        "on the line to the nearest simplex ETF PFC1 does not fall everywhere: it turns at t = 0.5"
+        in (theorem1)
+    )
+    assert "on the line to the measured features PFC1 does not fall everywhere" in theorem1
+    assert theorem2.count("PFC2 falls everywhere") == 2, "two classes are always a frame"
+    eye = torch.eye(3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="one sample"):
+        theorem1, theorem2, *_ = line(eye, eye[[1, 0, 2]], torch.arange(3))
+    assert "to the measured features PFC2 falls from t = 0.5 to the end, not before" in theorem2
+    with pytest.warns(UserWarning, match="one sample"):
+        back = line(
+            eye[[1, 0, 2]] + 0.5 * eye,
+            torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0, 1]]).double(),
+            torch.arange(3),
+        )
+    assert "rises" in back[1] or "falls" in back[1]
+    H, y = problems.features(9, N=40, D=2, K=5)
+    theorem1, theorem2, *_ = line(H, 2 * H + 1, y)
+    assert "on the line to the nearest simplex ETF nothing is defined" in theorem1
+    assert "on the line to the nearest simplex ETF PFC2 is undefined" in theorem2
