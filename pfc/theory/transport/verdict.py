@@ -30,8 +30,8 @@ class Gap:
         features: Of a sample.
         weighting: What a class counts.
         cost: Of the whole set, $\sum_i w_i \|a_i - b_i\|^2$.
-        shift: Distance of the two means, which centring took off; squared, it is what any map between the
-            clouds as given costs besides.
+        shift: Distance of the two means, which centring took off; squared, it is what any map between
+            the clouds as given costs besides.
         exact: Optimal transport of the whole set or of a subset, as it says itself.
         gelbrich: Proven upper bound of the ratio.
         subsets: Gaps of random subsets of growing size: sampled.
