@@ -1,0 +1,184 @@
+"""Two clouds of the same samples, weighted and centred, read in float64 block by block."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from pfc.metrics import Weighting, class_weights
+
+BLOCK = 2**21  # numbers of one cloud in float64 at a time, 16 MiB; ours
+EPS = float(np.finfo(np.float64).eps)
+
+
+def ratio(cost: float, w2: float) -> float:
+    """Cost over optimal cost: infinite if only the optimal one is zero, NaN if both are."""
+    if w2 > 0:
+        return cost / w2
+    return math.inf if cost > 0 else math.nan
+
+
+def times(ratio: float) -> str:
+    """A ratio in words, that shows an excess over 1 however small."""
+    tiny = 1 < ratio < 1.0005
+    return f"1 + {ratio - 1:.1e} times" if tiny else f"{ratio:.4g} times"
+
+
+@dataclass(frozen=True, eq=False)
+class Clouds:
+    """The samples before and after a map.
+
+    Args:
+        start: Features before, a row a sample, in any float type.
+        end: Features after.
+        weighting: What a class counts.
+        w: Weight of each sample; they sum to 1.
+        means: Weighted means of the two clouds; every block has them taken off.
+        labels: Class of each sample, renumbered to those that occur; `None` if nobody knows.
+    """
+
+    start: Float[Tensor, "N D"]
+    end: Float[Tensor, "N D"]
+    weighting: Weighting
+    w: Float64[Tensor, " N"]
+    means: Float64[Tensor, "2 D"]
+    labels: Int64[Tensor, " N"] | None
+
+    @classmethod
+    def of(cls, start: Tensor, end: Tensor, y: Tensor | None, weighting: Weighting) -> "Clouds":
+        """Two clouds, checked.
+
+        Args:
+            start: Features before the map.
+            end: Features after it.
+            y: Labels, or `None`.
+            weighting: What a class counts.
+
+        Returns:
+            The clouds.
+
+        Raises:
+            ValueError: If shapes, types, labels or the weighting do not fit, or a number is not finite.
+        """
+        _check_shapes(start, end)
+        labels = None if y is None else _labels(y, len(start))
+        w = _weights(labels, len(start), weighting)
+        start, end = start.detach(), end.detach()
+        means = torch.stack([_mean(start, w, "start"), _mean(end, w, "end")])
+        return cls(start, end, weighting, w, means, labels)
+
+    @property
+    def N(self) -> int:
+        """Samples."""
+        return self.start.shape[0]
+
+    @property
+    def D(self) -> int:
+        """Features of a sample."""
+        return self.start.shape[1]
+
+    @property
+    def count(self) -> np.ndarray:
+        """Samples of each class that occurs."""
+        return np.bincount(np.zeros(self.N, int) if self.labels is None else self.labels.numpy())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all samples weigh the same."""
+        return self.weighting == "sample" or len(set(self.count.tolist())) == 1
+
+    def rows(
+        self, size: int | None = None
+    ) -> Iterator[tuple[slice, Float64[Tensor, "B D"], Float64[Tensor, "B D"]]]:
+        """Blocks of samples: which, and their centred features before and after."""
+        size = size or max(1, BLOCK // self.D)
+        for i in range(0, self.N, size):
+            at = slice(i, min(i + size, self.N))
+            a, b = (_double(x[at]) - m for x, m in zip((self.start, self.end), self.means, strict=True))
+            yield at, a, b
+
+    def columns(
+        self, index: Int64[Tensor, " n"]
+    ) -> Iterator[tuple[Float64[Tensor, "n B"], Float64[Tensor, "n B"]]]:
+        """Blocks of centred features of some samples, before and after."""
+        size = max(1, BLOCK // len(index))
+        for i in range(0, self.D, size):
+            at = slice(i, i + size)
+            a, b = (_double(x[:, at][index]) for x in (self.start, self.end))
+            yield a - self.means[0, at], b - self.means[1, at]
+
+    def cost(self) -> float:
+        r"""Transport cost of the map between the centred clouds, $\sum_i w_i \|a_i - b_i\|^2$."""
+        apart = torch.cat([(b - a).square().sum(1) for _, a, b in self.rows()])
+        return float(self.w @ apart)
+
+    def subset(self, size: int, rng: np.random.Generator) -> Int64[Tensor, " n"]:
+        """Random samples that stand for the whole, all of one weight; none twice.
+
+        Args:
+            size: At most so many.
+            rng: Where chance comes from.
+
+        Returns:
+            Indices: any samples if they are weighted by sample, else as many of each class as `size`
+            and the smallest class allow.
+        """
+        if self.weighting == "sample" or self.labels is None:
+            chosen = rng.choice(self.N, size, replace=False)
+        else:
+            labels, count = self.labels.numpy(), self.count
+            each = min(size // len(count), int(count.min()))
+            groups = [np.flatnonzero(labels == k) for k in range(len(count))]
+            chosen = np.concatenate([rng.choice(g, each, replace=False) for g in groups])
+        return torch.from_numpy(np.sort(chosen))
+
+
+def _double(x: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    return x.cpu().double()
+
+
+def _mean(x: Float[Tensor, "N D"], w: Float64[Tensor, " N"], name: str) -> Float64[Tensor, " D"]:
+    size = max(1, BLOCK // x.shape[1])
+    mean = torch.stack([w[i : i + size] @ _double(x[i : i + size]) for i in range(0, len(x), size)]).sum(
+        0
+    )
+    if not mean.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity; features must be finite")
+    return mean
+
+
+def _check_shapes(start: Tensor, end: Tensor) -> None:
+    if start.shape != end.shape or start.ndim != 2:
+        raise ValueError(
+            "start and end must be two N x D tensors of the same samples, "
+            f"got shapes {tuple(start.shape)} and {tuple(end.shape)}"
+        )
+    if not (start.is_floating_point() and end.is_floating_point()):
+        raise ValueError(f"features must be of a float type, got {start.dtype} and {end.dtype}")
+    if len(start) < 2 or not start.shape[1]:
+        raise ValueError(f"need at least 2 samples of at least 1 feature, got {tuple(start.shape)}")
+
+
+def _labels(y: Tensor, N: int) -> Int64[Tensor, " N"]:
+    if y.shape != (N,):
+        raise ValueError(f"y must hold one label for each of {N} samples, got shape {tuple(y.shape)}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y must hold integer labels, got {y.dtype}")
+    if y.min() < 0:
+        raise ValueError(f"labels must not be negative, got {int(y.min())}")
+    return y.cpu().long().unique(return_inverse=True)[1]
+
+
+def _weights(labels: Int64[Tensor, " N"] | None, N: int, weighting: Weighting) -> Float64[Tensor, " N"]:
+    if weighting == "class" and labels is None:
+        raise ValueError("weighting='class' needs the labels y; weighting='sample' does not")
+    labels = torch.zeros(N, dtype=torch.long) if labels is None else labels
+    count = labels.bincount().double()
+    pi = class_weights(count, weighting)
+    if weighting == "class" and len(count) < 2:
+        raise ValueError("weighting='class' needs samples of at least 2 classes, got 1")
+    return (pi / count)[labels]

@@ -1,0 +1,209 @@
+"""All that can be said about a map and optimal transport: what is proven, and what is only sampled."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfc.metrics import Weighting, class_weights
+from pfc.progress import shown
+from pfc.theory.transport.atoms import Atoms, transport_to_means
+from pfc.theory.transport.clouds import Clouds
+from pfc.theory.transport.cycles import LENGTHS, Cycles, draw_cycles
+from pfc.theory.transport.exact import Exact, Subset, assign_at_most, draw_subsets, subset_sizes
+from pfc.theory.transport.gelbrich import Gelbrich, gelbrich
+
+MOST = 5_000  # samples of an assignment: seconds, and 200 MB for the costs; ours
+
+
+@dataclass(frozen=True)
+class Gap:
+    r"""A map's transport cost against the optimal one, of clouds centred by their weighted means.
+
+    Args:
+        samples: Of the whole set.
+        features: Of a sample.
+        weighting: What a class counts.
+        cost: Of the whole set, $\sum_i w_i \|a_i - b_i\|^2$.
+        shift: Distance of the two means, which centring took off; squared, it is what any map between
+            the clouds as given costs besides.
+        exact: Optimal transport of the whole set or of a subset, as it says itself.
+        gelbrich: Proven upper bound of the ratio.
+        subsets: Gaps of random subsets of growing size: sampled.
+        cycles: Random pairs and cycles: a negative one is a proof, the rate is sampled.
+        atoms: The labels' map to the class means; `None` without two classes.
+    """
+
+    samples: int
+    features: int
+    weighting: Weighting
+    cost: float
+    shift: float
+    exact: Exact | None
+    gelbrich: Gelbrich | None
+    subsets: tuple[Subset, ...]
+    cycles: tuple[Cycles, ...]
+    atoms: Atoms | None
+
+    @property
+    def w2(self) -> float:
+        """Squared Wasserstein-2 distance of the whole set; NaN if it was not computed for all of it."""
+        return math.nan if self.exact is None or self.exact.sampled else self.exact.w2
+
+    @property
+    def gap(self) -> float:
+        """Cost less w2 of the whole set, at least 0; NaN if `exact` is of a subset."""
+        return math.nan if self.exact is None or self.exact.sampled else self.exact.gap
+
+    @property
+    def ratio(self) -> float:
+        """Cost over w2 of the whole set, 1 for an optimal map; NaN if `exact` is of a subset."""
+        return math.nan if self.exact is None or self.exact.sampled else self.exact.ratio
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Proven lower and upper bound of the whole set's squared Wasserstein-2 distance."""
+        if not math.isnan(self.w2):
+            return self.w2, self.w2
+        return (self.gelbrich.bound if self.gelbrich else 0.0), self.cost
+
+    def told(self) -> dict[str, Any]:
+        """All numbers as JSON has them; NaN and infinities as strings, which `float` reads."""
+        told: dict[str, Any] = _told(asdict(self))
+        return told
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.samples:,} samples of {self.features:,} features, weighted by {self.weighting}, "
+            f"both clouds centred (their means are {self.shift:.4g} apart): the network's map costs "
+            f"{self.cost:.4g}."
+        )
+        parts = [self.exact, self._growth(), self.gelbrich, *self.cycles, self.atoms]
+        return "\n".join([head, *(str(part) for part in parts if part)])
+
+    def _growth(self) -> str:
+        if not self.subsets:
+            return ""
+        told = ", ".join(f"{s.gap:.3g} +- {s.error:.1g} at {s.size:,}" for s in self.subsets)
+        return (
+            f"The gap of random subsets: {told} samples (sampled; in expectation it never falls with "
+            "the size and never exceeds the gap of the whole set)."
+        )
+
+
+def gap(
+    start: Tensor,
+    end: Tensor,
+    y: Tensor | None = None,
+    *,
+    weighting: Weighting = "sample",
+    exact: int = 2000,
+    certificates: bool = True,
+    directions: int = 4096,
+    seed: int = 0,
+    progress: bool = True,
+) -> Gap:
+    r"""Is the map from the first to the last features of a segment an optimal transport map?
+
+    Assumption 1 of arXiv 2405.00985 says that it is one. Both clouds are first centred by their weighted
+    means, because a common shift moves every map's cost alike and would hide everything in the ratio.
+
+    Args:
+        start: Features before, one sample a row, in any float type; the sums are float64.
+        end: Features of the same samples after, of the same shape.
+        y: Labels; needed to weigh by class, and for the transport to class means.
+        weighting: `"sample"`, every sample the same, or `"class"`, every class the same.
+        exact: Samples of the exact part, at most: all if there are no more and they weigh the same, else
+            a random subset, of equal classes if weighted by class. 0 leaves it and the subsets out.
+        certificates: Whether to bound and sample the whole set besides.
+        directions: The Gelbrich bound works in so many dimensions, at most.
+        seed: Of all that is drawn; not negative.
+        progress: Show how far it has come.
+
+    Returns:
+        Cost, W2^2, gap, ratio and bounds; the ratio is 1 exactly for an optimal map.
+
+    Raises:
+        ValueError: If shapes, types, labels, the weighting or a size do not fit, or features are not
+            finite.
+
+    Example:
+        >>> start, end = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
+        >>> found = gap(start, end, certificates=False, progress=False)
+        >>> found.cost, found.w2
+        (2.25, 0.25)
+    """
+    class_weights(torch.ones(2, dtype=torch.float64), weighting)  # refuses an unknown one
+    clouds = Clouds.of(start, end, y, weighting)
+    _check_sizes(exact, directions, clouds)
+    cost = clouds.cost()
+    stages = _stages(clouds, cost, exact, directions if certificates else 0, seed)
+    found: list[Any] = []
+    with shown("transport", len(stages), enabled=progress) as step:
+        for i, (note, stage) in enumerate(stages):
+            step(i, note)
+            found.append(stage())
+        step(len(stages))
+    return Gap(
+        samples=clouds.N,
+        features=clouds.D,
+        weighting=weighting,
+        cost=cost,
+        shift=float((clouds.means[1] - clouds.means[0]).norm()),
+        exact=_first(found, Exact),
+        gelbrich=_first(found, Gelbrich),
+        subsets=tuple(part for part in found if isinstance(part, Subset)),
+        cycles=tuple(part for part in found if isinstance(part, Cycles)),
+        atoms=_first(found, Atoms),
+    )
+
+
+def _stages(
+    clouds: Clouds, cost: float, exact: int, directions: int, seed: int
+) -> list[tuple[str, Callable[[], Any]]]:
+    """What there is to do, each with a few words; certificates only with `directions`."""
+    rng = np.random.default_rng(seed)
+    stages: list[tuple[str, Callable[[], Any]]] = []
+    if exact:
+        stages.append(("assignment", partial(assign_at_most, clouds, exact, rng)))
+    if not directions:
+        return stages
+    for size in subset_sizes(clouds, exact):
+        stages.append((f"subsets of {size}", partial(draw_subsets, clouds, size, rng)))
+    for length in LENGTHS:
+        if length <= clouds.N:
+            stages.append((f"cycles of {length}", partial(draw_cycles, clouds, length, rng)))
+    if clouds.labels is not None and len(clouds.count) > 1:
+        stages.append(("class means", partial(transport_to_means, clouds)))
+    stages.append(("covariances", partial(gelbrich, clouds, cost, directions, rng)))
+    return stages
+
+
+def _first(found: list[Any], kind: type) -> Any:
+    return next((part for part in found if isinstance(part, kind)), None)
+
+
+def _check_sizes(exact: int, directions: int, clouds: Clouds) -> None:
+    if exact == 1 or not 0 <= exact <= MOST:
+        raise ValueError(
+            f"exact must be 0 or from 2 to {MOST:,} samples, got {exact} (it takes the cube of it)"
+        )
+    if directions < 1:
+        raise ValueError(f"directions must be at least 1, got {directions}")
+    K = len(clouds.count)
+    if 0 < exact < K and clouds.weighting == "class":
+        raise ValueError(f"exact must be 0 or at least one sample of each of {K} classes, got {exact}")
+
+
+def _told(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict):
+        return {name: _told(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_told(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
