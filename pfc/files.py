@@ -1,6 +1,7 @@
 """Files that are old or new, never torn: written beside their place, then moved into it."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,9 +36,18 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
+def plain(value: Any) -> Any:
+    """What JSON can hold: tuples as lists, NaN and the infinities as strings, which `float` reads."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON in one step; NaN and the infinities must be strings already."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Write strict JSON in one step, in the form of `plain`."""
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:

@@ -26,6 +26,13 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+PICTURES = [
+    f"{name}.{kind}"
+    for name in ("certificates", "layers", "path", "training")
+    for kind in ("png", "svg")
+]
+
+
 def refused(capsys, *arguments):
     """What a refused command says: one line, exit code 2."""
     with pytest.raises(SystemExit) as caught:
@@ -44,7 +51,16 @@ def test_the_main_job(capsys, tmp_path):
     assert "Progressive feedforward collapse" in captured.out
     assert "epoch 3: accuracy" in captured.err
     pictures = sorted(p.name for p in (tmp_path / "run" / "figures").iterdir())
-    assert pictures == ["layers.png", "layers.svg", "training.png", "training.svg"]
+    assert pictures == PICTURES
+    for words in (
+        "What theory says of the straight line from stem to blocks.1",
+        "Theorem 1: ",
+        "Path: ",
+    ):
+        assert words in captured.out
+    theory = json.loads((tmp_path / "run" / "theory.json").read_text())
+    assert all(sentence in captured.out for sentence in theory["sentences"])
+    assert theory["transport"]["samples"] == 200
     before = (tmp_path / "run" / "state.safetensors").stat().st_mtime_ns
     main(["run", *SMALL, "--out", str(tmp_path / "run")])
     assert capsys.readouterr().out == captured.out, "a finished run is shown again"
@@ -109,9 +125,7 @@ def test_measure_a_model_of_ones_own(run_folder, capsys, tmp_path, monkeypatch):
 
 def test_figures_of_runs_and_profiles(run_folder, capsys, tmp_path):
     main(["figures", str(run_folder), "--out", str(tmp_path), "--position", "index"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("layers.png", "layers.svg", "training.png", "training.svg")
-    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == PICTURES
     profile = run_folder / "profiles" / "epoch-0003.json"
     main(["figures", str(profile), "--out", str(tmp_path)])
     assert (tmp_path / "epoch-0003-layers.png").exists()

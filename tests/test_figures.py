@@ -19,7 +19,7 @@ from PIL import Image
 
 from pfc import figures
 from pfc.nets import ConvResNet, FCResNet
-from pfc.profile import measure
+from pfc.profile import measure, transport
 from pfc.profile.result import CollapseWarning
 
 METRICS = ("pfc1", "pfc2", "pfc3")
@@ -35,6 +35,11 @@ def batches():
 def net(seed=0, blocks=3, **how):
     torch.manual_seed(seed)
     return FCResNet(36, 3, width=8, blocks=blocks, zero_start=False, **how)
+
+
+def measured_layers(profile, **how):
+    """The layers without the predicted line, which would have its own points and room."""
+    return figures.layers(profile, end=None, **how)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +169,7 @@ def test_training_refuses_what_it_cannot_draw(profile, staged):
 
 @pytest.mark.parametrize("position", ["path", "chord", "proj", "index"])
 def test_layers_stand_at_their_positions(profile, position):
-    figure = figures.layers(profile, position=position)
+    figure = measured_layers(profile, position=position)
     assert len(figure.axes) == 3
     for ax, metric in zip(figure.axes, METRICS, strict=True):
         assert_array_equal(ax.lines[0].get_xdata(), profile.segment().position(position))
@@ -174,7 +179,7 @@ def test_layers_stand_at_their_positions(profile, position):
 
 
 def test_the_last_segment_comes_first(staged):
-    figure = drawn(figures.layers(staged))
+    figure = drawn(measured_layers(staged))
     for row, metric in zip(rows(figure), METRICS, strict=True):
         assert_array_equal(row[0].lines[0].get_ydata(), staged.columns[metric][2:5])
         assert_array_equal(row[1].lines[0].get_ydata(), staged.columns[metric][:2])
@@ -186,7 +191,7 @@ def test_the_last_segment_comes_first(staged):
 
 def test_layers_without_segments_are_counted():
     bare = measure(net(), batches(), segments=False, progress=False)
-    figure = drawn(figures.layers(bare))
+    figure = drawn(measured_layers(bare))
     for ax, metric in zip(figure.axes, METRICS, strict=True):
         assert_array_equal(ax.lines[0].get_xdata(), range(4))
         assert_array_equal(ax.lines[0].get_ydata(), bare.columns[metric])
@@ -198,14 +203,14 @@ def test_layers_that_do_not_move_are_counted():
     torch.manual_seed(0)
     still = measure(FCResNet(36, 3, width=8, blocks=2), batches(), progress=False)
     assert math.isnan(still.segment().position()[0])
-    figure = drawn(figures.layers(still))
+    figure = drawn(measured_layers(still))
     assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 0.5, 1])
     assert "nothing moves" in figure.axes[-1].get_xlabel()
 
 
 def test_names_do_not_overlap_however_many():
     deep = measure(net(blocks=40), batches(), passes=1, progress=False)
-    (top,) = drawn(figures.layers(deep)).axes[0].child_axes
+    (top,) = drawn(measured_layers(deep)).axes[0].child_axes
     boxes = [label.get_window_extent() for label in top.get_xticklabels()]
     assert 10 < len(boxes) < 41
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
@@ -213,7 +218,7 @@ def test_names_do_not_overlap_however_many():
 
 
 def test_long_names_stand_upright_and_whole(staged):
-    figure = drawn(figures.layers(replace(staged, segments=())))
+    figure = drawn(measured_layers(replace(staged, segments=())))
     assert upper(figure.axes[0])[0] == list(staged.layers)
     (top,) = figure.axes[0].child_axes
     assert {label.get_rotation() for label in top.get_xticklabels()} == {90}
@@ -235,12 +240,12 @@ def test_names_are_short_only_where_that_is_clear(profile, names, short):
     n = len(names)
     columns = {metric: profile.columns[metric][:n] for metric in METRICS}
     few = replace(profile, layers=names, segments=(), columns=columns)
-    assert upper(figures.layers(few).axes[0])[0] == short
+    assert upper(measured_layers(few).axes[0])[0] == short
 
 
 def test_a_layer_without_a_finite_value_keeps_its_place(profile):
     gaps = {metric: [math.inf, 2, 1, math.nan] for metric in METRICS}
-    ax = figures.layers(changed(profile, **gaps)).axes[0]
+    ax = measured_layers(changed(profile, **gaps)).axes[0]
     assert ax.get_xlim() == pytest.approx((-0.05, 1.05))
 
 
@@ -248,7 +253,7 @@ def test_a_layer_without_a_finite_value_keeps_its_place(profile):
     ("pfc3", "place"), [([0.9, 0.98, 0.995, 1], 2), ([1, 1, 1, 1], 0), ([1, 1, 1, 0.98], None)]
 )
 def test_the_layer_of_effective_depth_is_marked(profile, pfc3, place):
-    ax = figures.layers(changed(profile, pfc3=pfc3)).axes[2]
+    ax = measured_layers(changed(profile, pfc3=pfc3)).axes[2]
     assert len(ax.lines) == (1 if place is None else 2)
     if place is not None:
         assert ax.lines[1].get_xdata()[0] == profile.segment().position()[place]
@@ -256,7 +261,7 @@ def test_the_layer_of_effective_depth_is_marked(profile, pfc3, place):
 
 
 def test_only_the_segment_that_holds_the_layer_is_marked(staged):
-    last, first = rows(figures.layers(changed(staged, pfc3=[0.9, 0.9, 0.9, 1, 1, 1])))[2]
+    last, first = rows(measured_layers(changed(staged, pfc3=[0.9, 0.9, 0.9, 1, 1, 1])))[2]
     assert [len(last.lines), len(first.lines)] == [2, 1]
     assert last.lines[1].get_xdata()[0] == staged.segment().position()[1]
 
@@ -270,7 +275,7 @@ def test_layers_refuses_an_unknown_position(profile):
 
 
 BOTH = pytest.mark.parametrize(
-    "draw", [figures.layers, lambda profile: figures.training({0: profile})], ids=["layers", "training"]
+    "draw", [measured_layers, lambda profile: figures.training({0: profile})], ids=["layers", "training"]
 )
 
 
@@ -323,7 +328,7 @@ def test_values_that_hardly_differ_are_drawn_flat(profile, draw, values, limits)
     ("values", "minor"), [([2, 1, 0.5, 0.1], {"0.2", "0.5"}), ([1, 0.1, 0.01, 0.001], set())]
 )
 def test_numbers_on_a_logarithmic_axis_are_plain(profile, values, minor):
-    axis = drawn(figures.layers(changed(profile, pfc1=values))).axes[0].yaxis
+    axis = drawn(measured_layers(changed(profile, pfc1=values))).axes[0].yaxis
     assert {"0.1", "1"} <= {label.get_text() for label in axis.get_ticklabels()}
     assert minor <= {label.get_text() for label in axis.get_ticklabels(minor=True)}
     assert bool(minor) == any(label.get_text() for label in axis.get_ticklabels(minor=True))
@@ -384,7 +389,7 @@ def test_both_files_are_written_and_valid(profile, tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes(profile, other, tmp_path):
-    for draw in (figures.layers, lambda p: figures.training({0: other, 3: p})):
+    for draw in (measured_layers, lambda p: figures.training({0: other, 3: p})):
         figure = draw(profile)
         pairs = [
             figures.save(f, tmp_path / str(i)) for i, f in enumerate((figure, draw(profile), figure))
@@ -428,3 +433,103 @@ def test_drawing_leaves_no_global_state(profile, tmp_path):
 def test_importing_figures_is_cheap():
     code = "import sys, pfc.figures; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+# What theory predicts
+
+
+@pytest.mark.parametrize("end", ["measured", "means", "etf"])
+@pytest.mark.parametrize("position", ["path", "index"])
+def test_the_predicted_line_is_the_segments_own(profile, end, position):
+    figure = drawn(figures.layers(profile, position=position, end=end))
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        (line,) = [line for line in ax.lines if line.get_label() == "line"]
+        t, values = line.get_data()
+        assert (t[0], t[-1]) == (0, 1)
+        assert_array_equal(values, getattr(profile.segment().line(t.tolist(), end), metric))
+        breaks = profile.segment().curves[end].breakpoints
+        assert metric != "pfc3" or set(breaks.tolist()) <= set(t.tolist())
+        low, high = ax.get_ylim()
+        finite = values[np.isfinite(values)]
+        assert low <= finite.min()
+        assert finite.max() <= high
+    (legend,) = figure.legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told[0] == "measured layers"
+    assert told[1].startswith("straight line to ")
+
+
+def test_no_line_where_nothing_moves_or_nobody_asked(profile):
+    still = measure(FCResNet(36, 3, width=8, blocks=3), batches(), progress=False)
+    for figure in (figures.layers(still), figures.layers(profile, end=None)):
+        assert not [line for ax in figure.axes for line in ax.lines if line.get_label() == "line"]
+        assert not figure.legends
+    with pytest.raises(
+        ValueError, match="end must be one of 'measured', 'means', 'etf' or None, got 'x'"
+    ):
+        figures.layers(profile, end="x")
+
+
+def test_the_path_shows_its_numbers(profile):
+    energy, angles, straight = drawn(figures.path(profile)).axes
+    path = profile.segment().path()
+    heights = [bar.get_height() for bar in energy.patches]
+    assert heights == pytest.approx([100 * e / path.energy for e in path.energies])
+    assert sum(heights) == pytest.approx(100)
+    median, whole = (line.get_ydata() for line in angles.lines)
+    assert whole == pytest.approx(np.degrees(path.angles))
+    assert median == pytest.approx([np.degrees(path.over_samples(f"angles.{i}")) for i in range(2)])
+    assert straight.lines[0].get_xdata()[50] == path.over_samples("straightness", 0.5)
+    assert straight.lines[1].get_xdata()[0] == path.straightness
+
+
+def test_a_path_without_samples_or_without_movement_is_drawn(profile):
+    older = replace(profile.segment(), quantiles=None, sampled=0)
+    figure = drawn(figures.path(replace(profile, segments=(older,))))
+    assert len(figure.axes[1].lines) == 1
+    still = measure(FCResNet(36, 3, width=8, blocks=3), batches(), progress=False)
+    figure = drawn(figures.path(still))
+    for ax in figure.axes:
+        assert [text.get_text() for text in ax.texts] == ["nothing moves"]
+        assert "nan" not in ax.get_title(loc="left")
+    two = measure(net(blocks=1), batches(), progress=False)
+    texts = [[text.get_text() for text in ax.texts] for ax in drawn(figures.path(two)).axes]
+    assert texts == [[], ["nothing turns: two layers"], []]
+
+
+def test_certificates_show_turns_and_where_theorem_2_holds(profile):
+    figure = drawn(figures.certificates(profile))
+    assert len(figure.axes) == 3
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        lines = {line.get_label(): line for line in ax.lines if line.get_marker() == "None"}
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        for line, dot, end in zip(lines.values(), dots, ("measured", "means", "etf"), strict=True):
+            t, values = line.get_data()
+            assert_array_equal(values, getattr(profile.segment().line(t.tolist(), end), metric))
+            certificate = profile.segment().certify(end)
+            turns = {"pfc1": certificate.theorem1.turns, "pfc2": certificate.theorem2.turns}
+            assert tuple(dot.get_xdata()) == turns.get(metric, ())
+    (shade,) = figure.axes[1].patches
+    assert shade.get_x() == profile.segment().certify("etf").theorem2.t0
+
+
+def test_certificates_show_transport_in_percent_of_the_cost(profile):
+    found = transport(net(), batches(), profile, progress=False)
+    ax = drawn(figures.certificates(profile, transport=found)).axes[3]
+    exact, bound, atoms = (bar.get_height() for bar in ax.patches)
+    assert exact == pytest.approx(100 / found.exact.ratio)
+    assert bound == pytest.approx(100 / found.gelbrich.ratio)
+    assert atoms == pytest.approx(100 / found.atoms.ratio)
+    still_net = FCResNet(36, 3, width=8, blocks=3)
+    still = measure(still_net, batches(), progress=False)
+    same = transport(still_net, batches(), still, progress=False)
+    ax = drawn(figures.certificates(still, transport=same)).axes[3]
+    assert [text.get_text() for text in ax.texts] == ["nothing moves"]
+
+
+def test_certificates_of_an_undefined_end_leave_it_out(profile):
+    collapsed = replace(
+        profile.segment(), means=profile.segment().means.clone().index_fill_(0, torch.tensor(1), 0)
+    )
+    ax = drawn(figures.certificates(replace(profile, segments=(collapsed,)))).axes[0]
+    assert "the nearest ETF" not in [line.get_label() for line in ax.lines]

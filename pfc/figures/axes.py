@@ -39,7 +39,7 @@ STYLE: Any = {
 }
 MARKERS = "os^Dv"  # in turn with depth, for print without colour
 LINE: Any = {"color": "#d1495b", "linewidth": 1.1, "zorder": 1.5}  # what theory predicts
-MEASURED = {"color": "#2b2f77", "linewidth": 0.8, "marker": "o", "markersize": 4}
+MEASURED: Any = {"color": "#2b2f77", "linewidth": 0.8, "marker": "o", "markersize": 4}
 LETTER = 5.0  # points that a letter of a tick's label takes
 LONG = 6  # letters above which names of layers stand upright
 EPS = 0.01  # tolerated error at the layer that is marked; ours, as of `Profile.effective_depth`
@@ -93,12 +93,15 @@ def columns_of(profile: "Profile", position: "Position") -> list[Column]:
         return [Column(0, short(profile.layers), range(len(profile.layers)), "all layers", axis)]
     found = []
     for i, segment in reversed(list(enumerate(profile.segments))):
-        x, axis, moves = segment.position(position), AXES[position], segment
-        if not all(map(math.isfinite, x)):
-            x, axis, moves = segment.position("index"), f"{AXES['index']} (nothing moves)", None
+        x, axis = segment.position(position), AXES[position]
+        moves = all(map(math.isfinite, x))
+        if not moves:
+            x, axis = segment.position("index"), f"{AXES['index']} (nothing moves)"
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, profile.shapes[segment.start]))
         title = f"segment {i + 1} of {n}: shape {shape}" if n > 1 else f"layers of shape {shape}"
-        found.append(Column(segment.start, short(segment.layers), x, title, axis, moves))
+        found.append(
+            Column(segment.start, short(segment.layers), x, title, axis, segment if moves else None)
+        )
     return found
 
 

@@ -34,6 +34,7 @@ _ENDS: dict["End", dict[str, Any]] = {  # how the line to each end looks
 }
 _BAND: Any = {"color": MEASURED["color"], "alpha": 0.18, "linewidth": 0}
 _DOTTED: Any = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
+_PANEL = 130.0  # points that a panel is wide
 _LEVELS = (0.05, 0.5, 0.95)  # of the samples
 
 
@@ -142,13 +143,15 @@ def _angles(ax: "Axes", walked: "Path", names: list[str]) -> None:
     """Turning angle at each inner layer, of the whole and over samples."""
     ax.set_title("turning angle\nat each inner layer")
     if not any(map(math.isfinite, walked.angles)):
-        return _nothing(ax)
+        return _nothing(ax, "nothing turns: two layers" if walked.energy > 0 else "nothing moves")
     n = len(walked.angles)
     low, middle, high = (
         np.degrees([walked.over_samples(f"angles.{i}", q) for i in range(n)]) for q in _LEVELS
     )
-    ax.fill_between(range(n), low, high, **_BAND, label="5 to 95 % of samples")
-    ax.plot(range(n), middle, color=MEASURED["color"], linewidth=0.8, linestyle="--", label="median")
+    if np.isfinite(middle).any():  # earlier versions kept none
+        ax.fill_between(range(n), low, high, **_BAND, label="5 to 95 % of samples")
+        how: Any = {"color": MEASURED["color"], "linewidth": 0.8, "linestyle": "--"}
+        ax.plot(range(n), middle, **how, label="median")
     ax.plot(range(n), np.degrees(walked.angles), **MEASURED, label="whole data set")
     ax.set_ylim(0, None)
     ax.grid(axis="y")
@@ -167,7 +170,8 @@ def _straightness(ax: "Axes", walked: "Path") -> None:
     if all(map(math.isfinite, over)):
         ax.step(over, levels, where="post", color=MEASURED["color"], linewidth=1.2)
     ax.axvline(walked.straightness, color=MEASURED["color"], linewidth=1)
-    ax.set_xlim(min([*over, walked.straightness, 0.95]) - 0.02, 1.0)
+    known = [x for x in (*over, walked.straightness, 0.95) if math.isfinite(x)]
+    ax.set_xlim(min(known) - 0.02, 1.0)
     ax.set_ylim(0, 1)
     ax.grid()
     ax.set_xlabel(f"straightness (upright: {walked.straightness:.3f})")
@@ -177,13 +181,13 @@ def _straightness(ax: "Axes", walked: "Path") -> None:
 
 def _blocks(ax: "Axes", names: list[str]) -> None:
     """Names of blocks along the lower edge, as many as fit."""
-    kept = apart(range(len(names)), names, 130)
+    kept = apart(range(len(names)), names, _PANEL)
     ax.set_xticks(kept, [names[i] for i in kept])
     ax.set_xlabel("block")
 
 
-def _nothing(ax: "Axes") -> None:
-    ax.text(0.5, 0.5, "nothing moves", transform=ax.transAxes, ha="center", color="0.4")
+def _nothing(ax: "Axes", why: str = "nothing moves") -> None:
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", color="0.4")
     ax.set_xticks([])
     ax.set_yticks([])
 

@@ -292,7 +292,7 @@ class Profile:
             "about": dict(self.about),
             "layers": list(self.layers),
             "shapes": [list(shape) for shape in self.shapes],
-            "columns": {name: [_told(v) for v in values] for name, values in self.columns.items()},
+            "columns": dict(self.columns),
             "segments": [segment.told() for segment in self.segments],
             "arrays": hashlib.sha256(beside.read_bytes()).hexdigest(),
         }
@@ -350,11 +350,6 @@ def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profi
 
 def _short(x: float) -> str:
     return f"{x:.4g}"
-
-
-def _told(value: float) -> float | str:
-    """JSON has no NaN and no infinity; as strings they come back by `float`."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _json_path(path: str | Path) -> Path:

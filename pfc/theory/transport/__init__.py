@@ -7,3 +7,4 @@ from pfc.theory.transport.exact import Subset as Subset
 from pfc.theory.transport.gelbrich import Gelbrich as Gelbrich
 from pfc.theory.transport.verdict import Gap as Gap
 from pfc.theory.transport.verdict import gap as gap
+from pfc.theory.transport.verdict import restored as restored

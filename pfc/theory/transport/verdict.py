@@ -1,7 +1,7 @@
 """All that can be said about a map and optimal transport: what is proven, and what is only sampled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -73,9 +73,8 @@ class Gap:
         return (self.gelbrich.bound if self.gelbrich else 0.0), self.cost
 
     def told(self) -> dict[str, Any]:
-        """All numbers as JSON has them; NaN and infinities as strings, which `float` reads."""
-        told: dict[str, Any] = _told(asdict(self))
-        return told
+        """All numbers by name; `restored` reads them, also from JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         head = (
@@ -83,17 +82,35 @@ class Gap:
             f"both clouds centred (their means are {self.shift:.4g} apart): the network's map costs "
             f"{self.cost:.4g}."
         )
-        parts = [self.exact, self._growth(), self.gelbrich, *self.cycles, self.atoms]
+        parts = [self.exact, self._growth(), self.gelbrich, *self._crossings(), self.atoms]
         return "\n".join([head, *(str(part) for part in parts if part)])
 
     def _growth(self) -> str:
         if not self.subsets:
             return ""
+        if not any(s.gap for s in self.subsets):
+            draws = sum(s.draws for s in self.subsets)
+            sizes = f"{self.subsets[0].size:,} to {self.subsets[-1].size:,}"
+            return f"Of {draws} random subsets of {sizes} samples none has a gap (sampled)."
         told = ", ".join(f"{s.gap:.3g} +- {s.error:.1g} at {s.size:,}" for s in self.subsets)
         return (
             f"The gap of random subsets: {told} samples (sampled; in expectation it never falls with "
             "the size and never exceeds the gap of the whole set)."
         )
+
+    def _crossings(self) -> list[str]:
+        """One sentence for all lengths at which no cycle is negative, and one for each other."""
+        none = [c for c in self.cycles if not c.negative]
+        told = [str(c) for c in self.cycles if c.negative]
+        if len(none) < 2:
+            return [*map(str, none), *told]
+        lengths = ", ".join(str(c.length) for c in none[:-1]) + f" or {none[-1].length}"
+        rate = f"{100 * none[0].upper:.2g} %"
+        return [
+            f"None of {none[0].drawn:,} random cycles of {lengths} samples is negative: of each length "
+            f"at most {rate} of all are (sampled, 95 %).",
+            *told,
+        ]
 
 
 def gap(
@@ -200,10 +217,37 @@ def _check_sizes(exact: int, directions: int, clouds: Clouds) -> None:
         raise ValueError(f"exact must be 0 or at least one sample of each of {K} classes, got {exact}")
 
 
-def _told(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, dict):
-        return {name: _told(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_told(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def restored(told: Mapping[str, Any]) -> Gap:
+    """What `Gap.told` told, also where a file kept lists for tuples and strings for what is not finite.
+
+    Args:
+        told: All numbers by name.
+
+    Returns:
+        The same verdict.
+
+    Raises:
+        ValueError: If a part is missing or of the wrong kind.
+    """
+    one = {"exact": Exact, "gelbrich": Gelbrich, "atoms": Atoms}
+    some = {"subsets": Subset, "cycles": Cycles}
+    try:
+        parts: dict[str, Any] = {name: _part(Gap, name, value) for name, value in told.items()}
+        for name, kind in one.items():
+            parts[name] = None if told[name] is None else _restored(kind, told[name])
+        for name, kind in some.items():
+            parts[name] = tuple(_restored(kind, part) for part in told[name])
+        return Gap(**parts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"this is no verdict on transport: {error!r}") from None
+
+
+def _restored(kind: Any, told: Mapping[str, Any]) -> Any:
+    return kind(**{name: _part(kind, name, value) for name, value in told.items()})
+
+
+def _part(kind: Any, name: str, value: Any) -> Any:
+    """One field as its class has it."""
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if kind.__dataclass_fields__[name].type is float else value
