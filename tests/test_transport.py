@@ -589,7 +589,7 @@ def test_sentences_say_what_is_proven_and_what_is_sampled():
     assert "(Gelbrich bound of a projection on 2 directions)" in projected
     best = str(quick(A, 2 * A))
     assert "The network's map is an optimal transport map (exact, all 120 samples)." in best
-    assert "Of 8 random subsets of 50 to 50 samples none has a gap (sampled)." in best
+    assert "Of 16 random subsets of 50 to 100 samples none has a gap (sampled)." in best
     assert "None of 10,000 random cycles of 2, 3, 5 or 10 samples is negative: of each length" in best
     assert "at most 0.03 % of all are (sampled, 95 %)." in best
     assert "nothing is transported" in str(quick(A, A + 1e-300 * A))

@@ -49,6 +49,8 @@ SAME = 1e-3  # relative difference below which values are drawn as the same; our
 def save(figure: "Figure", path: str | Path) -> tuple[Path, Path]:
     """Write a figure as PNG and as SVG; the same figure gives the same bytes.
 
+    The layout is settled once, before the first writing: it would move by rounding each time.
+
     Args:
         figure: Any matplotlib figure.
         path: Where, without the ending; the folder is made.
@@ -68,6 +70,8 @@ def save(figure: "Figure", path: str | Path) -> tuple[Path, Path]:
         raise ValueError(f"give the path without its ending, as {path.with_suffix('')}, got {path}")
     png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
     with rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         replace_file(png, lambda new: figure.savefig(new, format="png", dpi=200))
         replace_file(svg, lambda new: figure.savefig(new, format="svg", metadata={"Date": None}))
     return png, svg

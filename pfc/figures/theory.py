@@ -203,7 +203,8 @@ def _transport(ax: "Axes", found: "Gap") -> None:
     if found.atoms is not None:
         bars.append(("to the class\nmeans", _part(found.atoms.bound, found.atoms.cost)))
     ax.set_title("optimal transport\n% of the map's own cost")
-    if not any(math.isfinite(part) for _, part in bars):
+    bars = [(name, part) for name, part in bars if math.isfinite(part)]
+    if not bars:
         _nothing(ax)
         return
     ax.bar(range(len(bars)), [part for _, part in bars], color=MEASURED["color"], width=0.6)
