@@ -162,12 +162,15 @@ def _intervals(
         Starts and stops of the intervals.
     """
     lower = torch.arange(f0.shape[1]) < p[:, None]
-    other = torch.arange(f0.shape[1]) != p[:, None]
-    never = (f0 >= 0) & (f2 >= 0) & ((f1 >= 0) | (f1.square() <= f0 * f2))
-    tied = lower & ((f0 == 0) | (f2 == 0))
-    sample, j = (other & (~never | tied)).nonzero(as_tuple=True)
+    least = torch.minimum(f0, f2)
+    some = (torch.minimum(least, f1) < 0) | (lower & (least <= 0))  # of its own mean all are 0
+    sample, j = some.nonzero(as_tuple=True)
     c0, c1, c2 = (f[sample, j].numpy() for f in (f0, f1, f2))
     closed = lower[sample, j].numpy()
+    tied = closed & ((c0 == 0) | (c2 == 0))
+    kept = tied | (c0 < 0) | (c2 < 0) | ((c1 < 0) & (c1**2 > c0 * c2))
+    sample = sample[torch.from_numpy(kept)]
+    c0, c1, c2, closed = (values[kept] for values in (c0, c1, c2, closed))
     cuts = _cuts(c0, c1, c2)
     pieces = []
     for t0, t1 in pairwise(cuts):

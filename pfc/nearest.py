@@ -6,6 +6,7 @@ the within-class scatter that the pseudo-inverse of Sigma_B can see, are read fr
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -58,15 +59,25 @@ class MeansSpan:
         basis = directions[:rank].mT.contiguous()
         return cls(centre, basis, values[:rank], M @ basis, place)
 
+    @cached_property
+    def central(self) -> bool:
+        """Whether the origin is among the class means, rather than far from them."""
+        if not len(self.values):
+            return False
+        return bool(self.centre.norm() <= self.points.norm(dim=1).max())
+
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
         return (self.points.square().sum(1) - 2 * z @ self.points.mT).argmin(1)
 
 
 def project(
-    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], bases: Float64[Tensor, "D R"]
+    H: Float[Tensor, "B D"], span: MeansSpan, bases: Float64[Tensor, "D R"]
 ) -> Float64[Tensor, "B R"]:
     """Coordinates of the centred rows of `H`, upcast tile by tile."""
+    centre = span.centre
+    if span.central and H.dtype == torch.float64:  # needs no copy: to subtract at last loses nothing
+        return torch.addmm(-(centre @ bases), H, bases)
     z = bases.new_zeros(len(H), bases.shape[1])
     for columns in column_tiles(H):
         for rows in row_tiles(H, columns):
@@ -113,7 +124,7 @@ class NearestMean:
         Returns:
             The class of the nearest mean of each sample, as a position in `span.points`.
         """
-        return self.take(project(H, self.span.centre, self.span.basis), y, H.dtype)
+        return self.take(project(H, self.span, self.span.basis), y, H.dtype)
 
     def take(
         self, z: Float64[Tensor, "B R"], y: Int64[Tensor, " B"], dtype: torch.dtype

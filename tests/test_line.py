@@ -18,7 +18,7 @@ def crossings(A, B, y, weighting="class", batch=17):
     spans = [MeansSpan.of(ClassMoments.of(H, y), weighting) for H in (A, B)]
     line = LineCrossings(*spans)
     for rows in torch.arange(len(y)).split(batch):
-        z_A, z_B = (project(H[rows], s.centre, line.bases) for H, s in zip((A, B), spans, strict=True))
+        z_A, z_B = (project(H[rows], s, line.bases) for H, s in zip((A, B), spans, strict=True))
         line.update(z_A, z_B, y[rows])
     return line.curves()
 

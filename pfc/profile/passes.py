@@ -212,7 +212,7 @@ class SecondPass:
         ends = self._line_of[name]
         line, nearest = self.crossings[ends], self.nearest[name]
         r = line.first.basis.shape[1]
-        z = project(H, nearest.span.centre, line.bases)
+        z = project(H, nearest.span, line.bases)
         if name == ends[0]:
             self._first_end[name] = z
             return nearest.take(z[:, :r], labels.y, H.dtype)
