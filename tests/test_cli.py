@@ -132,9 +132,49 @@ def test_figures_of_runs_and_profiles(run_folder, capsys, tmp_path):
     assert str(tmp_path / "epoch-0003-layers.svg") in capsys.readouterr().out
 
 
+def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path):
+    out = tmp_path / "p.json"
+    main(["measure", str(run_folder), "--out", str(out), "--transport", "50"])
+    told = capsys.readouterr().out
+    assert "(sampled, 50 of 200 samples;" in told
+    kept = json.loads((tmp_path / "p-theory.json").read_text())
+    assert kept["format"] == "pfc-theory-1"
+    assert kept["transport"]["exact"]["samples"] == 50
+    assert all(sentence in told for sentence in kept["sentences"])
+    main(["figures", str(out), "--end", "etf"])
+    names = ("p-certificates", "p-layers", "p-path")
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == list(names)
+    main(["measure", str(run_folder), "--transport", "0"])
+    told = capsys.readouterr().out
+    assert "Theorem 1: " in told
+    assert "transport" not in told
+    main(["measure", str(run_folder), "--out", str(tmp_path / "q.json"), "--no-theory"])
+    assert "Theorem" not in capsys.readouterr().out
+    assert not (tmp_path / "q-theory.json").exists()
+    main(["figures", str(tmp_path / "q.json"), "--no-theory"])
+    assert sorted(p.stem for p in tmp_path.glob("q*.png")) == ["q-layers"]
+    main(["measure", str(run_folder), "--no-segments"])
+    assert "Theorem" not in capsys.readouterr().out
+    (tmp_path / "p-theory.json").write_text('{"format": "pfc-theory-9"}')
+    assert "has format 'pfc-theory-9'; this version reads 'pfc-theory-1'" in refused(
+        capsys, "figures", out
+    )
+
+
+def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr("pfc.commands.MOST", 16 * 60)
+    main(["measure", str(run_folder)])
+    assert "60 samples of 16 features, weighted by class" in capsys.readouterr().out
+    main(["measure", str(run_folder), "--weighting", "sample"])
+    assert "60 samples of 16 features, weighted by sample" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "--transport", "6000"], "--transport must be 0 or from 2 to 5000 samples, got 6000"),
+        (["measure", "nowhere", "--transport", "1"], "--transport must be 0 or from 2 to 5000"),
+        (["figures", "nowhere", "--end", "last"], "Invalid value"),
         (["train", "imagenet"], "no recipe 'imagenet'; choose from digits, mnist"),
         (["train"], "requires an argument"),
         (["train", "digits", "--epochs", "0"], "epochs must be at least 1, got 0"),

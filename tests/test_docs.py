@@ -11,6 +11,7 @@ import pytest
 from pfc.cli import main
 
 ROOT = Path(__file__).parents[1]
+DOCS = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text()
 SMALL = "--limit 200 --epochs 2 --width 16 --blocks 2".split()  # in place of the sizes that are told
 
@@ -63,9 +64,9 @@ def test_ci_takes_its_commands_from_the_readme():
 
 
 def test_links_of_the_pages_lead_somewhere():
-    for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+    for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", *DOCS):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
-            assert (ROOT / target).exists(), f"{page} links to {target}"
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
 @pytest.mark.slow
