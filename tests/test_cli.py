@@ -162,7 +162,7 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
 
 
 def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monkeypatch):
-    monkeypatch.setattr("pfc.commands.MOST", 16 * 60)
+    monkeypatch.setattr("pfc.commands.theory.MOST", 16 * 60)
     main(["measure", str(run_folder)])
     assert "60 samples of 16 features, weighted by class" in capsys.readouterr().out
     main(["measure", str(run_folder), "--weighting", "sample"])

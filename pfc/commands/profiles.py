@@ -1,0 +1,179 @@
+"""`pfc measure` and `pfc figures`: a run or any model, on any data."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from torch import nn
+
+from pfc import data as sets
+from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
+from pfc.commands.training import draw_run
+from pfc.files import read_tensors
+from pfc.line import End
+from pfc.profile import load
+from pfc.profile import measure as measure_layers
+from pfc.profile.segment import Position
+from pfc.training import Run, fill
+
+
+def measure(
+    source: str,
+    /,
+    *,
+    data: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    epoch: int | None = None,
+    weights: Path | None = None,
+    mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
+    std: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
+    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
+    classes: int | None = None,
+    classifier: str | None = None,
+    weighting: Literal["class", "sample"] = "class",
+    passes: Literal[1, 2] = 2,
+    segments: bool = True,
+    pool: Literal["flatten", "mean", "cls"] = "flatten",
+    batch_size: int = 256,
+    device: str | None = None,
+    out: Path | None = None,
+    theory: Theory = ALL_THEORY,
+) -> None:
+    """Measure every layer of a run, or of any model, on any data.
+
+    Args:
+        source: A run's folder, or MODULE:FUNCTION, a function without arguments that gives the model.
+        data: digits, a hub name, a folder of parquet files or of images; a run has its own.
+        split: Of the data.
+        limit: Measure a class-balanced subset of so many samples.
+        epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
+        weights: The model's state dict as safetensors, for MODULE:FUNCTION.
+        mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
+            the data's training split. A run has its own.
+        std: Divides each channel then, in the same unit.
+        layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
+        classes: Number of classes; by default the classifier's outputs.
+        classifier: Name of the last linear layer; found by itself if not given.
+        weighting: What a class counts in covariances of unbalanced data.
+        passes: 2 for all metrics; 1 leaves out those that need the class means first.
+        segments: Also gather what pairs layers of one shape.
+        pool: What becomes of outputs with more than one axis a sample.
+        batch_size: Samples in a forward pass.
+        device: Such as cpu or cuda.
+        out: Save the profile as this .json file, and what theory says beside it.
+        theory: What theory says.
+
+    Raises:
+        ValueError: If an argument has no meaning.
+    """
+    check(theory)
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {out}")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # no hours for a place that can't be written to
+    model, images = _model_and_data(source, data, split, limit, epoch, weights)
+    images = _normalised(images, mean, std) if mean or std else images
+    try:
+        profile = measure_layers(
+            model,
+            images.batches(batch_size),
+            layers=layers,
+            classes=classes,
+            weighting=weighting,
+            passes=passes,
+            segments=segments,
+            pool=pool,
+            device=device,
+            classifier=classifier,
+        )
+    except RuntimeError as error:
+        C, H, W = images.shape
+        raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
+    print(profile)
+    if out is not None:
+        profile.save(out)
+    beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
+    tell(profile, model, images, theory, device, beside)
+    if passes == 2 and profile.segments:
+        print(profile.verdict())
+
+
+def _model_and_data(
+    source: str, data: str | None, split: str, limit: int | None, epoch: int | None, weights: Path | None
+) -> tuple[nn.Module, sets.Images]:
+    if Path(source).is_dir():
+        if weights is not None:
+            raise ValueError(f"{source} is a run, which has its own weights; choose one by --epoch")
+        kept = Run(source)
+        if data is None and limit is None:
+            return kept.network(epoch), kept.data(split)
+        return kept.network(epoch), kept.normalised(sets.load(data or kept.recipe.data, split, limit))
+    if ":" not in source:
+        raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
+    if data is None:
+        raise ValueError("a model needs --data: digits, a hub name, or a folder")
+    if epoch is not None:
+        raise ValueError(f"--epoch belongs to a run; {source} has the weights that --weights names")
+    return _from_factory(source, weights), sets.load(data, split, limit)
+
+
+def _from_factory(source: str, weights: Path | None) -> nn.Module:
+    sys.path.insert(0, "")
+    try:
+        factory = resolve_name(source)
+        model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"can't find {source}: {error}") from error
+    except Exception as error:  # whatever the user's own module or function raises
+        raise ValueError(f"{source} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{source} gave {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        fill(model, read_tensors(weights)[0], weights, source)
+    return model
+
+
+def _normalised(images: sets.Images, mean: tuple[float, ...], std: tuple[float, ...]) -> sets.Images:
+    C = images.shape[0]
+    if len(mean) != C or len(std) != C:
+        raise ValueError(
+            f"--mean and --std need {C} number(s) each, one a channel, got {len(mean)} and {len(std)}"
+        )
+    m, s = (tuple(255 * x for x in given) for given in (mean, std))
+    return replace(images, normalisation=sets.Normalisation(m, s, "given on the command line"))
+
+
+def figures(
+    source: Path,
+    /,
+    *,
+    out: Path | None = None,
+    position: Position = "path",
+    end: End = "measured",
+    theory: bool = True,
+) -> None:
+    """Draw metrics over epochs and over layers, the path and the certificates, as PNG and SVG.
+
+    Args:
+        source: A run's folder, or a profile's .json file.
+        out: Folder of the figures; `figures` in the run, or beside the profile.
+        position: Where a layer stands on the axis from the first to the last of its segment.
+        end: What stands at the end of the predicted line: the measured features, their class means, or
+            the simplex ETF nearest to these.
+        theory: Draw the predicted line, the path and the certificates.
+    """
+    if source.suffix == ".json":
+        beside, stem = source.with_name(f"{source.stem}-theory.json"), f"{source.stem}-"
+        paths = draw_profile(load(source), position, end, theory, beside, out or source.parent, stem)
+    else:
+        paths = draw_run(Run(source), position, out, end, theory=theory)
+    for path in paths:
+        print(path)

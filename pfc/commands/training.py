@@ -1,0 +1,159 @@
+"""`pfc run` and `pfc train`: a recipe, a folder, and what came out."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+from cyclopts import Parameter
+
+from pfc import data as sets
+from pfc import figures as draw
+from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
+from pfc.line import End
+from pfc.profile import Profile
+from pfc.profile.segment import Position
+from pfc.training import RECIPES, Recipe, Run, measured_epochs
+from pfc.training import train as train_epochs
+
+
+def _said() -> dict[str, str]:
+    """What the docstring of `Recipe` says of each field."""
+    lines = (line.strip().split(": ", 1) for line in (Recipe.__doc__ or "").splitlines())
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
+    "Changes",
+    {
+        f.name: Annotated[f.type, Parameter(help=_said()[f.name], negative_iterable="")]
+        for f in fields(Recipe)[2:]
+    },
+    total=False,
+)
+NOTHING: Changes = {}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run is made, besides its recipe.
+
+    Args:
+        out: Folder of the run; runs/RECIPE if not given.
+        data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
+        limit: Train on a class-balanced subset of so many samples.
+        seed: Of the first weights, the order of the samples and the subset.
+        device: Such as cpu or cuda.
+        precision: Of the forward passes.
+        threads: Processor threads; chosen by the size of the network if not given.
+        measure_every: Measure each so many epochs, not at about ten in geometric steps.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int | None = None
+    measure_every: int | None = None
+
+
+USUAL = Options()
+
+
+def run(
+    recipe: str = "digits",
+    /,
+    *,
+    options: Options = USUAL,
+    theory: Theory = ALL_THEORY,
+    changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
+) -> None:
+    """Train until collapse, measure every layer, draw the figures and say what was found.
+
+    Args:
+        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        options: How the run is made.
+        theory: What theory says.
+        changes: Instead of the recipe's own.
+    """
+    check(theory)
+    kept = Run(_train(recipe, options, changes, resume=True))
+    profile = kept.profiles[max(kept.profiles)]
+    print(profile)
+    tell(profile, kept.network(), kept.data(), theory, options.device, kept.theory_file)
+    for path in draw_run(kept, "path", theory=theory.theory):
+        print(path)
+    print(profile.verdict())
+
+
+def train(
+    recipe: str,
+    /,
+    *,
+    resume: bool = False,
+    options: Options = USUAL,
+    changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
+) -> None:
+    """Train a network by a recipe of the paper's Table I; keep history, profiles and weights.
+
+    Args:
+        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        resume: Continue the run in its folder.
+        options: How the run is made.
+        changes: Instead of the recipe's own.
+    """
+    folder = _train(recipe, options, changes, resume=resume)
+    print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
+
+
+def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path:
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
+    recipe = replace(RECIPES[name], **changed)
+    folder = options.out or Path("runs") / name
+    measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
+    images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
+    print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
+    for epoch in train_epochs(
+        recipe.build(images, options.seed),
+        images,
+        recipe,
+        folder=folder,
+        resume=resume,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        measure_every=options.measure_every,
+    ):
+        if epoch.profile is not None:
+            print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
+    return folder
+
+
+def _line(epoch: int, profile: Profile) -> str:
+    last = profile.table().iloc[-1]
+    numbers = ", ".join(f"{c.upper()} {last[c]:.4g}" for c in ("pfc1", "pfc2", "pfc3"))
+    accuracy = "" if profile.accuracy is None else f"accuracy {profile.accuracy:.4f}, "
+    return f"epoch {epoch}: {accuracy}last layer {numbers}"
+
+
+def draw_run(
+    kept: Run,
+    position: Position,
+    out: Path | None = None,
+    end: End = "measured",
+    *,
+    theory: bool = True,
+) -> Iterator[Path]:
+    """Figures of a run, by default in its own folder."""
+    folder = out or kept.folder / "figures"
+    profiles: dict[int, Any] = kept.profiles
+    last = profiles[max(profiles)]
+    yield from draw.save(draw.training(profiles), folder / "training")
+    yield from draw_profile(last, position, end, theory, kept.theory_file, folder)
