@@ -1,6 +1,8 @@
 """Figures of profiles: data in, a matplotlib figure out."""
 
 from pfc.figures.axes import save as save
+from pfc.figures.models import iterations as iterations
+from pfc.figures.models import sweep as sweep
 from pfc.figures.paper import layers as layers
 from pfc.figures.paper import training as training
 from pfc.figures.theory import certificates as certificates
