@@ -138,7 +138,7 @@ def test_what_is_certified_is_the_best_of_many_starts(case):
     X, y = problems.features(seed, N=24, D=D, K=K)
     problem, _ = reduced(X, y, lam)
     found = search(problem, EFFORT, balanced=False).best
-    starts = list(module._starts(problem, Effort(4, 1, 1, seed)))[1:]
+    starts = list(module._starts(problem, Effort(4, 1, 1.0, seed)))[1:]
     best = min(settle(problem, W, EFFORT, balanced=False).value for W in starts)
     if found.gap <= 1e-9:
         assert found.value <= best * (1 + 1e-9)
@@ -182,7 +182,8 @@ def test_padded_problems_have_no_spurious_minima(seed, lam):
     problem = reduced(X, y, lam)[0].padded()
     assert problem.Z.shape == (4, 10)
     ends = [
-        settle(problem, W, EFFORT, balanced=True) for W in module._starts(problem, Effort(3, 1, 1, seed))
+        settle(problem, W, EFFORT, balanced=True)
+        for W in module._starts(problem, Effort(3, 1, 1.0, seed))
     ]
     values = [end.value for end in ends]
     assert max(values) - min(values) <= 1e-8 * min(values)
@@ -193,7 +194,7 @@ def stuck_and_freed(seed, monkeypatch):
     """Relative spread over random starts of a square problem, without and with escapes."""
     X, y = twins.toy(seed, sigma=0.3, D=4, n=10)
     problem, _ = reduced(X, y, 1e-2)
-    starts = list(module._starts(problem, Effort(8, 1, 1, seed)))
+    starts = list(module._starts(problem, Effort(8, 1, 1.0, seed)))
     values = []
     for rounds in (1, module.ROUNDS):
         monkeypatch.setattr(module, "ROUNDS", rounds)
