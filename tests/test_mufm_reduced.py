@@ -74,15 +74,17 @@ def test_gradient_and_hessian_are_finite_differences(case):
     W = anywhere(problem, seed)
     V = np.random.default_rng(seed + 1).normal(size=W.shape)
     V *= np.sqrt(problem.beta) / np.linalg.norm(V)
-    h, (ahead, behind) = 1e-4, ([], [])
-    for found, sign in ((ahead, 1), (behind, -1)):
-        found.extend(problem.value_and_gradient(W + sign * h * V))
-    slope = (ahead[0] - behind[0]) / (2 * h)
-    bend = (ahead[1] - behind[1]) / (2 * h)
+    slopes, bends = [], []
+    for h in (2e-3, 1e-3):
+        (up, g_up), (down, g_down) = (problem.value_and_gradient(W + step * V) for step in (h, -h))
+        slopes.append((up - down) / (2 * h))
+        bends.append((g_up - g_down) / (2 * h))
     point = problem.at(W)
-    assert slope == pytest.approx(np.vdot(point.gradient, V), rel=1e-6, abs=1e-10 * max(1, ahead[0]))
-    scale = np.abs(point.hessian(V)).max()
-    assert np.abs(bend - point.hessian(V)).max() <= 1e-6 * scale + 1e-10
+    slope, bend = ((4 * fine - coarse) / 3 for coarse, fine in (slopes, bends))  # error of h^4
+    size = np.linalg.norm(point.gradient) * np.linalg.norm(V)
+    assert slope == pytest.approx(np.vdot(point.gradient, V), abs=1e-7 * size + 1e-12)
+    product = point.hessian(V)
+    assert np.abs(bend - product).max() <= 1e-7 * np.abs(product).max() + 1e-11
 
 
 def test_many_hessian_products_at_once():
@@ -244,6 +246,54 @@ def test_each_escape_by_itself():
     assert bent < 0
     assert min(noisy.at(W).value for W in ways) < zero.value
     assert module._along_curvature(best) == []
+
+
+def test_every_escape_is_tried(monkeypatch):
+    X, y = twins.toy(0, sigma=0.3, D=4, n=10)
+    problem, _ = reduced(X, y, 1e-2)
+    best = settle(problem, problem.ridge(), EFFORT, balanced=True)
+
+    def value(point, *, balanced):
+        return problem.at(module._escaped(point, balanced=balanced)).value
+
+    swapped = problem.at(best.W[[1, 0, 2, 3]])
+    assert value(swapped, balanced=True) < value(swapped, balanced=False) - 1e-6
+    noisy, _ = reduced(*random_labels(3), 1e-2)
+    zero = noisy.at(np.zeros_like(noisy.Z))
+    assert module._escaped(zero, balanced=False) is not zero.W  # along its curvature alone
+    low = settle(noisy, noisy.ridge(), EFFORT, balanced=False)
+    wide = noisy.padded().at(np.pad(low.W, ((0, 0), (0, 4))))
+    monkeypatch.setattr(module, "DENSE", 1)
+    assert module._escaped(zero, balanced=False) is zero.W
+    assert module._escaped(wide, balanced=False) is not wide.W  # into its zero features alone
+
+
+def test_newton_never_makes_the_gradient_larger():
+    for seed in range(20):
+        problem, _ = reduced(*random_labels(seed), 10.0 ** -(seed % 5))
+        far = problem.at(anywhere(problem, seed))
+        for steps in (1, 3):
+            assert module._polished(far, 1e-12, steps).gradient_norm <= far.gradient_norm
+
+
+def test_the_bound_is_one_however_little_was_done():
+    for seed in range(5):
+        problem, _ = reduced(*random_labels(seed), 1e-5)
+        best = search(problem, Effort(2, 3000, 1e-12, 0), balanced=True).best
+        for iterations in (1, 3, 10, 30):
+            bound = lower_bound(problem.at(problem.ridge()), Effort(0, iterations, 1e-12, 0))
+            assert 0 <= bound <= best.value * (1 + 1e-12)
+
+
+def test_the_best_start_is_kept():
+    values = []
+    for seed in range(4):
+        problem, _ = reduced(*random_labels(seed), 1e-3)
+        found = search(problem, Effort(4, 3000, 1e-12, seed), balanced=False)
+        assert found.best.value == min(found.values)
+        assert found.spread == (max(found.values) - min(found.values)) / min(found.values)
+        values.append(found.values[-1] > min(found.values) * (1 + 1e-6))
+    assert any(values)
 
 
 def test_at_a_minimum_no_escape_is_left():

@@ -192,7 +192,7 @@ def _solve(
     if options.relax and gap > PROVEN:
         gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
     if gap > PROVEN:
-        _warn(found, gap, source)
+        _warn(found, source)
     hidden = Hidden.of(source, found.best, V, centre=options.centre, free=free)
     return _described(source, found, gap, hidden, options)
 
@@ -274,7 +274,7 @@ def _words(found: Found, gap: float) -> str:
     return f"not converged: gradient norm {best.gradient_norm:.1e}; {certificate}, {ran}"
 
 
-def _warn(found: Found, gap: float, source: Source) -> None:
+def _warn(found: Found, source: Source) -> None:
     """Warn where spurious minima are known: as many features as classes, or starts that disagree."""
     square = source.features == len(source.statistics.count)
     if found.best.certificate >= 0 or not (square or found.spread > APART):
