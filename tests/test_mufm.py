@@ -346,9 +346,11 @@ def test_cross_entropy_is_solved_by_its_module_and_measured(monkeypatch):
     X, y = problems.features(1, N=24, D=5, K=3)
     seen = {}
 
-    def solve_cross_entropy(X, y, *, lam, weight_decay, restarts, seed):
+    def solve_cross_entropy(X, y, *, lam, weight_decay, restarts, seed, progress):
         seen.update(X=X, lam=lam, weight_decay=weight_decay, restarts=restarts, seed=seed)
-        return torch.ones(3, 5, dtype=F64), X + 0.5 * torch.eye(3, 5, dtype=F64)[y], 0.5, 1e-9, 0.25
+        assert not progress
+        W, H = torch.ones(3, 5, dtype=F64), X + 0.5 * torch.eye(3, 5, dtype=F64)[y]
+        return types.SimpleNamespace(W=W, H=H, objective=0.5, gradient_norm=1e-9, spread=0.125)
 
     fake = types.ModuleType("pfc.theory.mufm.cross_entropy")
     fake.solve_cross_entropy = solve_cross_entropy

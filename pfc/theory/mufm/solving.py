@@ -181,7 +181,7 @@ def _solve(
 ) -> Solution:
     _positive(lam=lam)
     if not isinstance(prepared, Source):
-        return _cross_entropy(prepared, lam, options)
+        return _cross_entropy(prepared, lam, options, progress=progress)
     source, free = prepared, options.bias == "free"
     problem, V = source.problem(
         lam=lam, weight_decay=options.weight_decay, centre=options.centre, free=free
@@ -225,38 +225,39 @@ def _described(source: Source, found: Found, gap: float, hidden: Hidden, options
     )
 
 
-def _cross_entropy(samples: Samples, lam: float, options: _Options) -> Solution:
+def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
     """Solved jointly in W and H, and measured."""
     from pfc.theory.mufm.cross_entropy import solve_cross_entropy  # type: ignore[import-untyped,unused-ignore]
 
     X, y = samples
-    W, H, objective, gradient_norm, spread = solve_cross_entropy(
+    found = solve_cross_entropy(
         X,
         y,
         lam=lam,
         weight_decay=options.weight_decay,
         restarts=options.restarts,
         seed=options.seed,
+        progress=progress,
     )
-    (pfc1, pfc2, pfc3), apart = measured(X, H, y, options.weighting)
+    (pfc1, pfc2, pfc3), apart = measured(X, found.H, y, options.weighting)
     return Solution(
         loss="ce",
         lam=lam,
         weight_decay=options.weight_decay,
-        objective=objective,
-        gradient_norm=gradient_norm,
+        objective=found.objective,
+        gradient_norm=found.gradient_norm,
         certificate=math.nan,
         gap=math.nan,
-        spread=spread,
+        spread=found.spread / found.objective,
         starts=options.restarts + 1,
-        proven=f"stationary to a gradient norm of {gradient_norm:.0e}; cross-entropy has no certificate",
-        W=W,
+        proven=f"gradient norm {found.gradient_norm:.1e}; cross-entropy has no certificate",
+        W=found.W,
         bias=None,
         pfc1=pfc1,
         pfc2=pfc2,
         pfc3=pfc3,
         **vars(apart),
-        hidden=H,
+        hidden=found.H,
         data=samples,
     )
 
