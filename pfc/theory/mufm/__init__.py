@@ -1,0 +1,8 @@
+"""The unconstrained features model with data (MUFM), problem (13) of arXiv 2405.00985, solved."""
+
+from pfc.theory.mufm.solution import Solution as Solution
+from pfc.theory.mufm.solving import SpuriousMinimaWarning as SpuriousMinimaWarning
+from pfc.theory.mufm.solving import solve as solve
+from pfc.theory.mufm.solving import sweep as sweep
+from pfc.theory.mufm.statistics import Statistics as Statistics
+from pfc.theory.mufm.statistics import gather as gather

@@ -1,0 +1,198 @@
+"""The solution of an MUFM: what was found, what it proves, and its metrics from statistics alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int64, Shaped
+from torch import Tensor
+
+from pfc.metrics import Weighting, class_weights, etf_distance
+from pfc.moments import ClassMoments
+from pfc.nearest import MeansSpan, NearestMean
+from pfc.theory.mufm.reduced import Point
+from pfc.theory.mufm.source import Hidden
+from pfc.theory.mufm.statistics import Statistics, check_samples
+
+COMPLETE = 512  # width up to which a basis of all that W does not see is formed; ours
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How far H is from the data: see `Solution`."""
+
+    cosine: float
+    distance: float
+    moved: float
+    size: float
+
+    @classmethod
+    def of(cls, *, data: float, moved: float, along: float) -> "Alignment":
+        """Of |X|^2, |H - X|^2 and <H - X, X>, none of them a difference of large numbers."""
+        hidden = max(data + 2 * along + moved, 0.0)
+        X, H = data**0.5, hidden**0.5
+        longer = (2 * along + moved) / (H + X) if H + X else float("nan")
+        apart = max(moved - longer**2, 0.0) / (H * X) if H * X else float("nan")
+        if not X:
+            return cls(float("nan"), float("nan"), float("nan"), float("nan"))
+        return cls(1 - apart / 2, apart**0.5, moved**0.5 / X, H / X)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solution of problem (13) of arXiv 2405.00985 and what is known of it.
+
+    Args:
+        loss: `"mse"` or `"ce"`.
+        lam: What a change of the data costs.
+        weight_decay: What W costs.
+        objective: The value of the problem.
+        gradient_norm: Frobenius norm of the gradient (in W; for cross-entropy in W and H).
+        certificate: Least eigenvalue of lW I - lam P Q P over lW, in (-inf, 1]: from 0 on a critical
+            point is proven to be a global minimum. NaN for cross-entropy.
+        gap: A rigorous bound of (F - F*)/F, in [0, 1]. NaN for cross-entropy.
+        spread: Relative distance of the worst start's objective from the best's; 0 for one start.
+        starts: How many starts were made.
+        proven: What all this proves, in words.
+        W: Classifier.
+        bias: The free bias, or `None`.
+        pfc1: Within-class over between-class variance of H; 0 at perfect collapse.
+        pfc2: Distance of the class means of H from a simplex equiangular tight frame; 0 there.
+        pfc3: Fraction of H nearest to its own class mean; NaN if only statistics were given.
+        cosine: Between H and the data X. The measure of the paper's figure is inferred, so all four.
+        distance: | H/|H| - X/|X| |.
+        moved: |H - X| / |X|.
+        size: |H| / |X|.
+        hidden: H, or what it is formed from.
+        data: The samples and labels, if they were given.
+    """
+
+    loss: str
+    lam: float
+    weight_decay: float
+    objective: float
+    gradient_norm: float
+    certificate: float
+    gap: float
+    spread: float
+    starts: int
+    proven: str
+    W: Float64[Tensor, "K D"] = field(repr=False)
+    bias: Float64[Tensor, " K"] | None = field(repr=False)
+    pfc1: float
+    pfc2: float
+    pfc3: float
+    cosine: float
+    distance: float
+    moved: float
+    size: float
+    hidden: Hidden | Float64[Tensor, "N D"] = field(repr=False)
+    data: tuple[Shaped[Tensor, "N D"], Int64[Tensor, " N"]] | None = field(repr=False)
+
+    def features(self) -> Float64[Tensor, "N D"]:
+        """The features H of all samples, N x D.
+
+        Returns:
+            H in float64; of centred data if `centre` was asked for.
+
+        Raises:
+            ValueError: If the problem was solved from statistics, without the samples.
+        """
+        if isinstance(self.hidden, Tensor):
+            return self.hidden
+        if self.data is None:
+            raise ValueError(
+                "the features need the samples, and statistics were given; solve(X, y, ...)"
+            )
+        return self.hidden.form(*self.data)
+
+    def accuracy(self, batches: Iterable[Any]) -> float:
+        """PFC3 of H in one pass over the data that the statistics came from.
+
+        Args:
+            batches: Pairs `(x, y)`, as for `gather`.
+
+        Returns:
+            A number in [0, 1]; 1 if every sample is nearest to its own class mean.
+
+        Raises:
+            ValueError: If the loss is cross-entropy, whose H belongs to its own samples, or the batches
+                are not of the kind that was gathered.
+        """
+        if isinstance(self.hidden, Tensor):
+            raise ValueError("with loss='ce' H is known for its own samples only; see pfc3")
+        hits, seen, (K, D) = 0, 0, self.W.shape
+        for X, y in batches:
+            X, y = check_samples(X, y)
+            if X.shape[1] != D or y.max() >= K:
+                raise ValueError(f"need samples of {D} features in {K} classes, as the statistics' were")
+            hits, seen = hits + self.hidden.hits(X.cpu(), y.cpu()), seen + len(y)
+        if not seen:
+            raise ValueError("the data gave no batch at all; is the loader empty?")
+        return hits / seen
+
+
+def within_trace(
+    W: Float64[Tensor, "K D"], beta: float, Sigma_W: Float64[Tensor, "D D"]
+) -> Float64[Tensor, ""]:
+    r"""Trace of the within-class covariance of H from that of X.
+
+    With $W = U s V^\top$ the noise along column j of V shrinks by $\beta/(s_j^2 + \beta)$ and the rest
+    stays as it is; a sum of squares, so no digit is lost when the classes collapse. Derived for this
+    package.
+
+    Args:
+        W: Classifier.
+        beta: N lam.
+        Sigma_W: Within-class covariance of the data.
+
+    Returns:
+        A number in (0, Tr Sigma_W]; 0 only if that of the data is.
+    """
+    D = W.shape[1]
+    _, s, Vt = torch.linalg.svd(W, full_matrices=D <= COMPLETE)
+    seen = Vt[: len(s)]
+    shrunk = ((beta / (s.square() + beta)).square() * ((seen @ Sigma_W) * seen).sum(1)).sum()
+    if D > COMPLETE:
+        return shrunk + Sigma_W.trace() - ((seen @ Sigma_W) * seen).sum()
+    unseen = Vt[len(s) :]
+    return shrunk + ((unseen @ Sigma_W) * unseen).sum()
+
+
+def collapse(
+    statistics: Statistics, hidden: Hidden, beta: float, weighting: Weighting
+) -> tuple[float, float]:
+    """PFC1 and PFC2 of H, from statistics alone."""
+    pi, M = class_weights(statistics.count, weighting), hidden.means
+    between = pi @ (M - pi @ M).square().sum(1)
+    within = within_trace(hidden.W, beta, statistics.covariance(weighting))
+    return float(within / between), float(etf_distance(M))
+
+
+def alignment(statistics: Statistics, point: Point, *, free: bool) -> Alignment:
+    """How far H is from X: |H - X|^2 = tr(P W W^T P Q), <H - X, X> = -tr(P A W^T)."""
+    PW = point.P @ point.W
+    data = float(point.problem.e.sum())
+    if free:
+        data += statistics.samples * float(statistics.centre.square().sum())
+    moved = float((PW * (point.Q @ PW)).sum())
+    return Alignment.of(data=data, moved=moved, along=-float((PW * point.A).sum()))
+
+
+def measured(
+    X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"], y: Int64[Tensor, " N"], weighting: Weighting
+) -> tuple[tuple[float, float, float], Alignment]:
+    """PFC1-3 of features that are at hand, and how far they are from the data."""
+    moments = ClassMoments.of(H, y)
+    pi = class_weights(moments.count, weighting)
+    within = (pi * moments.scatter / moments.count).sum()
+    between = pi @ moments.centred(pi).square().sum(1)
+    nearest = NearestMean.empty(MeansSpan.of(moments, weighting))
+    nearest.update(H, y)
+    D = H - X
+    apart = Alignment.of(
+        data=float(X.square().sum()), moved=float(D.square().sum()), along=float((D * X).sum())
+    )
+    accuracy = float(nearest.hits.sum() / nearest.count.sum())
+    return (float(within / between), float(etf_distance(moments.mean)), accuracy), apart

@@ -1,0 +1,289 @@
+"""Solve the MUFM, problem (13) of arXiv 2405.00985, from samples or from their statistics."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from pfc.progress import shown
+from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
+from pfc.theory.mufm.solution import Solution, alignment, collapse, measured
+from pfc.theory.mufm.source import Hidden, Samples, Source, checked_samples
+from pfc.theory.mufm.statistics import Statistics
+
+STATIONARY = 1e-6  # what the gradient may add to the relative gap at a point called stationary; ours
+NEAR = 0.1  # relative gap that is worth telling where it is no proof; ours
+APART = 1e-6  # relative spread over the starts that is worth a warning; ours
+WORK = 12e6  # numbers in W times iterations of L-BFGS, about half a second where the data are wide; ours
+
+
+class SpuriousMinimaWarning(UserWarning):
+    """Spurious minima are known for such a problem, and the one found is not proven to be global."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of `solve`, under their names there."""
+
+    weight_decay: float = 0.005
+    loss: str = "mse"
+    bias: bool | str = False
+    centre: bool = False
+    weighting: Any = "class"
+    restarts: int = 4
+    seed: int = 0
+    tolerance: float = 1e-12
+    iterations: int | None = None
+    relax: bool = False
+
+    def check(self) -> None:
+        """Check each by itself and against the others."""
+        _positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
+        if self.loss not in {"mse", "ce"}:
+            raise ValueError(f"loss must be 'mse' or 'ce', got {self.loss!r}")
+        if self.bias is not False and self.bias != "free":
+            raise ValueError(f"bias must be False or 'free', got {self.bias!r}")
+        if self.loss == "ce" and self.bias:
+            raise ValueError("loss='ce' has no bias; take bias=False")
+        if self.weighting not in {"class", "sample"}:
+            raise ValueError(f"weighting must be 'class' or 'sample', got {self.weighting!r}")
+        if self.restarts < 0:
+            raise ValueError(f"restarts must not be negative, got {self.restarts}")
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+
+    def effort(self, size: int) -> Effort:
+        """How much to do for a W of `size` numbers."""
+        iterations = self.iterations or int(min(3000, max(300, WORK / size)))
+        return Effort(self.restarts, iterations, self.tolerance, self.seed)
+
+
+def solve(
+    X: Shaped[Tensor, "N ..."] | Statistics,
+    y: Tensor | None = None,
+    *,
+    lam: float,
+    weight_decay: float = 0.005,
+    loss: str = "mse",
+    bias: bool | str = False,
+    centre: bool = False,
+    weighting: str = "class",
+    restarts: int = 4,
+    seed: int = 0,
+    tolerance: float = 1e-12,
+    iterations: int | None = None,
+    relax: bool = False,
+    progress: bool = False,
+) -> Solution:
+    r"""Solve the MUFM: the least, over W and H, of the loss, weight decay and the change of the data.
+
+    $$ \frac1{2N}\|H W^\top - Y\|_F^2 + \frac{\lambda_W}{2}\|W\|_F^2 + \frac\lambda2\|H - X\|_F^2, $$
+
+    Problem (13) of arXiv 2405.00985, or the same with mean cross-entropy; the constants are inferred.
+    Rows of X and H are samples. With squared loss it is solved in W alone, from statistics, and tells
+    what it can prove.
+
+    Args:
+        X: Samples, one a row or one an image, or what `gather` made of them.
+        y: Labels in 0..K-1; `None` with statistics.
+        lam: What a change of the data costs.
+        weight_decay: What W costs; 0.005 is the constant of Tirer and Bruna 2022, from memory.
+        loss: `"mse"` or `"ce"`.
+        bias: `False`, or `"free"` for an unregularised one (squared loss only).
+        centre: Take the mean from the data first. Without a bias the model sees where the origin is.
+        weighting: What a class counts in PFC1, `"class"` or `"sample"`; the problem itself always
+            counts samples.
+        restarts: Random starts after the ridge start, left out where a proof needs none.
+        seed: Of the random starts.
+        tolerance: Gradient norm to reach; coarser than 1e-8 saves the polish by Newton's method.
+        iterations: Of L-BFGS from each start; `None` for about half a second where the data are wide.
+        relax: Solve the convex relaxation too, for a smaller `gap` where the certificate fails.
+        progress: Show the starts as they are done.
+
+    Returns:
+        The best solution of all starts.
+
+    Raises:
+        ValueError: If a coefficient is not above zero, the data or labels are unfit, an option is
+            unknown, or cross-entropy is asked for with statistics or a bias.
+
+    Example:
+        >>> import torch
+        >>> solution = solve(torch.eye(4), torch.arange(4), lam=0.25)
+        >>> round(solution.objective, 12), solution.pfc1
+        (0.009628763479, 0.0)
+    """
+    options = _Options(
+        weight_decay, loss, bias, centre, weighting, restarts, seed, tolerance, iterations, relax
+    )
+    return _solve(_prepared(X, y, options), lam, options, progress=progress)
+
+
+def sweep(
+    X: Shaped[Tensor, "N ..."] | Statistics,
+    y: Tensor | None,
+    lams: Iterable[float],
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> list[Solution]:
+    """Solve for several values of lam, each from starts of its own; Figure 5 of arXiv 2405.00985.
+
+    Args:
+        X: Samples or statistics; the eigendecomposition is made once.
+        y: Labels; `None` with statistics.
+        lams: Values of lam; they are solved in ascending order.
+        progress: Show how it goes.
+        options: Of `solve`.
+
+    Returns:
+        Solutions, ascending in lam.
+
+    Raises:
+        ValueError: If there is no lam, or as `solve` does.
+    """
+    lams = sorted(lams)
+    if not lams:
+        raise ValueError("lams must hold at least one value of lam, got none")
+    chosen = _Options(**options)
+    prepared, solutions = _prepared(X, y, chosen), []
+    with shown("values of lam", len(lams), enabled=progress) as step:
+        for lam in lams:
+            solutions.append(_solve(prepared, lam, chosen))
+            step(len(solutions), f"lam {lam:.3g}: {solutions[-1].proven}")
+    return solutions
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def _prepared(X: Any, y: Any, options: _Options) -> Source | Samples:
+    """What of the data serves for every lam."""
+    options.check()
+    if options.loss == "mse":
+        return Source.of(X, y)
+    if isinstance(X, Statistics):
+        raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
+    X, y = checked_samples(X, y)
+    X = X.double()
+    return X - X.mean(0) if options.centre else X, y
+
+
+def _solve(
+    prepared: Source | Samples, lam: float, options: _Options, *, progress: bool = False
+) -> Solution:
+    _positive(lam=lam)
+    if not isinstance(prepared, Source):
+        return _cross_entropy(prepared, lam, options, progress=progress)
+    source, free = prepared, options.bias == "free"
+    problem, V = source.problem(
+        lam=lam, weight_decay=options.weight_decay, centre=options.centre, free=free
+    )
+    effort = options.effort(problem.Z.size)
+    found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
+    gap = found.best.gap
+    if options.relax and gap > PROVEN:
+        gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
+    if gap > PROVEN:
+        _warn(found, source)
+    hidden = Hidden.of(source, found.best, V, centre=options.centre, free=free)
+    return _described(source, found, gap, hidden, options)
+
+
+def _described(source: Source, found: Found, gap: float, hidden: Hidden, options: _Options) -> Solution:
+    """The solution with its metrics."""
+    best, problem, free = found.best, found.best.problem, options.bias == "free"
+    pfc1, pfc2 = collapse(source.statistics, hidden, problem.beta, options.weighting)
+    samples = source.samples
+    apart = alignment(source.statistics, best, free=free)
+    return Solution(
+        loss="mse",
+        lam=problem.lam,
+        weight_decay=problem.weight_decay,
+        objective=best.value,
+        gradient_norm=best.gradient_norm,
+        certificate=best.certificate,
+        gap=gap,
+        spread=found.spread,
+        starts=len(found.values),
+        proven=_words(found, gap),
+        W=hidden.classifier,
+        bias=hidden.bias if free else None,
+        pfc1=pfc1,
+        pfc2=pfc2,
+        pfc3=hidden.hits(*samples) / len(samples[0]) if samples else math.nan,
+        **vars(apart),
+        hidden=hidden,
+        data=samples,
+    )
+
+
+def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
+    """Solved jointly in W and H, and measured."""
+    from pfc.theory.mufm.cross_entropy import solve_cross_entropy  # type: ignore[import-untyped,unused-ignore]
+
+    X, y = samples
+    found = solve_cross_entropy(
+        X,
+        y,
+        lam=lam,
+        weight_decay=options.weight_decay,
+        restarts=options.restarts,
+        seed=options.seed,
+        progress=progress,
+    )
+    (pfc1, pfc2, pfc3), apart = measured(X, found.H, y, options.weighting)
+    return Solution(
+        loss="ce",
+        lam=lam,
+        weight_decay=options.weight_decay,
+        objective=found.objective,
+        gradient_norm=found.gradient_norm,
+        certificate=math.nan,
+        gap=math.nan,
+        spread=found.spread / found.objective,
+        starts=options.restarts + 1,
+        proven=f"gradient norm {found.gradient_norm:.1e}; cross-entropy has no certificate",
+        W=found.W,
+        bias=None,
+        pfc1=pfc1,
+        pfc2=pfc2,
+        pfc3=pfc3,
+        **vars(apart),
+        hidden=found.H,
+        data=samples,
+    )
+
+
+def _words(found: Found, gap: float) -> str:
+    best, starts = found.best, len(found.values)
+    certificate = f"certificate {best.certificate:+.2g}"
+    if gap <= PROVEN:
+        return f"global minimum to a relative {PROVEN:.0e} ({certificate})"
+    if gap <= NEAR:
+        return f"within a relative {gap:.1e} of the global minimum ({certificate})"
+    ran = f"best of {starts} starts, spread {found.spread:.1e}" if starts > 1 else "one start"
+    if best.residue <= STATIONARY:
+        return f"stationary point; not certified: {certificate}, gap {gap:.2g}, {ran}"
+    return f"not converged: gradient norm {best.gradient_norm:.1e}; {certificate}, {ran}"
+
+
+def _warn(found: Found, source: Source) -> None:
+    """Warn where spurious minima are known: as many features as classes, or starts that disagree."""
+    square = source.features == len(source.statistics.count)
+    if found.best.certificate >= 0 or not (square or found.spread > APART):
+        return
+    why = "as many features as classes" if square else "starts that end in different minima"
+    warnings.warn(
+        f"a problem with {why}, and the best of {len(found.values)} starts (spread {found.spread:.1e}) "
+        f"is not certified ({found.best.certificate:+.2g}); raise restarts to look further",
+        SpuriousMinimaWarning,
+        stacklevel=4,
+    )

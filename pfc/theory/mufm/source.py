@@ -1,0 +1,199 @@
+"""From data to the reduced problem and back: narrow coordinates, the eigenbasis, the bias."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int64, Shaped
+from torch import Tensor
+
+from pfc.theory.mufm.reduced import Point, Problem
+from pfc.theory.mufm.statistics import Statistics, check_classes, check_samples
+
+Samples = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Statistics of the data in coordinates in which they are narrow, and the samples if at hand.
+
+    Args:
+        statistics: In `basis`.
+        basis: Orthonormal columns whose span holds all samples, and up to K directions more, for these
+            can matter; `None` if the coordinates are the data's own.
+        samples: As rows, if they were given.
+        features: Width of the data, D.
+    """
+
+    statistics: Statistics
+    basis: Float64[Tensor, "F D"] | None
+    samples: Samples | None
+    features: int
+
+    @classmethod
+    def of(cls, X: Any, y: Any) -> "Source":
+        """The source of samples with labels, or of statistics without.
+
+        Args:
+            X: Samples or statistics.
+            y: Labels, or `None`.
+
+        Returns:
+            A source; of N samples in more than N + K features, in coordinates of their row space.
+
+        Raises:
+            ValueError: If the data or labels are unfit.
+        """
+        if isinstance(X, Statistics):
+            if y is not None:
+                raise ValueError("statistics know their labels; leave y out")
+            check_classes(X.count)
+            return cls(X, None, None, X.mean.shape[1])
+        X, y = checked_samples(X, y)
+        classes = int(y.max()) + 1
+        if len(X) + classes >= X.shape[1]:
+            return cls(Statistics.of(X, y), None, (X, y), X.shape[1])
+        basis = _row_space(X.double(), classes)
+        return cls(Statistics.of(X.double() @ basis, y), basis, (X, y), X.shape[1])
+
+    def problem(
+        self, *, lam: float, weight_decay: float, centre: bool, free: bool
+    ) -> tuple[Problem, Float64[Tensor, "D R"]]:
+        """The reduced problem, and the eigenvectors that its columns stand for.
+
+        With a free bias X and Y lose their means, which the bias restores; with `centre` X alone does.
+
+        Args:
+            lam: What a change of the data costs.
+            weight_decay: What W costs.
+            centre: Whether the data lose their mean.
+            free: Whether there is a free bias.
+
+        Returns:
+            Both; of the eigenvectors to eigenvalue zero at most K are kept.
+        """
+        statistics = self.statistics.centred if centre or free else self.statistics
+        spectrum, n = statistics.spectrum, statistics.count
+        zero = int((spectrum.values == 0).sum())
+        kept = slice(max(0, zero - len(n)), None)
+        e, V = spectrum.values[kept], spectrum.vectors[:, kept]
+        C = (n[:, None] * statistics.mean) @ V
+        Z = torch.where(e > 0, C / e.sqrt(), 0.0)
+        YY = n.diag() - torch.outer(n, n) / n.sum() * free
+        rest = (YY - Z @ Z.mT).numpy()
+        return Problem(e.numpy(), Z.numpy(), rest, statistics.samples, lam, weight_decay), V
+
+
+def checked_samples(X: Any, y: Any) -> Samples:
+    """Samples as rows on the CPU and their labels, fit to be solved for.
+
+    Args:
+        X: Samples.
+        y: Labels.
+
+    Returns:
+        Both.
+
+    Raises:
+        ValueError: If they are unfit: shapes, labels, classes without samples, numbers not finite.
+    """
+    X, y = check_samples(X, y)
+    check_classes(torch.bincount(y).double().cpu())
+    if not X.isfinite().all():
+        raise ValueError("the data must be finite, got NaN or infinity")
+    return X.cpu(), y.cpu()
+
+
+def _row_space(X: Float64[Tensor, "N F"], more: int) -> Float64[Tensor, "F D"]:
+    """Orthonormal columns: the row space of X, then up to `more` directions outside."""
+    rows = torch.linalg.svd(X, full_matrices=False)[2].mT
+    noise = torch.randn(
+        len(rows),
+        min(more, rows.shape[0] - rows.shape[1]),
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return torch.linalg.qr(torch.cat([rows, noise], dim=1)).Q
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """The features of a solution with squared loss: H = X - (X W^T - Y) P W, rows are samples.
+
+    Args:
+        W: Classifier, in the coordinates of the statistics.
+        P: (W W^T + beta I)^{-1}.
+        shift: What is taken from X first: its mean, or zero.
+        target: What is taken from Y first: its mean with a free bias, else zero.
+        means: Class means of H; with a free bias less the mean of H.
+        share: Fraction of the samples in each class.
+        centre: Mean of X.
+        basis: Of the source.
+    """
+
+    W: Float64[Tensor, "K D"]
+    P: Float64[Tensor, "K K"]
+    shift: Float64[Tensor, " D"]
+    target: Float64[Tensor, " K"]
+    means: Float64[Tensor, "K D"]
+    share: Float64[Tensor, " K"]
+    centre: Float64[Tensor, " D"]
+    basis: Float64[Tensor, "F D"] | None
+
+    @classmethod
+    def of(
+        cls, source: Source, point: Point, V: Float64[Tensor, "D R"], *, centre: bool, free: bool
+    ) -> "Hidden":
+        """The features at a point whose columns stand for the eigenvectors `V`."""
+        P, W = torch.from_numpy(point.P), torch.from_numpy(point.W) @ V.mT
+        statistics = source.statistics
+        mean, share = statistics.centre, statistics.count / statistics.count.sum()
+        shift, target = mean * (centre or free), share * free
+        Mu = statistics.centred.mean if centre or free else statistics.mean
+        own = torch.eye(len(share), dtype=torch.float64) - target
+        means = Mu - (Mu @ W.mT - own) @ P @ W
+        return cls(W, P, shift, target, means, share, mean, source.basis)
+
+    @property
+    def classifier(self) -> Float64[Tensor, "K F"]:
+        """W in the coordinates of the data."""
+        return self.wide(self.W)
+
+    @property
+    def bias(self) -> Float64[Tensor, " K"]:
+        """The free bias: mean of Y less W times the mean of H, which is that of X."""
+        return self.share - self.W @ self.centre
+
+    def wide(self, rows: Float64[Tensor, "*K D"]) -> Float64[Tensor, "*K F"]:
+        """Rows in the coordinates of the data."""
+        return rows if self.basis is None else rows @ self.basis.mT
+
+    def form(self, X: Shaped[Tensor, "N F"], y: Int64[Tensor, " N"]) -> Float64[Tensor, "N F"]:
+        """H for samples and their labels; with a free bias it keeps the mean of X."""
+        W, X, shift = self.classifier, X.double(), self.wide(self.shift)
+        R = (X - shift) @ W.mT + self.target
+        R[torch.arange(len(y)), y] -= 1
+        return (X if self.target.any() else X - shift) - R @ self.P @ W
+
+    def hits(self, X: Shaped[Tensor, "N F"], y: Int64[Tensor, " N"]) -> int:
+        """How many samples of H lie nearest to their own class mean; ties go to the lowest class.
+
+        With M the means of H less its mean, h . M_k = (x - mean) . (A M_k) + (P W M_k)_y - its mean over
+        the samples, A = I - W^T P W: one product of the samples with K columns.
+
+        Args:
+            X: Samples.
+            y: Their labels.
+
+        Returns:
+            A number of samples.
+        """
+        M = self.means - self.share @ self.means
+        WM = self.W @ M.mT
+        moved = self.P @ WM
+        table = moved - self.share @ moved - M.square().sum(1) / 2
+        A_M, centre = self.wide(M - moved.mT @ self.W).mT, self.wide(self.centre)
+        height, found = max(1, 2**22 // X.shape[1]), 0
+        for x, k in zip(X.split(height), y.split(height), strict=True):
+            found += int((((x.double() - centre) @ A_M + table[k]).argmax(1) == k).sum())
+        return found

@@ -1,0 +1,273 @@
+"""What the model with squared loss needs of the data: counts, class means, second moments; one pass.
+
+Second moments are kept about the class means and merged by Chan's rule, sums of squares only: neither an
+offset of the data nor near-total collapse costs digits, and centring is a choice made afterwards.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int, Int64, Shaped
+from torch import Tensor
+
+from pfc.metrics import Weighting, class_weights
+
+TILE = 2**22  # float64 numbers upcast at once, 32 MiB; ours
+EACH = 2**24  # K D D up to which the scatter of each class is kept by itself, 128 MiB; ours
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues and eigenvectors of X^T X, numerically zero ones as exact zeros.
+
+    Args:
+        values: Ascending.
+        vectors: Orthonormal columns.
+    """
+
+    values: Float64[Tensor, " D"]
+    vectors: Float64[Tensor, "D D"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Counts, class means and within-class second moments of labelled data; a monoid under `merge`.
+
+    Args:
+        count: Samples of each class.
+        mean: Mean of each class.
+        within: Summed outer products of the residuals, of each class or (G = 1) of all together.
+    """
+
+    count: Float64[Tensor, " K"]
+    mean: Float64[Tensor, "K D"]
+    within: Float64[Tensor, "G D D"]
+
+    @classmethod
+    def of(cls, X: Shaped[Tensor, "N ..."], y: Int[Tensor, " N"]) -> "Statistics":
+        """Statistics of samples `X` (flattened) with labels `y` in 0..K-1, each class with a sample."""
+        return gather([(X, y)])
+
+    @property
+    def samples(self) -> float:
+        """Number of samples, N."""
+        return float(self.count.sum())
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes have as many samples."""
+        return bool((self.count == self.count[0]).all())
+
+    @property
+    def centre(self) -> Float64[Tensor, " D"]:
+        """Mean of all samples."""
+        return self.count @ self.mean / self.count.sum()
+
+    @property
+    def second(self) -> Float64[Tensor, "D D"]:
+        """X^T X, the sum of the outer products of the samples."""
+        scaled = self.mean * self.count.sqrt()[:, None]
+        return torch.addmm(self.within.sum(0), scaled.mT, scaled)
+
+    @cached_property
+    def centred(self) -> "Statistics":
+        """The statistics of the data less their mean."""
+        return Statistics(self.count, self.mean - self.centre, self.within)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Eigendecomposition of X^T X, computed once however many problems are solved."""
+        values, vectors = torch.linalg.eigh(self.second)
+        floor = len(values) * torch.finfo(torch.float64).eps * values[-1]
+        return Spectrum(torch.where(values > floor, values, 0.0), vectors)
+
+    def covariance(self, weighting: Weighting = "class") -> Float64[Tensor, "D D"]:
+        """Within-class covariance.
+
+        Args:
+            weighting: What a class counts.
+
+        Returns:
+            A D x D matrix; zero at perfect collapse.
+
+        Raises:
+            ValueError: If the classes are unbalanced, count the same, and were pooled.
+        """
+        share = class_weights(self.count, weighting) / self.count
+        if len(self.within) == len(self.count):
+            return torch.tensordot(share, self.within, 1)
+        if weighting == "class" and not self.balanced:
+            raise ValueError(
+                f"weighting 'class' needs the scatter of each class, and {len(self.count)} classes of "
+                f"{self.mean.shape[1]} features were pooled to spare memory; take weighting='sample'"
+            )
+        return share[0] * self.within[0]
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """The statistics of both data sets together.
+
+        Args:
+            other: Of other samples of the same classes and width.
+
+        Returns:
+            Their sum, the same in any order up to round-off.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if self.mean.shape != other.mean.shape or self.within.shape != other.within.shape:
+            raise ValueError(
+                f"need statistics of the same classes and width, {(*self.mean.shape,)}, "
+                f"got {(*other.mean.shape,)}"
+            )
+        sums = _Sums(self.count.clone(), self.mean.clone(), self.within.clone())
+        sums.within += other.within
+        sums.join(torch.arange(len(self.count)), other.count, other.mean)
+        return Statistics(sums.count, sums.mean, sums.within)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Statistics under way: rows of classes not yet seen are zero."""
+
+    count: Float64[Tensor, " K"]
+    mean: Float64[Tensor, "K D"]
+    within: Float64[Tensor, "G D D"]
+
+    def add(self, x: Shaped[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
+        """Add some samples: their scatter about their own class means, then the shift of these."""
+        present, place, m = torch.unique(y, return_inverse=True, return_counts=True)
+        x = x.double()
+        if not x.isfinite().all():
+            raise ValueError("the data must be finite, got NaN or infinity")
+        mean = x.new_zeros(len(present), x.shape[1]).index_add_(0, place, x) / m[:, None]
+        x = x - mean[place]
+        if len(self.within) == 1:
+            self.within[0].addmm_(x.mT, x)
+        else:
+            for p, k in enumerate(present.tolist()):
+                rows = x[place == p]
+                self.within[k].addmm_(rows.mT, rows)
+        self.join(present, m.double(), mean)
+
+    def join(
+        self, k: Int64[Tensor, " P"], m: Float64[Tensor, " P"], mean: Float64[Tensor, "P D"]
+    ) -> None:
+        """Merge means of `m` more samples of classes `k` whose own scatter is added already (Chan)."""
+        n = self.count[k]
+        delta = mean - self.mean[k]
+        rows = delta * (n * m / (n + m)).sqrt()[:, None]
+        if len(self.within) == 1:
+            self.within[0].addmm_(rows.mT, rows)
+        else:
+            self.within[k] += rows[:, :, None] * rows[:, None, :]
+        self.mean[k] += delta * (m / (n + m))[:, None]
+        self.count[k] += m
+
+    def grow(self, classes: int) -> None:
+        """Make room for more classes; pool the scatters where they would be too many."""
+        (K, D), each = self.mean.shape, len(self.within) == len(self.mean)
+        if classes <= K:
+            return
+        more = classes - K
+        self.count = torch.cat([self.count, self.count.new_zeros(more)])
+        self.mean = torch.cat([self.mean, self.mean.new_zeros(more, D)])
+        if each and classes * D * D <= EACH:
+            self.within = torch.cat([self.within, self.within.new_zeros(more, D, D)])
+        elif each:
+            self.within = self.within.sum(0, keepdim=True)
+
+
+def gather(batches: Iterable[Any]) -> Statistics:
+    """The statistics that `solve` needs, in one pass over batches of any size.
+
+    Args:
+        batches: Pairs `(x, y)`: samples, flattened to rows and taken at their values, and labels in
+            0..K-1. Whether the data are centred is said later, to `solve`.
+
+    Returns:
+        Statistics in float64, the same for any order and size of the batches up to round-off.
+
+    Raises:
+        ValueError: If there is no batch, shapes or labels are wrong, data are not finite, or fewer than
+            two classes occur.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+        >>> gather([(x, torch.tensor([0, 0, 1]))]).mean
+        tensor([[2., 0.],
+                [0., 2.]], dtype=torch.float64)
+    """
+    sums = None
+    for number, batch in enumerate(batches):
+        x, y = _checked(batch, number)
+        if sums is None:
+            zeros = torch.zeros(0, x.shape[1], dtype=torch.float64, device=x.device)
+            sums = _Sums(zeros.new_zeros(0), zeros, zeros.new_zeros(0, x.shape[1], x.shape[1]))
+        if x.shape[1] != sums.mean.shape[1]:
+            raise ValueError(
+                f"batch {number} has {x.shape[1]} features, those before {sums.mean.shape[1]}"
+            )
+        sums.grow(int(y.max()) + 1)
+        height = max(1, TILE // x.shape[1])
+        for rows, labels in zip(x.split(height), y.split(height), strict=True):
+            sums.add(rows, labels)
+    if sums is None:
+        raise ValueError("the data gave no batch at all; is the loader empty?")
+    check_classes(sums.count)
+    return Statistics(sums.count.cpu(), sums.mean.cpu(), sums.within.cpu())
+
+
+def check_classes(count: Float64[Tensor, " K"]) -> None:
+    """Check that there are two classes and each has a sample.
+
+    Args:
+        count: Samples of each class.
+
+    Raises:
+        ValueError: If not.
+    """
+    if len(count) < 2:
+        raise ValueError(f"need samples of at least 2 classes, got {len(count)}")
+    if not count.all():
+        missing = (count == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"classes {missing[:5]} have no sample; number the classes that occur from 0 on"
+        )
+
+
+def _checked(batch: Any, number: int) -> tuple[Shaped[Tensor, "B D"], Int64[Tensor, " B"]]:
+    if isinstance(batch, Mapping) or not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch {number} must be a pair (x, y), got {type(batch).__name__}")
+    return check_samples(*batch)
+
+
+def check_samples(X: Any, y: Any) -> tuple[Shaped[Tensor, "N D"], Int64[Tensor, " N"]]:
+    """Samples as rows, and their labels as integers.
+
+    Args:
+        X: Samples, one a row or one an image.
+        y: Class of each, from 0 on.
+
+    Returns:
+        Both, on one device, of the type that `X` came in.
+
+    Raises:
+        ValueError: If types, shapes or labels are wrong.
+    """
+    if not isinstance(X, Tensor) or not isinstance(y, Tensor):
+        raise ValueError(f"need tensors x and y, got {type(X).__name__} and {type(y).__name__}")
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {(*y.shape,)}")
+    if X.ndim < 2 or len(X) != len(y) or not X.numel() or X.is_complex():
+        raise ValueError(
+            f"need samples of shape ({len(y)}, D), one row a label, got {X.dtype} of shape {(*X.shape,)}"
+        )
+    if y.min() < 0:
+        raise ValueError(f"labels must not be negative, got {int(y.min())}")
+    X = X.detach().flatten(1)
+    X = X.cpu() if X.device.type == "mps" else X  # which has no float64
+    return X, y.to(X.device).long()
