@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pfc.theory import geodesic as geodesic
+    from pfc.theory import mufm as mufm
     from pfc.theory import path as path
     from pfc.theory import separation as separation
     from pfc.theory import transport as transport
 
-__all__ = ["geodesic", "path", "separation", "transport"]
+__all__ = ["geodesic", "mufm", "path", "separation", "transport"]
 
 
 def __getattr__(name: str) -> Any:

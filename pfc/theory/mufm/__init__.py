@@ -1,5 +1,7 @@
 """The unconstrained features model with data (MUFM), problem (13) of arXiv 2405.00985, solved."""
 
+from pfc.theory.mufm.iterates import Iterates as Iterates
+from pfc.theory.mufm.iterates import iterates as iterates
 from pfc.theory.mufm.solution import Solution as Solution
 from pfc.theory.mufm.solving import SpuriousMinimaWarning as SpuriousMinimaWarning
 from pfc.theory.mufm.solving import solve as solve

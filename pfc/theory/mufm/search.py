@@ -5,7 +5,7 @@ ridge start alone finds the best of 25 starts in all but a few noisy problems, a
 lam does worse than random starts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ DENSE = 400  # numbers in W up to which the Hessian is a matrix, about 50 ms a s
 ROUNDS = 30  # escapes in a row from one start; ours
 PROVEN = 1e-9  # relative gap that counts as a proof; ours
 DROP = 1e-10  # relative fall of the objective that counts as one; ours
+See = Callable[[Float64[np.ndarray, "K R"]], None]
 STEPS = 10.0 ** -np.arange(0, 5)  # lengths tried along a direction of negative curvature; ours
 
 
@@ -91,13 +92,31 @@ def lower_bound(point: Point, effort: Effort) -> float:
     return relaxed.value * (1 - relaxed.gap)
 
 
-def settle(problem: Problem, W: Float64[np.ndarray, "K R"], effort: Effort, *, balanced: bool) -> Point:
-    """The minimum below a start, and below those that escapes from it lead to."""
+def settle(
+    problem: Problem,
+    W: Float64[np.ndarray, "K R"],
+    effort: Effort,
+    *,
+    balanced: bool,
+    see: See = lambda W: None,
+) -> Point:
+    """The minimum below a start, and below those that escapes from it lead to.
+
+    Args:
+        problem: To be minimised.
+        W: The start.
+        effort: How much to do.
+        balanced: Whether exchanging the classes is worth a try.
+        see: Is shown W after every iteration.
+
+    Returns:
+        The lowest point found.
+    """
     left = effort.iterations
     for _ in range(ROUNDS):
-        W, used = _descend(problem, W, left, effort.tolerance)
+        W, used = _descend(problem, W, left, effort.tolerance, see)
         left -= used
-        point = _polished(problem.at(W), effort.tolerance) if left > 0 else problem.at(W)
+        point = _polished(problem.at(W), effort.tolerance, see) if left > 0 else problem.at(W)
         if left <= 0 or point.gap <= PROVEN:
             break
         W = _escaped(point, balanced=balanced)
@@ -127,7 +146,7 @@ def _scaling(
 
 
 def _descend(
-    problem: Problem, W: Float64[np.ndarray, "K R"], iterations: int, tolerance: float
+    problem: Problem, W: Float64[np.ndarray, "K R"], iterations: int, tolerance: float, see: See
 ) -> tuple[Float64[np.ndarray, "K R"], int]:
     """L-BFGS in scaled coordinates, until the gradient (unscaled) is small or round-off is reached."""
     from scipy.optimize import OptimizeResult, minimize
@@ -135,13 +154,17 @@ def _descend(
     O, d = _scaling(problem, W)
     goal, norm = max(tolerance, HANDOVER), np.inf
 
+    def back(u: Float64[np.ndarray, " KR"]) -> Float64[np.ndarray, "K R"]:
+        return O @ (u.reshape(d.shape) * d)
+
     def evaluate(u: Float64[np.ndarray, " KR"]) -> tuple[float, Float64[np.ndarray, " KR"]]:
         nonlocal norm
-        value, gradient = problem.value_and_gradient(O @ (u.reshape(d.shape) * d))
+        value, gradient = problem.value_and_gradient(back(u))
         norm = float(np.linalg.norm(gradient))
         return value, ((O.T @ gradient) * d).ravel()
 
     def enough(intermediate_result: OptimizeResult) -> None:
+        see(back(intermediate_result.x))
         if norm <= goal:
             raise StopIteration
 
@@ -159,10 +182,10 @@ def _descend(
             "gtol": 0.0,
         },
     )
-    return O @ (found.x.reshape(d.shape) * d), max(1, found.nit)
+    return back(found.x), max(1, found.nit)
 
 
-def _polished(point: Point, tolerance: float, steps: int = 20) -> Point:
+def _polished(point: Point, tolerance: float, see: See, steps: int = 20) -> Point:
     """Newton's method, each step accepted only if the gradient becomes smaller."""
     for _ in range(steps):
         if point.gradient_norm <= tolerance:
@@ -175,6 +198,7 @@ def _polished(point: Point, tolerance: float, steps: int = 20) -> Point:
         else:
             break
         point = moved
+        see(point.W)
     return point
 
 
