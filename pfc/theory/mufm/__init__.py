@@ -1,7 +1,11 @@
 """The unconstrained features model with data (MUFM), problem (13) of arXiv 2405.00985, solved."""
 
+from pfc.theory.mufm.flow import expansion as expansion
+from pfc.theory.mufm.flow import flow as flow
 from pfc.theory.mufm.iterates import Iterates as Iterates
 from pfc.theory.mufm.iterates import iterates as iterates
+from pfc.theory.mufm.layered import Layered as Layered
+from pfc.theory.mufm.layered import solve_layered as solve_layered
 from pfc.theory.mufm.solution import Solution as Solution
 from pfc.theory.mufm.solving import SpuriousMinimaWarning as SpuriousMinimaWarning
 from pfc.theory.mufm.solving import solve as solve

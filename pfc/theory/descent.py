@@ -1,0 +1,249 @@
+"""The paper's way to solve UFM and MUFM: plain gradient descent with a fixed step, written by hand.
+
+It is kept to be compared with: each metric along the iterations (Figure 4 of arXiv 2405.00985), and how
+far from the minimum so many steps end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+from pfc.progress import shown
+from pfc.theory.checks import at_least, labelled, positive
+from pfc.theory.joint import Joint, Loss, read, tensors
+from pfc.theory.minimum import Vector
+
+STEP = 0.1  # Tirer and Bruna 2022, from memory; the paper's own is lost
+STEPS = 100_000  # inferred; the paper's own number is lost
+RECORDS = 60  # ours
+CHUNK = 1000  # steps between two signs of life; ours
+
+Start = Literal["normal", "data"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What plain gradient descent passed through, at steps that grow geometrically.
+
+    Args:
+        steps: How many steps had been taken, from 0 on.
+        objective: The objective then.
+        gradient_norm: Euclidean norm of its gradient in all variables.
+        pfc1: Within-class over between-class variance of the features.
+        pfc2: Distance of their class means from a simplex equiangular tight frame.
+        pfc3: Fraction of them nearest to their own class mean.
+        cosine: Alignment with the data; NaN where there are none.
+        W: The classifier at the end.
+        b: Its bias; zero without one.
+        H: The features at the end, one sample a row.
+    """
+
+    steps: Int64[Tensor, " T"]
+    objective: Float64[Tensor, " T"]
+    gradient_norm: Float64[Tensor, " T"]
+    pfc1: Float64[Tensor, " T"]
+    pfc2: Float64[Tensor, " T"]
+    pfc3: Float64[Tensor, " T"]
+    cosine: Float64[Tensor, " T"]
+    W: Float64[Tensor, "K D"]
+    b: Float64[Tensor, " K"]
+    H: Float64[Tensor, "N D"]
+
+
+def ufm(
+    classes: int,
+    features: int,
+    per_class: int,
+    *,
+    weight_decay: float = 0.005,
+    feature_decay: float = 0.005,
+    loss: Loss = "mse",
+    step: float = STEP,
+    steps: int = STEPS,
+    seed: int = 0,
+    records: int = RECORDS,
+    progress: bool = True,
+) -> Trace:
+    """Plain gradient descent on UFM, Eq. 2 of arXiv 2405.00985.
+
+    Args:
+        classes: Number of classes.
+        features: Dimensions of a feature.
+        per_class: Samples of each class.
+        weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
+        feature_decay: Of the features; likewise.
+        loss: `"mse"` or `"ce"`.
+        step: The fixed step; the default is theirs, too.
+        steps: How many; the default is inferred.
+        seed: Of the start, which is standard normal as in the paper.
+        records: At most how many points to record besides the start, 2 or more.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The way; PFC1 and PFC2 go to 0 and PFC3 to 1.
+
+    Raises:
+        ValueError: If a number is out of range, the loss is unknown, or the step is too large.
+    """
+    at_least(2, classes=classes)
+    at_least(1, features=features, per_class=per_class)
+    positive(weight_decay=weight_decay, feature_decay=feature_decay)
+    y = torch.arange(classes).repeat_interleave(per_class)
+    X = torch.zeros(len(y), features, dtype=torch.float64)
+    problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss)
+    start = problem.normal_start(np.random.default_rng(seed))
+    return run(problem, start, step=step, steps=steps, records=records, progress=progress)
+
+
+def mufm(
+    X: Float[Tensor, "N D"],
+    y: Int[Tensor, " N"],
+    *,
+    lam: float,
+    weight_decay: float = 0.005,
+    loss: Loss = "mse",
+    start: Start = "normal",
+    step: float = STEP,
+    steps: int = STEPS,
+    seed: int = 0,
+    records: int = RECORDS,
+    progress: bool = True,
+) -> Trace:
+    """Plain gradient descent on MUFM, Eq. 13 of arXiv 2405.00985, in classifier and features together.
+
+    With a small `lam` the features are slow to leave the start: the default number of steps is far from
+    enough at 1e-4.
+
+    Args:
+        X: The data, one sample a row.
+        y: Their classes.
+        lam: How strongly the features are drawn to the data.
+        weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
+        loss: `"mse"` or `"ce"`.
+        start: Where the features begin: `"normal"`, the standard normal distribution as in the paper,
+            or at the `"data"`.
+        step: The fixed step; the default is that of Tirer and Bruna 2022, from memory.
+        steps: How many; the default is inferred.
+        seed: Of the start.
+        records: At most how many points to record besides the start, 2 or more.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The way.
+
+    Raises:
+        ValueError: If the data or a number are out of range, the loss or the start is unknown, or the
+            step is too large.
+    """
+    labelled(X, y)
+    positive(lam=lam, weight_decay=weight_decay)
+    if start not in {"normal", "data"}:
+        raise ValueError(f"start must be 'normal' or 'data', got {start!r}")
+    problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss=loss)
+    theta = problem.normal_start(np.random.default_rng(seed))
+    if start == "data":
+        problem.split(theta)[1][:] = problem.X
+    return run(problem, theta, step=step, steps=steps, records=records, progress=progress)
+
+
+def run(
+    problem: Joint, theta: Vector, *, step: float, steps: int, records: int, progress: bool
+) -> Trace:
+    """Descend in place, and record on the way.
+
+    Args:
+        problem: The objective.
+        theta: The start, which becomes the end.
+        step: The fixed step.
+        steps: How many.
+        records: At most how many points to record besides the start, 2 or more.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The way.
+
+    Raises:
+        ValueError: If a number is out of range, or the step is so large that numbers overflow.
+    """
+    positive(step=step)
+    at_least(1, steps=steps)
+    at_least(2, records=records)
+    marks = np.unique(np.geomspace(1, steps, records).round().astype(int))
+    done, rows = 0, [_record(problem, theta)]
+    with shown("descent", steps, enabled=progress) as tell:
+        for mark in marks:
+            while done < mark:
+                count = min(CHUNK, int(mark) - done)
+                _advance(problem, theta, step, count)
+                done += count
+                tell(done)
+            rows.append(_record(problem, theta))
+            if not np.isfinite(rows[-1][1]):
+                raise ValueError(f"descent overflowed within {done} steps; take a step below {step}")
+    f, g, pfc1, pfc2, pfc3, align = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    W, H, b = tensors(problem, theta)
+    at = torch.from_numpy(np.concatenate([[0], marks]))
+    return Trace(at, f, g, pfc1, pfc2, pfc3, align, W, b, H)
+
+
+def _record(problem: Joint, theta: Vector) -> list[float]:
+    """Objective, gradient norm, PFC1-3 and cosine; the first two after an overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        f, g = problem.value(theta)
+        size = float(np.linalg.norm(g))
+    if not np.isfinite(size):
+        return [f, size]
+    row, align = read(problem, tensors(problem, theta)[1])
+    return [f, size, row.pfc1, row.pfc2, row.pfc3, align]
+
+
+def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
+    """Take steps in place; nothing is allocated within the loop."""
+    W, H, b = problem.split(theta)
+    slope, Y = _SLOPES[problem.loss], problem.Y
+    G, dW, dH = np.empty_like(Y), np.empty_like(W), np.empty_like(H)
+    keep_W, keep_H = 1 - step * problem.weight_decay, 1 - step * problem.pull
+    keep_b = 1 - step * (problem.bias or 0.0)
+    pull = step * problem.pull * problem.X if problem.X.any() else None
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is told at the next record
+        for _ in range(count):
+            np.matmul(W, H, out=G)
+            if len(b):
+                G += b[:, None]
+            slope(G, Y)
+            G *= step / Y.shape[1]
+            np.matmul(G, H.T, out=dW)
+            np.matmul(W.T, G, out=dH)
+            W *= keep_W
+            W -= dW
+            H *= keep_H
+            H -= dH
+            if pull is not None:
+                H += pull
+            if len(b):
+                b *= keep_b
+                b -= G.sum(1)
+
+
+def _squared_slope(Z: np.ndarray, Y: np.ndarray) -> None:
+    """N times the gradient of MSE, in place of the logits."""
+    Z -= Y
+
+
+def _cross_entropy_slope(Z: np.ndarray, Y: np.ndarray) -> None:
+    """N times the gradient of the mean cross-entropy, in place of the logits."""
+    Z -= Z.max(0)
+    np.exp(Z, out=Z)
+    Z /= Z.sum(0)
+    Z -= Y
+
+
+_SLOPES: dict[Loss, Callable[[np.ndarray, np.ndarray], None]] = {
+    "mse": _squared_slope,
+    "ce": _cross_entropy_slope,
+}

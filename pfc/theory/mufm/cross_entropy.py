@@ -1,0 +1,59 @@
+"""MUFM with cross-entropy: neither the classifier nor the features can be eliminated."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pfc.theory.checks import at_least, labelled, positive
+from pfc.theory.joint import Joint, JointSolution, best
+from pfc.theory.mufm.flow import ridge
+
+
+def solve_cross_entropy(
+    X: Float[Tensor, "N D"],
+    y: Int[Tensor, " N"],
+    *,
+    lam: float,
+    weight_decay: float = 0.005,
+    restarts: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> JointSolution:
+    r"""Minimise MUFM with cross-entropy, in the classifier and the features together.
+
+    $$ \frac1N \sum_i \mathrm{CE}(W h_i, y_i) + \tfrac{\lambda_W}2 \|W\|_F^2
+       + \tfrac\lambda2 \|H - X\|_F^2 $$
+
+    Eq. 13 of arXiv 2405.00985; its constants are lost and the form is inferred. The first start has the
+    features at the data and the ridge classifier, the others are standard normal.
+
+    Args:
+        X: The data, one sample a row.
+        y: Their classes.
+        lam: How strongly the features are drawn to the data.
+        weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
+        restarts: Random starts beside the first; their number is ours.
+        seed: Of the random starts.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The least objective found, its gradient norm, and the spread over the starts.
+
+    Raises:
+        ValueError: If the data, a coefficient or `restarts` is out of range.
+
+    Example:
+        >>> import torch
+        >>> X = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
+        >>> found = solve_cross_entropy(X, torch.tensor([0, 0, 1, 1]), lam=0.1, progress=False)
+        >>> found.gradient_norm < 1e-10
+        True
+    """
+    labelled(X, y)
+    positive(lam=lam, weight_decay=weight_decay)
+    at_least(0, restarts=restarts)
+    problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss="ce")
+    rng = np.random.default_rng(seed)
+    first = problem.join(ridge(X.detach().double(), y, weight_decay=weight_decay).numpy(), problem.X)
+    starts = (first if i == 0 else problem.normal_start(rng) for i in range(restarts + 1))
+    return best(problem, starts, restarts + 1, progress=progress)

@@ -1,0 +1,196 @@
+"""MUFM with the features of every layer free, Eq. 12 of arXiv 2405.00985, solved as it stands.
+
+Theorem 3 says that its features lie on straight lines at equal distances and that only the last layer
+matters. Nothing of this is used here, so that it can be seen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from pfc.progress import shown
+from pfc.theory.checks import at_least, labelled, positive
+from pfc.theory.minimum import Minimum, Vector, minimum
+from pfc.theory.mufm.flow import ridge
+
+
+@dataclass(frozen=True, eq=False)
+class Layered:
+    """A classifier and the features of all layers.
+
+    Args:
+        W: The classifier.
+        H: Features of each layer, the data first.
+        objective: The value reached.
+        gradient_norm: Euclidean norm of the gradient in the classifier and all free features.
+        spread: The largest objective that a start has led to, less the least.
+    """
+
+    W: Float64[Tensor, "K D"]
+    H: Float64[Tensor, "L1 N D"]
+    objective: float
+    gradient_norm: float
+    spread: float
+
+    @property
+    def increments(self) -> Float64[Tensor, "L N D"]:
+        """What each layer adds; all the same, by Theorem 3."""
+        return self.H.diff(dim=0)
+
+    def features(self) -> Float64[Tensor, "N D"]:
+        """The features of the last layer, one sample a row."""
+        return self.H[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """The objective as a function of W, the features being solved for at each W.
+
+    For fixed W they solve a linear system, block-tridiagonal over the layers, with L blocks of D.
+    """
+
+    X: Float64[np.ndarray, "D N"]
+    Y: Float64[np.ndarray, "K N"]
+    layers: int
+    lam: float
+    weight_decay: float
+
+    def value(self, theta: Vector) -> tuple[float, Vector]:
+        """The objective and its gradient in W."""
+        W = theta.reshape(len(self.Y), -1)
+        f, G, _ = self.at(W, self.features(W))
+        return f, G.ravel()
+
+    def at(
+        self, W: Float64[np.ndarray, "K D"], H: Float64[np.ndarray, "L1 D N"]
+    ) -> tuple[float, Float64[np.ndarray, "K D"], Float64[np.ndarray, "L D N"]]:
+        """The objective and its gradients in W and in the free features."""
+        N, R, D = self.Y.shape[1], W @ H[-1] - self.Y, np.diff(H, axis=0)
+        f = (R**2).sum() / N + self.weight_decay * (W**2).sum() + self.lam * (D**2).sum()
+        slope = self.lam * (D - np.concatenate([D[1:], np.zeros_like(D[:1])]))
+        slope[-1] += W.T @ R / N
+        return float(f / 2), R @ H[-1].T / N + self.weight_decay * W, slope
+
+    def curvature(self, theta: Vector) -> Callable[[Vector], Vector]:
+        """The product of the Hessian with a vector; the features follow W."""
+        W, N = theta.reshape(len(self.Y), -1), self.Y.shape[1]
+        H = self.features(W)[-1]
+        R = W @ H - self.Y
+
+        def product(direction: Vector) -> Vector:
+            V = direction.reshape(W.shape)
+            dH = self.solve(W, np.zeros_like(H), -(V.T @ R + W.T @ (V @ H)) / N)[-1]
+            dR = V @ H + W @ dH
+            return ((dR @ H.T + R @ dH.T) / N + self.weight_decay * V).ravel()
+
+        return product
+
+    def features(self, W: Float64[np.ndarray, "K D"]) -> Float64[np.ndarray, "L1 D N"]:
+        """The best features of every layer for a classifier, the data first."""
+        free = self.solve(W, self.lam * self.X, W.T @ self.Y / self.Y.shape[1])
+        return np.concatenate([self.X[None], free])
+
+    def solve(
+        self,
+        W: Float64[np.ndarray, "K D"],
+        first: Float64[np.ndarray, "D N"],
+        last: Float64[np.ndarray, "D N"],
+    ) -> Float64[np.ndarray, "L D N"]:
+        """Solve the system for forces on the first and the last free layer."""
+        from scipy.linalg import cho_solve_banded, cholesky_banded
+
+        D, N = self.X.shape
+        force = np.zeros((self.layers, D, N))
+        force[0] += first
+        force[-1] += last
+        factor = cholesky_banded(self._band(W), check_finite=False)
+        solution: np.ndarray = cho_solve_banded(
+            (factor, False), force.reshape(-1, N), check_finite=False
+        )
+        return solution.reshape(force.shape)
+
+    def _band(self, W: Float64[np.ndarray, "K D"]) -> Float64[np.ndarray, "D1 LD"]:
+        """The system's matrix, upper diagonals in rows, the main one last."""
+        D, N = self.X.shape
+        band = np.zeros((D + 1, self.layers * D))
+        band[-1], band[0, D:] = 2 * self.lam, -self.lam
+        band[-1, -D:] = self.lam
+        i, j = np.triu_indices(D)
+        band[D + i - j, band.shape[1] - D + j] += (W.T @ W)[i, j] / N
+        return band
+
+
+def solve_layered(
+    X: Float[Tensor, "N D"],
+    y: Int[Tensor, " N"],
+    *,
+    layers: int,
+    lam: float,
+    weight_decay: float = 0.005,
+    restarts: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> Layered:
+    r"""Minimise MUFM with all layers free, MSE.
+
+    $$ \frac1{2N}\|W H_L - Y\|_F^2 + \tfrac{\lambda_W}2 \|W\|_F^2
+       + \tfrac\lambda2 \sum_{l=0}^{L-1} \|H_{l+1} - H_l\|_F^2, \qquad H_0 = X $$
+
+    Eq. 12 of arXiv 2405.00985, restored up to its constants. By Theorem 3 it has the solution of Eq. 13
+    with $\lambda / L$ in place of $\lambda$. Time and memory grow like L D^2 (N + D): for D up to some
+    hundreds.
+
+    Args:
+        X: The data, one sample a row.
+        y: Their classes.
+        layers: L, the free layers.
+        lam: The coefficient of Eq. 12: L times that of Eq. 13, the `lam` of the other solvers.
+        weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
+        restarts: Random starts beside the ridge classifier of the data; their number is ours.
+        seed: Of the random starts.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The least objective found, its gradient norm, and the spread over the starts.
+
+    Raises:
+        ValueError: If the data, a coefficient, `layers` or `restarts` is out of range.
+
+    Example:
+        >>> X = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
+        >>> y = torch.tensor([0, 0, 1, 1])
+        >>> found = solve_layered(X, y, layers=3, lam=0.1, restarts=0, progress=False)
+        >>> bool((found.increments - found.increments.mean(0)).abs().max() < 1e-12)
+        True
+    """
+    labelled(X, y)
+    positive(lam=lam, weight_decay=weight_decay)
+    at_least(1, layers=layers)
+    at_least(0, restarts=restarts)
+    first = ridge(X.detach().double(), y, weight_decay=weight_decay).numpy()
+    Y = np.eye(len(first))[y.numpy()].T
+    chain = _Chain(np.ascontiguousarray(X.detach().double().numpy().T), Y, layers, lam, weight_decay)
+    rng, found = np.random.default_rng(seed), []
+    with shown("solve", restarts + 1, enabled=progress) as step:
+        for i in range(restarts + 1):
+            found.append(minimum(chain, (first if i == 0 else rng.normal(size=first.shape)).ravel()))
+            step(i + 1, f"objective {found[-1].value:.6g}")
+    return _layered(chain, found)
+
+
+def _layered(chain: _Chain, found: list[Minimum]) -> Layered:
+    least = min(found, key=lambda one: one.value)
+    W = least.theta.reshape(len(chain.Y), -1)
+    H = chain.features(W)
+    f, dW, dH = chain.at(W, H)
+    return Layered(
+        W=torch.from_numpy(W.copy()),
+        H=torch.from_numpy(H.transpose(0, 2, 1).copy()),
+        objective=f,
+        gradient_norm=float(np.sqrt((dW**2).sum() + (dH**2).sum())),
+        spread=max(one.value for one in found) - least.value,
+    )
