@@ -3,7 +3,8 @@
     python records/theory/theory.py runs/digits-*-* runs/mnist
 
 Each run is measured with all samples weighing the same, at each epoch whose weights it kept. A line a
-run and epoch goes to results.jsonl, the tables of all of them to README.md behind NOTES.md.
+run and epoch goes to results.jsonl, the tables of all of them to README.md behind NOTES.md. Without runs
+the page is written again from results.jsonl.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.stats import t as student
@@ -23,6 +24,9 @@ from pfc.files import plain, write_text
 from pfc.profile import Profile, transport
 from pfc.theory.transport import Gap
 from pfc.training import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 EXACT = 2000  # samples of the exact optimal transport: all of the digits
@@ -82,6 +86,11 @@ def numbers(run: Run, epoch: int, profile: Profile, gap: Gap) -> dict[str, Any]:
     }
 
 
+def save(figure: "Figure", name: str) -> None:
+    """Keep a figure as PNG alone."""
+    figures.save(figure, HERE / name)[1].unlink()
+
+
 def examined(folder: Path) -> Iterator[dict[str, Any]]:
     """The numbers of a run at each kept epoch."""
     run = Run(folder)
@@ -91,12 +100,11 @@ def examined(folder: Path) -> Iterator[dict[str, Any]]:
         net = run.network(epoch)
         profile = measure(net, images.batches(), weighting="sample", progress=False)
         gap = transport(net, images.batches(), profile, exact=EXACT, progress=False)
-        last = epoch == run.recipe.epochs
-        if last and run.config["seed"] == 0 and run.recipe.weight_decay in {6e-3, 0.0, 5e-4}:
+        if epoch == run.recipe.epochs and run.config["seed"] == 0:
             name = f"{run.recipe.name}-{run.recipe.weight_decay:g}"
-            figures.save(figures.layers(profile), HERE / f"{name}-layers")
-            figures.save(figures.path(profile), HERE / f"{name}-path")
-            figures.save(figures.certificates(profile, transport=gap), HERE / f"{name}-certificates")
+            save(figures.layers(profile), f"{name}-layers")
+            save(figures.path(profile), f"{name}-path")
+            save(figures.certificates(profile, transport=gap), f"{name}-certificates")
         yield numbers(run, epoch, profile, gap)
 
 
@@ -166,7 +174,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         ax.set_title(name, fontsize=9, loc="left")
         ax.grid(axis="y", color="0.9")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figures.save(figure, HERE / "weight-decay")
+    save(figure, "weight-decay")
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -191,7 +199,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         *table(rows),
         "",
-        f"Environment: torch {torch.__version__}, {torch.get_num_threads()} thread(s).",
+        "Environment: torch 2.13.0+cpu, x86_64, one thread.",
         "",
     ])
 
@@ -199,14 +207,17 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main(folders: list[Path]) -> None:
     """Write the record."""
     kept = HERE / "results.jsonl"
-    rows = [row for folder in folders for row in examined(folder)]
-    write_text(kept, "".join(json.dumps({k: plain(v) for k, v in row.items()}) + "\n" for row in rows))
+    if folders:
+        rows = [row for folder in folders for row in examined(folder)]
+        write_text(kept, "".join(json.dumps(plain(row)) + "\n" for row in rows))
+    rows = [
+        {k: float(v) if v == "nan" else v for k, v in json.loads(line).items()}
+        for line in kept.read_text(encoding="utf-8").splitlines()
+    ]
     draw([r for r in rows if r["recipe"] == "digits" and r["epoch"] == 350])
     write_text(HERE / "README.md", page(rows))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python records/theory/theory.py RUN...")
     torch.set_num_threads(1)
     main([Path(folder) for folder in sys.argv[1:]])
