@@ -32,6 +32,13 @@ Example: `pfc train digits --out runs/wide --width 256 --epochs 100`""",
 
 Example: `pfc measure runs/digits --epoch 0`, or for a model of your own
 `pfc measure mynets:resnet --weights resnet.safetensors --data uoft-cs/cifar10 --split test`""",
+    "mufm": """Solve the models UFM and MUFM to their optimum: Figure 4, or with --sweep Figure 5.
+
+On the paper's toy data by default; on real pixels with `--data`, on a trained network's features with
+`--features`. What could be proven of each solution stands beside it; plain gradient descent, the paper's
+way, is drawn for comparison.
+
+Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3 1e-2`""",
     "figures": """Draw metrics over epochs and over layers, of a run or a profile, as PNG and SVG.
 
 Example: `pfc figures runs/digits`""",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from pfc.metrics import (
@@ -37,13 +37,11 @@ class Collapse:
     pfc3: float
 
 
-def collapse(
-    H: Float64[Tensor, "N D"], y: Int[Tensor, " N"], weighting: Weighting = "class"
-) -> Collapse:
+def collapse(H: Float[Tensor, "N D"], y: Int[Tensor, " N"], weighting: Weighting = "class") -> Collapse:
     """The metrics of features, by the package's own moments and nearest means.
 
     Args:
-        H: Features, one sample a row.
+        H: Features, one sample a row, in any float type; they are upcast tile by tile.
         y: Their classes.
         weighting: What a class counts in both covariances.
 
