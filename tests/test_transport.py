@@ -429,6 +429,7 @@ def test_lengths_that_the_samples_allow():
     A, B, _ = pair(3, N=12)
     assert [c.length for c in quick(A, B).cycles] == [2, 3, 5, 10]
     assert [c.length for c in quick(A[:4], B[:4]).cycles] == [2, 3]
+    assert [c.length for c in quick(A[:5], B[:5]).cycles] == [2, 3, 5]
 
 
 @pytest.mark.parametrize(("x", "m"), [(1, 10), (7, 10_000), (10, 10), (0, 50), (500, 1000)])
