@@ -81,8 +81,8 @@ def sweep(
 ) -> "Figure":
     """Collapse of the MUFM's minimum, and its alignment with the data, over lambda: Figure 5.
 
-    Of arXiv 2405.00985, whose measure of alignment is lost: three are drawn. Filled points are proven to
-    be global minima; open ones are the best of several starts.
+    Of arXiv 2405.00985, whose measure of alignment is lost: three are drawn. Filled points are
+    proven to be minima to a relative 1e-4; open ones are the best of several starts.
 
     Args:
         solutions: A row for each coefficient: `lam`, `pfc1`, `pfc2`, `pfc3`, `cosine`, `distance`,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pfc.theory import separation as separation
     from pfc.theory import transport as transport
     from pfc.theory import ufm as ufm
-    from pfc.theory.toy import toy as toy
+    from pfc.theory import toy as toy
 
 __all__ = ["descent", "geodesic", "mufm", "path", "separation", "toy", "transport", "ufm"]
 
@@ -19,8 +19,7 @@ __all__ = ["descent", "geodesic", "mufm", "path", "separation", "toy", "transpor
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'pfc.theory' has no attribute {name!r}")
-    module = import_module(f"pfc.theory.{name}")
-    return module.toy if name == "toy" else module
+    return import_module(f"pfc.theory.{name}")
 
 
 def __dir__() -> list[str]:
