@@ -19,6 +19,7 @@ from pfc.theory import descent, mufm
 from pfc.theory.toy import toy
 
 LAMS, STEPS, REPEATS = (1e-4, 5e-3, 1e-1), 100_000, 7
+LONG, NEAR = 2_000_000, 1e-3  # steps where descent has not converged, and how near it is to come
 REAL = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 
 
@@ -48,7 +49,23 @@ def side(lam: float) -> dict[str, Any]:
         told[name] = {k: last(getattr(end, k)) for k in ("objective", "gradient_norm", "pfc1")}
         told[name]["milliseconds"] = round(1e3 * median(seconds[name]), 2)
     ratio = median(d / s for d, s in zip(seconds["descent"], seconds["polished to 1e-12"], strict=True))
-    return {**told, "descent over polished": round(ratio)}
+    least = told["polished to 1e-12"]["objective"]
+    far = told["descent"]["objective"] / least - 1
+    more = {} if far < NEAR else until(lam, least, told["polished to 1e-12"]["milliseconds"] / 1e3)
+    return {**told, "descent over polished": round(ratio), "descent ends above by": far, **more}
+
+
+def until(lam: float, least: float, ours: float) -> dict[str, Any]:
+    """How long descent takes to come near the least objective, where so many steps did not do."""
+    X, y = toy()
+    trace, seconds = timed(lambda: descent.mufm(X, y, lam=lam, steps=LONG, records=300, progress=False))
+    near = next(i for i, f in enumerate(trace.objective.tolist()) if f / least - 1 < NEAR)
+    share = float(trace.steps[near]) / LONG
+    return {
+        "steps to within 1e-3": int(trace.steps[near]),
+        "seconds to within 1e-3": round(share * seconds, 1),
+        "descent to within 1e-3 over polished": round(share * seconds / ours),
+    }
 
 
 def real(folder: str) -> dict[str, Any]:
@@ -93,7 +110,11 @@ def main(folders: list[str]) -> None:
     fresh = {Path(folder).name: real(folder) for folder in folders}
     record: dict[str, Any] = {
         "what": f"MUFM on the toy data, one start, against {STEPS:,} plain gradient steps",
-        "aim": {"to 1e-8": "10 ms", "polished to 1e-12": "60 ms", "descent over polished": 1000},
+        "aim": {
+            "to 1e-8": "10 ms",
+            "polished to 1e-12": "60 ms",
+            "over polished, where descent has not converged": 1000,
+        },
         "toy": {f"{lam:g}": side(lam) for lam in LAMS},
         "real": {**old, **fresh},
     }
