@@ -17,6 +17,7 @@ from pfc.theory import mufm
 from pfc.theory.mufm import SpuriousMinimaWarning, gather, solve, sweep
 from pfc.theory.mufm import solution as solution_module
 from pfc.theory.mufm import statistics as statistics_module
+from pfc.theory.mufm.source import Source
 from tests import mufm_twins as twins
 from tests import oracles, problems
 
@@ -182,6 +183,17 @@ def test_few_wide_samples_agree_with_their_full_second_moments(seed, lam):
     assert thin.gap <= 1e-8  # with K directions to spare there are no spurious minima
     assert thin.W.shape == (3, 14)
     assert full.accuracy([(X, y)]) == thin.pfc3
+
+
+def test_wide_samples_are_solved_in_their_row_space_and_k_directions_more():
+    X, y = problems.features(0, N=8, D=14, K=3)
+    basis = Source.of(X, y).basis
+    assert basis is not None
+    assert basis.shape == (14, 11)
+    assert (basis.mT @ basis).numpy() == pytest.approx(np.eye(11), abs=1e-12)
+    assert (X @ basis @ basis.mT).numpy() == pytest.approx(X.numpy(), abs=1e-12)
+    assert Source.of(X[:, :11], y).basis is None
+    assert Source.of(torch.zeros(8, 12), y).basis.shape == (12, 11)
 
 
 @given(problems.seeds, lams)
