@@ -415,11 +415,11 @@ def test_the_public_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lam": 0.0}, "lam must be finite and above 0, got 0"),
-        ({"lam": -1.0}, "lam must be finite and above 0, got -1"),
-        ({"lam": math.nan}, "lam must be finite and above 0, got nan"),
-        ({"weight_decay": -0.1}, "weight_decay must be finite and above 0, got -0.1"),
-        ({"tolerance": 0.0}, "tolerance must be finite and above 0, got 0"),
+        ({"lam": 0.0}, "lam must be a positive number, got 0"),
+        ({"lam": -1.0}, "lam must be a positive number, got -1"),
+        ({"lam": math.nan}, "lam must be a positive number, got nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be a positive number, got -0.1"),
+        ({"tolerance": 0.0}, "tolerance must be a positive number, got 0"),
         ({"loss": "l1"}, "loss must be 'mse' or 'ce', got 'l1'"),
         ({"bias": True}, "bias must be False or 'free', got True"),
         ({"loss": "ce", "bias": "free"}, "loss='ce' has no bias"),

@@ -56,7 +56,8 @@ class Constants:
         lam: What a change of the data costs, in MUFM; of a sweep see --lams.
         loss: Squared error or cross-entropy.
         seed: Of the toy data, a subset, and the random starts.
-        restarts: Random starts of the solver after its own first one.
+        restarts: Random starts of the solver after its own first one, unless that is proven to be best;
+            4 up to 200 features and none above if not given.
         step: Of the paper's plain gradient descent.
         steps: How many it takes.
     """
@@ -70,7 +71,7 @@ class Constants:
     lam: float = 0.005
     loss: Literal["mse", "ce"] = "mse"
     seed: int = 0
-    restarts: int = 4
+    restarts: int | None = None
     step: float = plain_descent.STEP
     steps: int = plain_descent.STEPS
 
@@ -126,7 +127,7 @@ def mufm(
     features: Path | None = None,
     layer: str | None = None,
     epoch: int | None = None,
-    lams: Annotated[list[float] | None, Parameter(negative_iterable="")] = None,
+    lams: Annotated[list[float] | None, Parameter(negative_iterable="", consume_multiple=True)] = None,
     centre: bool | None = None,
     bias: bool = False,
     descent: bool | None = None,
@@ -181,8 +182,9 @@ def _check(c: Constants, lams: list[float], *, bias: bool) -> None:
     for name, value in (*positive.items(), ("step", c.step), *(("lams", lam) for lam in lams)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name} must be a positive number, got {value}")
-    if c.steps < 1 or c.restarts < 0:
-        raise ValueError(f"--steps must be at least 1 and --restarts 0, got {c.steps} and {c.restarts}")
+    for name, number, least in (("steps", c.steps, 1), ("restarts", c.restarts, 0), ("seed", c.seed, 0)):
+        if number is not None and number < least:
+            raise ValueError(f"--{name} must be at least {least}, got {number}")
     if bias and c.loss == "ce":
         raise ValueError("--bias goes with --loss mse only")
 
@@ -276,10 +278,12 @@ class _Task:
     def problem(self) -> Callable[[float], models.Solution]:
         """A function that solves MUFM for a coefficient; what all coefficients share is done once."""
         X, y, c = self.samples.X, self.samples.y, self.constants
+        narrow = X.shape[1] <= NARROW
+        restarts = c.restarts if c.restarts is not None else 4 * narrow
         how: dict[str, Any] = {
-            **{"weight_decay": c.weight_decay, "restarts": c.restarts, "seed": c.seed},
+            **{"weight_decay": c.weight_decay, "restarts": restarts, "seed": c.seed},
             **{"centre": self.centre, "loss": c.loss, "bias": self.bias},
-            "relax": X.shape[1] <= NARROW,
+            "relax": narrow,
         }
         if c.loss == "ce" or len(X) < X.shape[1]:
             return lambda lam: models.solve(X, y, lam=lam, **how)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from pfc.theory.checks import at_least, positive
 from pfc.theory.mufm.search import Effort, settle
 from pfc.theory.mufm.solution import alignment, collapse
 from pfc.theory.mufm.source import Hidden, Source
@@ -74,12 +75,8 @@ def iterates(
     Raises:
         ValueError: If a number is not above zero, the start is unknown, or the data are unfit.
     """
-    for name, value in {"lam": lam, "weight_decay": weight_decay, "tolerance": tolerance}.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and above 0, got {value}")
-    for name, number in {"iterations": iterations, "records": records}.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    positive(lam=lam, weight_decay=weight_decay, tolerance=tolerance)
+    at_least(1, iterations=iterations, records=records)
     if start not in {"normal", "ridge"}:
         raise ValueError(f"start must be 'normal' or 'ridge', got {start!r}")
     source = Source.of(X, y)

@@ -9,8 +9,6 @@ from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights, etf_distance
-from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean
 from pfc.theory.mufm.reduced import Point
 from pfc.theory.mufm.source import Hidden
 from pfc.theory.mufm.statistics import Statistics, check_samples
@@ -180,19 +178,9 @@ def alignment(statistics: Statistics, point: Point, *, free: bool) -> Alignment:
     return Alignment.of(data=data, moved=moved, along=-float((PW * point.A).sum()))
 
 
-def measured(
-    X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"], y: Int64[Tensor, " N"], weighting: Weighting
-) -> tuple[tuple[float, float, float], Alignment]:
-    """PFC1-3 of features that are at hand, and how far they are from the data."""
-    moments = ClassMoments.of(H, y)
-    pi = class_weights(moments.count, weighting)
-    within = (pi * moments.scatter / moments.count).sum()
-    between = pi @ moments.centred(pi).square().sum(1)
-    nearest = NearestMean.empty(MeansSpan.of(moments, weighting))
-    nearest.update(H, y)
+def moved(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> Alignment:
+    """How far features that are at hand are from the data."""
     D = H - X
-    apart = Alignment.of(
+    return Alignment.of(
         data=float(X.square().sum()), moved=float(D.square().sum()), along=float((D * X).sum())
     )
-    accuracy = float(nearest.hits.sum() / nearest.count.sum())
-    return (float(within / between), float(etf_distance(moments.mean)), accuracy), apart

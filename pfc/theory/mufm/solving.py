@@ -10,8 +10,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from pfc.progress import shown
+from pfc.theory.checks import positive
+from pfc.theory.collapse import collapse as collapse_of
 from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
-from pfc.theory.mufm.solution import Solution, alignment, collapse, measured
+from pfc.theory.mufm.solution import Solution, alignment, collapse, moved
 from pfc.theory.mufm.source import Hidden, Samples, Source, checked_samples
 from pfc.theory.mufm.statistics import Statistics
 
@@ -42,7 +44,7 @@ class _Options:
 
     def check(self) -> None:
         """Check each by itself and against the others."""
-        _positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
+        positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
         if self.loss not in {"mse", "ce"}:
             raise ValueError(f"loss must be 'mse' or 'ce', got {self.loss!r}")
         if self.bias is not False and self.bias != "free":
@@ -158,12 +160,6 @@ def sweep(
     return solutions
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and above 0, got {value}")
-
-
 def _prepared(X: Any, y: Any, options: _Options) -> Source | Samples:
     """What of the data serves for every lam."""
     options.check()
@@ -179,7 +175,7 @@ def _prepared(X: Any, y: Any, options: _Options) -> Source | Samples:
 def _solve(
     prepared: Source | Samples, lam: float, options: _Options, *, progress: bool = False
 ) -> Solution:
-    _positive(lam=lam)
+    positive(lam=lam)
     if not isinstance(prepared, Source):
         return _cross_entropy(prepared, lam, options, progress=progress)
     source, free = prepared, options.bias == "free"
@@ -227,7 +223,7 @@ def _described(source: Source, found: Found, gap: float, hidden: Hidden, options
 
 def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
     """Solved jointly in W and H, and measured."""
-    from pfc.theory.mufm.cross_entropy import solve_cross_entropy  # type: ignore[import-untyped,unused-ignore]
+    from pfc.theory.mufm.cross_entropy import solve_cross_entropy
 
     X, y = samples
     found = solve_cross_entropy(
@@ -239,7 +235,7 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
         seed=options.seed,
         progress=progress,
     )
-    (pfc1, pfc2, pfc3), apart = measured(X, found.H, y, options.weighting)
+    row = collapse_of(found.H, y, options.weighting)
     return Solution(
         loss="ce",
         lam=lam,
@@ -253,10 +249,10 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
         proven=f"gradient norm {found.gradient_norm:.1e}; cross-entropy has no certificate",
         W=found.W,
         bias=None,
-        pfc1=pfc1,
-        pfc2=pfc2,
-        pfc3=pfc3,
-        **vars(apart),
+        pfc1=row.pfc1,
+        pfc2=row.pfc2,
+        pfc3=row.pfc3,
+        **vars(moved(X, found.H)),
         hidden=found.H,
         data=samples,
     )
