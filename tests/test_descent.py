@@ -83,6 +83,17 @@ def test_a_bias_takes_its_steps_too(loss, bias):
     assert found.H.numpy() == pytest.approx(H.numpy(), abs=1e-13)
 
 
+def test_cross_entropy_stands_large_logits():
+    X, y = problems.features(4, N=8, D=3, K=3)
+    options = {"lam": 0.1, "loss": "ce", "start": "data", "step": 1e-6, "steps": 3, "records": 2}
+    found = descent.mufm(2000 * X, y, **options, progress=False)
+    W, H = normal_start(0, 3, 3, 8)[0], 2000 * X
+    known = {"lW": 0.005, "lam": 0.1, "lb": 0.0, "loss": "ce"}
+    assert (H @ W.T).abs().max() > 710  # its exponential overflows
+    W, _, H = naive_descent(W, torch.zeros(3).double(), H, H, y, 3, 1e-6, **known)
+    assert found.W.numpy() == pytest.approx(W.numpy(), abs=1e-12)
+
+
 def test_what_is_recorded_and_when():
     X, y = problems.features(3, N=9, D=4, K=3)
     found = descent.mufm(X, y, lam=0.1, steps=2500, records=7, progress=False)
@@ -150,3 +161,6 @@ def test_errors_name_what_was_given():
         descent.ufm(2, 4, 5, feature_decay=0.0)
     with pytest.raises(ValueError, match=r"overflowed within \d+ steps; take a step below 50"):
         descent.mufm(X, y, lam=1.0, step=50.0, progress=False)
+    for records in (2, 60):  # where nothing finite is left, and where only squares overflow
+        with pytest.raises(ValueError, match="overflowed within"):
+            descent.mufm(X, y, lam=1.0, step=1e6, steps=60, records=records, progress=False)

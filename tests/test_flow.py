@@ -160,6 +160,16 @@ def test_the_flow_equals_runge_kutta_with_a_fixed_step():
         )
 
 
+def test_the_flow_scales_with_the_data():
+    X, y = balanced(7)
+    s = 30.0
+    one = flow(X, y, until=40.0, weight_decay=0.02, records=9, progress=False)
+    other = flow(X / s, y, until=40.0 / s**2, weight_decay=0.02 / s**2, records=9, progress=False)
+    assert (other.H * s).numpy() == pytest.approx(one.H.numpy(), rel=1e-7, abs=1e-8)
+    for name in ("loss", "pfc1", "pfc2", "pfc3"):
+        assert getattr(other, name).numpy() == pytest.approx(getattr(one, name).numpy(), rel=1e-7)
+
+
 @given(problems.seeds)
 @settings(max_examples=10, deadline=None)
 def test_lemma_1_for_balanced_data(seed):

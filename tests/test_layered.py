@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from scipy.optimize import minimize
 
 from pfc.theory.joint import Joint
-from pfc.theory.minimum import minimum
+from pfc.theory.minimum import Minimum, minimum
 from pfc.theory.mufm.cross_entropy import solve_cross_entropy
-from pfc.theory.mufm.layered import _Chain, solve_layered
+from pfc.theory.mufm.layered import _Chain, _layered, solve_layered
 from pfc.theory.toy import toy
 from pfc.theory.ufm import optimum
 from tests import problems
@@ -106,6 +106,17 @@ def test_gradients_of_the_chain_are_those_of_the_definition():
     assert (g_up - g_down) / (2 * e) == pytest.approx(
         chain.curvature(theta)(direction), rel=1e-6, abs=1e-8
     )
+
+
+def test_the_gradient_norm_is_that_of_the_definition():
+    X, y = problems.features(6, N=7, D=3, K=3)
+    chain = _Chain(X.numpy().T.copy(), np.eye(3)[y.numpy()].T, 2, 0.3, 0.01)
+    found = _layered(chain, [Minimum(np.ones(9), 2.0, 0.0), Minimum(np.ones(9), 5.0, 0.0)])
+    W, H = found.W.clone().requires_grad_(), found.H[1:].clone().requires_grad_()
+    naive_layered(W, H, X, y, 0.01, 0.3).backward()
+    size = (W.grad.square().sum() + H.grad.square().sum()).sqrt().item()
+    assert found.gradient_norm == pytest.approx(size, rel=1e-12)
+    assert found.spread == 3
 
 
 @pytest.mark.parametrize(
