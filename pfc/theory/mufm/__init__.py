@@ -1,7 +1,7 @@
 """The unconstrained features model with data (MUFM), problem (13) of arXiv 2405.00985, solved."""
 
+from pfc.theory.mufm import flow as flow
 from pfc.theory.mufm.flow import expansion as expansion
-from pfc.theory.mufm.flow import flow as flow
 from pfc.theory.mufm.iterates import Iterates as Iterates
 from pfc.theory.mufm.iterates import iterates as iterates
 from pfc.theory.mufm.layered import Layered as Layered

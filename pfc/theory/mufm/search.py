@@ -23,6 +23,10 @@ See = Callable[[Float64[np.ndarray, "K R"]], None]
 STEPS = 10.0 ** -np.arange(0, 5)  # lengths tried along a direction of negative curvature; ours
 
 
+def _unseen(_: Float64[np.ndarray, "K R"]) -> None:
+    """Nobody looks."""
+
+
 @dataclass(frozen=True, eq=False)
 class Effort:
     """How much to do.
@@ -98,7 +102,7 @@ def settle(
     effort: Effort,
     *,
     balanced: bool,
-    see: See = lambda W: None,
+    see: See = _unseen,
 ) -> Point:
     """The minimum below a start, and below those that escapes from it lead to.
 
@@ -116,7 +120,7 @@ def settle(
     for _ in range(ROUNDS):
         W, used = _descend(problem, W, left, effort.tolerance, see)
         left -= used
-        point = _polished(problem.at(W), effort.tolerance, see) if left > 0 else problem.at(W)
+        point = _polished(problem.at(W), effort.tolerance, see=see) if left > 0 else problem.at(W)
         if left <= 0 or point.gap <= PROVEN:
             break
         W = _escaped(point, balanced=balanced)
@@ -146,7 +150,11 @@ def _scaling(
 
 
 def _descend(
-    problem: Problem, W: Float64[np.ndarray, "K R"], iterations: int, tolerance: float, see: See
+    problem: Problem,
+    W: Float64[np.ndarray, "K R"],
+    iterations: int,
+    tolerance: float,
+    see: See = _unseen,
 ) -> tuple[Float64[np.ndarray, "K R"], int]:
     """L-BFGS in scaled coordinates, until the gradient (unscaled) is small or round-off is reached."""
     from scipy.optimize import OptimizeResult, minimize
@@ -185,7 +193,7 @@ def _descend(
     return back(found.x), max(1, found.nit)
 
 
-def _polished(point: Point, tolerance: float, see: See, steps: int = 20) -> Point:
+def _polished(point: Point, tolerance: float, steps: int = 20, see: See = _unseen) -> Point:
     """Newton's method, each step accepted only if the gradient becomes smaller."""
     for _ in range(steps):
         if point.gradient_norm <= tolerance:
