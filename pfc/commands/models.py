@@ -242,20 +242,22 @@ class _Task:
     descent: bool
     folder: Path
 
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """All that decides the result, each constant with its source."""
+    def settings(self, *, sweep: bool) -> dict[str, Any]:
+        """All that decides the result, each constant that plays a part with its source."""
         N, D = self.samples.X.shape
+        idle = {"classes", "dimensions", "per_class", "sigma"} if self.samples.real else set()
+        idle |= {"lam", "feature_decay"} if sweep else set()
+        idle |= set() if self.descent else {"step", "steps"}
+        constants, sources = asdict(self.constants), self.constants.sources
         return {
             "data": self.samples.name,
             "samples": N,
             "features": D,
-            "classes": int(self.samples.y.max()) + 1,
             "centred": self.centre,
             "bias": self.bias,
             "descent": self.descent,
-            **asdict(self.constants),
-            "sources": self.constants.sources,
-            **more,
+            "constants": {name: value for name, value in constants.items() if name not in idle},
+            "sources": {name: source for name, source in sources.items() if name not in idle},
         }
 
     @property
@@ -334,7 +336,7 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 def _sweep(task: _Task, lams: list[float]) -> None:
     """Figure 5: the solution for each coefficient, kept as they are done."""
     path = task.folder / "figure5.json"
-    settings = task.settings()
+    settings = task.settings(sweep=True)
     kept = _kept(path, settings)
     if not kept:
         kept = {
@@ -372,7 +374,8 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if old.get("format") != FORMAT:
         raise ValueError(f"{path} has format {old.get('format')!r}; this version reads {FORMAT!r}")
     if old.get("settings") != plain(settings):
-        changed = [k for k, v in plain(settings).items() if old["settings"].get(k) != v]
+        flat, was = ({**s, **s["constants"]} for s in (plain(settings), old["settings"]))
+        changed = [k for k, v in flat.items() if was.get(k) != v and k not in {"constants", "sources"}]
         raise ValueError(
             f"{path} holds a sweep with another {', '.join(changed)}: choose another folder by --out"
         )
@@ -435,7 +438,13 @@ def _iterations(task: _Task) -> None:
             ways["UFM, descent"] = _way(trace)
             rows["UFM, descent"] = {**_last(trace), "cpu_seconds": round(seconds, 3)}
     path = task.folder / "figure4.json"
-    content = {"format": FORMAT, "settings": task.settings(), "data": data, "ends": rows, "ways": ways}
+    content = {
+        "format": FORMAT,
+        "settings": task.settings(sweep=False),
+        "data": data,
+        "ends": rows,
+        "ways": ways,
+    }
     write_json(path, content)
     _print_rows(rows)
     print(f"MUFM: {solution.proven}.")
@@ -468,7 +477,7 @@ def _ufm_descended(task: _Task) -> plain_descent.Trace:
     return plain_descent.ufm(classes, task.samples.X.shape[1], len(y) // classes, **how)
 
 
-def _way(found: models.Iterates | plain_descent.Trace) -> dict[str, list[float]]:
+def _way(found: models.Iterates | plain_descent.Trace) -> dict[str, list[Any]]:
     """The recorded points as lists."""
     names = ("steps", "objective", "gradient_norm", *METRICS, "cosine")
     return {name: getattr(found, name).tolist() for name in names}
