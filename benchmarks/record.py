@@ -11,11 +11,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 def one_thread() -> None:
-    """Compute on one thread; call it before anything else."""
+    """Compute on one thread, numpy and scipy too; call it before anything else."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
