@@ -1,5 +1,7 @@
 """Records can be read by this version, and their pages tell the numbers they hold."""
 
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,27 @@ def test_the_digits_recipe_collapses_on_every_seed_of_the_record():
     assert profile.accuracy == 1
     assert profile.columns["pfc3"][-1] == 1
     assert all(profile.steps_back(metric) == [] for metric in ("pfc1", "pfc2", "pfc3"))
+
+
+def test_weight_decay_straightens_the_path_on_every_seed_of_the_record():
+    lines = (RECORDS / "theory" / "results.jsonl").read_text().splitlines()
+    last = [row for row in map(json.loads, lines) if row["epoch"] == 350]
+    for seed in range(5):
+        own = sorted((r["weight_decay"], r["straightness"]) for r in last if r["seed"] == seed)
+        assert [decay for decay, _ in own] == [0, 5e-4, 5e-3, 6e-3]
+        assert all(a < b for (_, a), (_, b) in pairwise(own))
+    assert all(row["ratio"] >= 1 for row in last)
+    page = (RECORDS / "theory" / "README.md").read_text()
+    for row in last:
+        assert f"| {row['straightness']:.4f} | {row['energy_ratio']:.3f} | {row['ratio']:.6g} |" in page
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in RECORDS.glob("mufm/*/figure5.json")))
+def test_sweeps_of_the_record_agree_with_theorem_4_and_bound_what_they_claim(folder):
+    sweep = json.loads((RECORDS / "mufm" / folder / "figure5.json").read_text())
+    rows = sweep["solutions"]
+    assert len(rows) >= 12
+    assert all(a["lam"] < b["lam"] and a["pfc1"] < b["pfc1"] for a, b in pairwise(rows))
+    assert all(row["pfc1"] < sweep["data"]["pfc1"] for row in rows)
+    assert all(row["certified"] == (row["gap"] <= 1e-4) for row in rows)
+    assert set(sweep["settings"]["constants"]) == set(sweep["settings"]["sources"])

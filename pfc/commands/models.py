@@ -357,10 +357,11 @@ def _sweep(task: _Task, lams: list[float]) -> None:
             if task.descent and lam not in done["descent"]:
                 trace, seconds = _timed(partial(task.descended, lam))
                 kept["descent"].append(_descent_row(trace, task.X, lam, seconds))
+            for part in done:
+                kept[part].sort(key=lambda row: row["lam"])
             write_json(path, kept)
             step(i + 1, f"lam {lam:g}")
-    shown_rows = {n: [r for r in kept[n] if r["lam"] in lams] for n in ("solutions", "descent")}
-    rows = {n: sorted(part, key=lambda row: row["lam"]) for n, part in shown_rows.items()}
+    rows = {part: [row for row in kept[part] if row["lam"] in lams] for part in done}
     _print_sweep(kept["data"], rows["solutions"], rows["descent"])
     figure = draw.sweep(rows["solutions"], kept["data"], rows["descent"], title=task.title)
     _tell(path, *draw.save(figure, task.folder / "figure5"))

@@ -124,7 +124,7 @@ def _over(ax: "Axes", solutions: Sequence[Row], descent: Sequence[Row], metric: 
     lams, values = ([row[key] for row in solutions] for key in ("lam", metric))
     ax.plot(lams, values, **_OURS)
     for certified, face, told in (
-        (True, _OURS["color"], "proven minimum"),
+        (True, _OURS["color"], "proven to 1e-4"),
         (False, "white", "best found"),
     ):
         some = [i for i, row in enumerate(solutions) if row["certified"] is certified]

@@ -63,7 +63,7 @@ def table(folder: str, run: str) -> Iterator[str]:
     for key, told in (("moved", "as far from the data"), ("pfc1", "as small a PFC1")):
         rows[f"MUFM with {told}"] = at(sweep["solutions"], key, own[key])
     write_json(HERE / folder / "network.json", rows)
-    yield f"### {sweep['settings']['data'].replace(Path(run).name, 'the network')}"
+    yield f"### {sweep['settings']['data'].replace(Path(run).name, 'the network', 1)}"
     yield ""
     yield f"| | lambda | {' | '.join(name.upper() if 'pfc' in name else name for name in NUMBERS)} |"
     yield "| --- " * (len(NUMBERS) + 2) + "|"
