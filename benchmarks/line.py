@@ -16,7 +16,7 @@ from pfc.line import LineCrossings, StepCurve
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, project
 
-N, D, K, BATCH, REPEATS = 50_000, 1_000, 10, 5_000, 9
+N, D, K, BATCH, REPEATS = 50_000, 1_000, 10, 10_000, 9
 FLOOR = "inner products"
 
 

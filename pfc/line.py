@@ -122,8 +122,8 @@ def _gap(
     z: Float64[Tensor, "B R"], points: Float64[Tensor, "K R"], p: Int64[Tensor, " B"]
 ) -> Float64[Tensor, "B K"]:
     """Squared distance to each class mean less that to the own one."""
-    distance = points.square().sum(1) - 2 * z @ points.mT
-    return distance - distance.gather(1, p[:, None])
+    distance = torch.addmm(points.square().sum(1), z, points.mT, alpha=-2)
+    return distance.sub_(distance.gather(1, p[:, None]))
 
 
 def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
@@ -161,16 +161,18 @@ def _intervals(
     Returns:
         Starts and stops of the intervals.
     """
-    lower = torch.arange(f0.shape[1]) < p[:, None]
     least = torch.minimum(f0, f2)
-    some = (torch.minimum(least, f1) < 0) | (lower & (least <= 0))  # of its own mean all are 0
-    sample, j = some.nonzero(as_tuple=True)
-    c0, c1, c2 = (f[sample, j].numpy() for f in (f0, f1, f2))
-    closed = lower[sample, j].numpy()
+    some = torch.minimum(least, f1) < 0
+    zero = (least == 0).scatter_(1, p[:, None], False)
+    if zero.any():
+        some |= zero
+    flat = np.flatnonzero(some.numpy())
+    sample, j = np.divmod(flat, f0.shape[1])
+    c0, c1, c2 = (f.numpy().ravel()[flat] for f in (f0, f1, f2))
+    closed = j < p.numpy()[sample]
     tied = closed & ((c0 == 0) | (c2 == 0))
     kept = tied | (c0 < 0) | (c2 < 0) | ((c1 < 0) & (c1**2 > c0 * c2))
-    sample = sample[torch.from_numpy(kept)]
-    c0, c1, c2, closed = (values[kept] for values in (c0, c1, c2, closed))
+    sample, c0, c1, c2, closed = (values[kept] for values in (sample, c0, c1, c2, closed))
     cuts = _cuts(c0, c1, c2)
     pieces = []
     for t0, t1 in pairwise(cuts):
@@ -178,10 +180,10 @@ def _intervals(
         bad |= closed & (t1 > t0) & (c0 == 0) & (c1 == 0) & (c2 == 0)  # one mean is another, everywhere
         start = np.where(((t0 == 0) & (c0 < 0)) | closed, t0, _after(t0))
         stop = np.where(((t1 == 1) & (c2 < 0)) | closed, _after(t1), t1)
-        pieces.append(np.stack([sample.numpy(), start, stop])[:, bad])
+        pieces.append(np.stack([sample, start, stop])[:, bad])
     for t, f in ((0.0, c0), (1.0, c2)):  # a tie at an end alone
         at = np.full(int((closed & (f == 0)).sum()), t)
-        pieces.append(np.stack([sample.numpy()[closed & (f == 0)], at, _after(at)]))
+        pieces.append(np.stack([sample[closed & (f == 0)], at, _after(at)]))
     return _union(np.concatenate(pieces, axis=1))
 
 
