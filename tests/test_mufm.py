@@ -461,3 +461,27 @@ def test_data_are_checked(monkeypatch):
     with pytest.raises(ValueError, match="were pooled to spare memory; take weighting='sample'"):
         quiet(X, y, lam=1.0)
     assert quiet(X, y, lam=1.0, weighting="sample").pfc1 > 0
+
+
+def test_small_problems_run_on_one_thread_and_leave_the_threads_as_they_were(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    from pfc.place import SMALL, one_thread
+    from pfc.theory.mufm import solving
+
+    def threads():
+        pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+        return torch.get_num_threads(), *pools
+
+    before, seen = threads(), []
+    real = solving.search
+    monkeypatch.setattr(solving, "search", lambda *a, **k: (seen.append(threads()), real(*a, **k))[1])
+    X, y = problems.features(2, N=40, D=6, K=3)
+    mufm.solve(X, y, lam=0.1, restarts=0)
+    assert set(seen[0]) == {1}
+    assert threads() == before
+    with one_thread(SMALL + 1):
+        assert threads() == before, "large arrays keep their threads"
+    with pytest.raises(KeyError), one_thread():
+        raise KeyError
+    assert threads() == before

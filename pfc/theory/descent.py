@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import at_least, labelled, positive
 from pfc.theory.joint import Joint, Loss, read, tensors
@@ -175,7 +176,7 @@ def run(
     at_least(2, records=records)
     marks = np.unique(np.geomspace(1, steps, records).round().astype(int))
     done, rows = 0, [_record(problem, theta)]
-    with shown("descent", steps, enabled=progress) as tell:
+    with one_thread(problem.X.size), shown("descent", steps, enabled=progress) as tell:
         for mark in marks:
             while done < mark:
                 count = min(CHUNK, int(mark) - done)

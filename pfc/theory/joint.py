@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.collapse import Collapse, collapse, cosine
 from pfc.theory.minimum import Minimum, Vector, minimum
@@ -243,7 +244,7 @@ def best(problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool
         The solution, with the spread over the starts.
     """
     found = []
-    with shown("solve", total, enabled=progress) as step:
+    with one_thread(problem.X.size), shown("solve", total, enabled=progress) as step:
         for start in starts:
             found.append(minimum(problem, start))
             step(len(found), f"objective {found[-1].value:.6g}")

@@ -34,6 +34,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
+from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import at_least, labelled, positive
 from pfc.theory.collapse import collapse
@@ -267,7 +268,7 @@ def _integrate(
 
     path, done = X.repeat(len(times), 1, 1), 1
     solver = DOP853(slope, 0.0, X.flatten().numpy(), times[-1], rtol=RELATIVE, atol=ABSOLUTE)
-    with shown("flow", len(times), enabled=progress) as tell:
+    with one_thread(X.numel()), shown("flow", len(times), enabled=progress) as tell:
         while solver.t < times[-1]:
             if solver.step():  # a message of failure
                 raise ValueError(f"the flow cannot be followed beyond {solver.t:.6g}; lessen until")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from pfc.place import one_thread
 from pfc.theory.checks import at_least, positive
 from pfc.theory.mufm.search import Effort, settle
 from pfc.theory.mufm.solution import alignment, collapse
@@ -84,7 +85,8 @@ def iterates(
     normal = np.random.default_rng(seed).normal(size=problem.Z.shape)
     passed = [normal if start == "normal" else problem.ridge()]
     effort = Effort(restarts=0, iterations=iterations, tolerance=tolerance, seed=seed)
-    settle(problem, passed[0], effort, balanced=source.statistics.balanced, see=passed.append)
+    with one_thread():
+        settle(problem, passed[0], effort, balanced=source.statistics.balanced, see=passed.append)
     last = len(passed) - 1
     at = np.unique(np.concatenate([[0], np.geomspace(1, max(last, 1), records).round().astype(int)]))
     at = at[at <= last]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import at_least, labelled, positive
 from pfc.theory.minimum import Minimum, Vector, minimum
@@ -175,7 +176,7 @@ def solve_layered(
     Y = np.eye(len(first))[y.numpy()].T
     chain = _Chain(np.ascontiguousarray(X.detach().double().numpy().T), Y, layers, lam, weight_decay)
     rng, found = np.random.default_rng(seed), []
-    with shown("solve", restarts + 1, enabled=progress) as step:
+    with one_thread(X.numel()), shown("solve", restarts + 1, enabled=progress) as step:
         for i in range(restarts + 1):
             found.append(minimum(chain, (first if i == 0 else rng.normal(size=first.shape)).ravel()))
             step(i + 1, f"objective {found[-1].value:.6g}")

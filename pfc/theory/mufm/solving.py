@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
+from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import positive
 from pfc.theory.collapse import collapse as collapse_of
@@ -122,7 +123,8 @@ def solve(
     options = _Options(
         weight_decay, loss, bias, centre, weighting, restarts, seed, tolerance, iterations, relax
     )
-    return _solve(_prepared(X, y, options), lam, options, progress=progress)
+    with one_thread(_size(X)):
+        return _solve(_prepared(X, y, options), lam, options, progress=progress)
 
 
 def sweep(
@@ -152,12 +154,20 @@ def sweep(
     if not lams:
         raise ValueError("lams must hold at least one value of lam, got none")
     chosen = _Options(**options)
-    prepared, solutions = _prepared(X, y, chosen), []
-    with shown("values of lam", len(lams), enabled=progress) as step:
+    solutions: list[Solution] = []
+    with one_thread(_size(X)), shown("values of lam", len(lams), enabled=progress) as step:
+        prepared = _prepared(X, y, chosen)
         for lam in lams:
             solutions.append(_solve(prepared, lam, chosen))
             step(len(solutions), f"lam {lam:.3g}: {solutions[-1].proven}")
     return solutions
+
+
+def _size(X: Any) -> int:
+    """Numbers in the largest array of a problem, as far as it is one."""
+    if isinstance(X, Statistics):
+        return X.within[0].numel()
+    return X.numel() if isinstance(X, Tensor) else 0
 
 
 def _prepared(X: Any, y: Any, options: _Options) -> Source | Samples:
@@ -183,10 +193,11 @@ def _solve(
         lam=lam, weight_decay=options.weight_decay, centre=options.centre, free=free
     )
     effort = options.effort(problem.Z.size)
-    found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
-    gap = found.best.gap
-    if options.relax and gap > PROVEN:
-        gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
+    with one_thread():
+        found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
+        gap = found.best.gap
+        if options.relax and gap > PROVEN:
+            gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
     if gap > PROVEN:
         _warn(found, source)
     hidden = Hidden.of(source, found.best, V, centre=options.centre, free=free)
