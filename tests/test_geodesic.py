@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 
 import pfc
-from pfc.metrics import etf_distance, scatter_ratio
-from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import BatchLabels, SegmentMoments
 from pfc.profile import Segment
 from pfc.theory.geodesic import Line
 from tests import problems
+from tests.oracles import weights
 from tests.test_line import crossings, nearest_frame
 
 F64 = torch.float64
@@ -29,12 +29,20 @@ def segment(A, B, y, weighting="class"):
 
 
 def brute(A, B, y, t, end, weighting="class"):
-    """PFC1 and PFC2 of the features on the line, with the end replaced."""
-    means = torch.stack([B[y == k].mean(0) for k in range(int(y.max()) + 1)])
+    """PFC1 and PFC2 of the features on the line, with the end replaced, by their definitions."""
+    w, (A, B, y) = weights(y, weighting), (v.numpy() for v in (A, B, y))
+    member = (y == np.arange(y.max() + 1)[:, None]).astype(float)
+    mean = member / member.sum(axis=1, keepdims=True)
     if end != "measured":
-        B = (torch.from_numpy(nearest_frame(means.numpy())) if end == "etf" else means)[y]
-    moments = ClassMoments.of((1 - t) * A + t * B, y)
-    return float(scatter_ratio(moments, weighting)), float(etf_distance(moments.mean))
+        B = (nearest_frame(mean @ B) if end == "etf" else mean @ B)[y]
+    H = (1 - t) * A + t * B
+    means, pi = mean @ H, member @ w
+    within = w @ ((H - means[y]) ** 2).sum(axis=1)
+    between = pi @ ((means - pi @ means) ** 2).sum(axis=1)
+    M, K = means - means.mean(axis=0), len(means)
+    G = M @ M.T
+    frame = (np.eye(K) - 1 / K) / math.sqrt(K - 1)
+    return within / between, np.linalg.norm(G / np.linalg.norm(G) - frame)
 
 
 O2_B = [[4.0, 0], [6, 0], [-3, 4], [-3, 4], [-2, -4], [-2, -6]]
