@@ -13,6 +13,7 @@ import torch
 
 import pfc
 from pfc.cli import HELP, main
+from pfc.commands.theory import fair
 from pfc.data import Normalisation
 from pfc.files import write_tensors
 
@@ -167,6 +168,12 @@ def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monke
     assert "60 samples of 16 features, weighted by class" in capsys.readouterr().out
     main(["measure", str(run_folder), "--weighting", "sample"])
     assert "60 samples of 16 features, weighted by sample" in capsys.readouterr().out
+    images = pfc.data.load("digits", limit=200)
+    equal, any_of = (fair(images, 60, weighting).labels.bincount() for weighting in ("class", "sample"))
+    assert equal.tolist() == [6] * 10
+    assert any_of.sum() == 60
+    assert any_of.tolist() != [6] * 10
+    assert fair(images, 60, "sample").labels.equal(fair(images, 60, "sample").labels)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,14 @@ def test_zero_data_make_the_ufm():
     assert math.isnan(found.cosine[-1])
 
 
+def test_a_start_that_is_the_optimum_is_the_only_point():
+    y = torch.arange(4).repeat_interleave(5)
+    found = mufm.iterates(torch.zeros(20, 6, dtype=F64), y, lam=1.0, weight_decay=1.0, start="ridge")
+    assert found.steps.tolist() == [0]
+    assert found.objective.tolist() == [0.5]
+    assert found.pfc1.isnan().all()
+
+
 def test_statistics_serve_and_records_are_thinned():
     X, y = toy()
     all_of = mufm.iterates(X, y, lam=1e-4, records=10_000)

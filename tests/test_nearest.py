@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 import pfc.moments
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean
+from pfc.nearest import MeansSpan, NearestMean, project
 from tests import problems
 
 
@@ -112,3 +112,13 @@ def test_other_features_are_noticed():
     again.update(H + 1e-6, y)
     with pytest.raises(ValueError, match=r"other features than the first at layer 'blocks\.3'"):
         again.check("blocks.3")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e6])
+def test_coordinates_lose_nothing_to_a_common_offset(offset):
+    H, y = problems.features(4, N=50, D=9, K=4)
+    H = H + offset
+    span = MeansSpan.of(ClassMoments.of(H, y))
+    assert span.central == (offset < 1e3)
+    known = (H - span.centre) @ span.basis
+    torch.testing.assert_close(project(H, span, span.basis), known, rtol=0, atol=1e-13)

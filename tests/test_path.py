@@ -200,6 +200,11 @@ def test_merging_streams_keeps_a_fair_subset_in_any_order():
     ranks = np.concatenate([paths._ranks(0, 0, 40), paths._ranks(1, 0, 20)])
     assert len(set(ranks.tolist())) == 60
     assert not np.array_equal(paths._ranks(0, 0, 20), paths._ranks(1, 0, 20))
+    few = [PathSample(stream=stream, kept=10) for stream in (0, 1)]
+    for sample in few:
+        sample.update(grams, y)
+    kept = [sample.quantiles("sample") for sample in few]
+    assert not torch.equal(*kept), "each stream keeps its own samples"
 
 
 def test_ranks_are_uniform():

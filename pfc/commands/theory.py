@@ -63,7 +63,7 @@ def tell(
     found = None
     if asked.transport:
         most = MOST // prod(profile.shapes[profile.segment().start])
-        few = _fair(images, max(most, len(images.classes)), profile.about["weighting"])
+        few = fair(images, max(most, len(images.classes)), profile.about["weighting"])
         exact = max(asked.transport, len(images.classes))
         found = transport_of(model, few.batches(), profile, exact=exact, device=device)
     prediction = profile.prediction(transport=found)
@@ -72,7 +72,7 @@ def tell(
         write_json(path, {"format": THEORY, **prediction.told()})
 
 
-def _fair(images: sets.Images, most: int, weighting: str) -> sets.Images:
+def fair(images: sets.Images, most: int, weighting: str) -> sets.Images:
     """So many images at most: as equal a class as can be, or any, as the classes are weighted."""
     if len(images) <= most or weighting == "class":
         return sets.subset(images, most)
