@@ -31,7 +31,8 @@ def refused(capsys, *arguments):
 def test_figure_4_keeps_every_way_and_every_constants_source(tmp_path, capsys):
     call(*SMALL, "--out", tmp_path)
     out = capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"figure4.{e}" for e in ("json", "png", "svg")]
+    made = sorted(p.name for p in tmp_path.iterdir())
+    assert made == [f"figure4.{kind}" for kind in ("json", "png", "svg")]
     kept = json.loads((tmp_path / "figure4.json").read_text())
     assert set(kept["ways"]) == {"MUFM, ours", "MUFM, descent", "UFM, ours", "UFM, descent"}
     assert kept["settings"]["sources"]["per_class"] == "given"
@@ -45,6 +46,10 @@ def test_figure_4_keeps_every_way_and_every_constants_source(tmp_path, capsys):
     assert ends["UFM, closed form"]["objective"] == ufm.optimum(4, 6, 10).objective
     assert ends["UFM, ours"]["objective"] == pytest.approx(ufm.optimum(4, 6, 10).objective, rel=1e-10)
     assert kept["ways"]["MUFM, descent"]["steps"][-1] == 300
+    call(*SMALL, "--start", "data", "--out", tmp_path / "data")
+    begun = json.loads((tmp_path / "data" / "figure4.json").read_text())["ways"]["MUFM, descent"]
+    assert begun["cosine"][0] == pytest.approx(1)
+    assert kept["ways"]["MUFM, descent"]["cosine"][0] < 0.5
     assert "MUFM: " in out
     assert "figure4.png" in out
 

@@ -52,6 +52,7 @@ class Constants:
             4 up to 200 features and none above if not given.
         step: Of the paper's plain gradient descent.
         steps: How many it takes.
+        start: Where it begins in MUFM: features from the standard normal distribution, or at the data.
     """
 
     classes: int = 4
@@ -66,6 +67,7 @@ class Constants:
     restarts: int | None = None
     step: float = plain_descent.STEP
     steps: int = plain_descent.STEPS
+    start: plain_descent.Start = "normal"
 
     @property
     def sources(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ class Constants:
             **dict.fromkeys(("classes", "dimensions", "per_class"), TIRER),
             **dict.fromkeys(("weight_decay", "feature_decay", "step"), TIRER),
             **dict.fromkeys(("sigma", "lam", "steps"), INFERRED),
-            "loss": "arXiv 2405.00985, Sec. IV-B",
+            **dict.fromkeys(("loss", "start"), "arXiv 2405.00985, Sec. IV-B"),
         }
         usual = Constants()
         return {
@@ -126,7 +128,7 @@ class Task:
         N, D = self.samples.X.shape
         idle = {"classes", "dimensions", "per_class", "sigma"} if self.samples.real else set()
         idle |= {"lam", "feature_decay"} if sweep else set()
-        idle |= set() if self.descent else {"step", "steps"}
+        idle |= set() if self.descent else {"step", "steps", "start"}
         constants, sources = asdict(self.constants), self.constants.sources
         return {
             "data": self.samples.name,
@@ -197,7 +199,8 @@ class Task:
         """Plain gradient descent on MUFM."""
         c = self.constants
         how: dict[str, Any] = {"weight_decay": c.weight_decay, "loss": c.loss, "seed": c.seed}
-        return plain_descent.mufm(self.X, self.samples.y, lam=lam, step=c.step, steps=c.steps, **how)
+        how |= {"step": c.step, "steps": c.steps, "start": c.start}
+        return plain_descent.mufm(self.X, self.samples.y, lam=lam, **how)
 
 
 def _collapse(found: Collapse) -> dict[str, float]:
