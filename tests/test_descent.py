@@ -9,6 +9,7 @@ import torch
 from pfc.theory import descent
 from pfc.theory.collapse import cosine
 from pfc.theory.joint import Joint
+from pfc.theory.minimum import STARTS
 from pfc.theory.toy import toy
 from pfc.theory.ufm import optimum, solve
 from tests import problems
@@ -26,7 +27,7 @@ def naive_descent(W, b, H, X, y, steps, step, *, bias=False, **coefficients):
 
 
 def normal_start(seed, K, D, N):
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STARTS])
     return torch.from_numpy(rng.normal(size=(K, D))), torch.from_numpy(rng.normal(size=(D, N)).T.copy())
 
 
@@ -74,7 +75,7 @@ def test_ufm_takes_the_steps_of_the_definition(loss):
 def test_a_bias_takes_its_steps_too(loss, bias):
     X, y = problems.features(4, N=8, D=3, K=3)
     joint = Joint.of(X, y, pull=0.1, weight_decay=0.05, loss=loss, bias=bias)
-    theta = joint.normal_start(np.random.default_rng(1))
+    theta = joint.normal_start(np.random.default_rng([1, STARTS]))
     found = descent.run(joint, theta, step=0.2, steps=15, records=3, progress=False)
     W, H = normal_start(1, 3, 3, 8)
     known = {"lW": 0.05, "lam": 0.1, "lb": bias, "loss": loss}
@@ -164,3 +165,11 @@ def test_errors_name_what_was_given():
     for records in (2, 60):  # where nothing finite is left, and where only squares overflow
         with pytest.raises(ValueError, match="overflowed within"):
             descent.mufm(X, y, lam=1.0, step=1e6, steps=60, records=records, progress=False)
+
+
+def test_the_start_is_not_the_noise_of_toy_data_of_the_same_seed():
+    """One generator would give both the same numbers, in the same order and shapes."""
+    for seed in range(3):
+        X, y = toy(sigma=1.0, seed=seed)
+        found = descent.mufm(X, y, lam=0.1, steps=2, records=2, seed=seed, progress=False)
+        assert abs(found.cosine[0]) < 0.1

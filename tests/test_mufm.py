@@ -290,8 +290,10 @@ def test_at_a_global_minimum_the_alignments_are_symmetric_and_positive(lam, D):
 @pytest.mark.parametrize("seed", range(5))
 def test_pfc1_of_balanced_data_falls(seed):
     X, y = twins.toy(seed, n=10)
-    for found in sweep(X, y, np.logspace(-6, 1, 8).tolist(), restarts=1):
-        assert found.pfc1 < row(X, y)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpuriousMinimaWarning)  # a second start may end in one
+        for found in sweep(X, y, np.logspace(-6, 1, 8).tolist(), restarts=1):
+            assert found.pfc1 < row(X, y)[0]
 
 
 def test_collapse_keeps_its_digits():

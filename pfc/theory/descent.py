@@ -17,7 +17,7 @@ from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import at_least, labelled, positive
 from pfc.theory.joint import Joint, Loss, read, tensors
-from pfc.theory.minimum import Vector
+from pfc.theory.minimum import STARTS, Vector
 
 STEP = 0.1  # Tirer and Bruna 2022, from memory; the paper's own is lost
 STEPS = 100_000  # inferred; the paper's own number is lost
@@ -97,7 +97,7 @@ def ufm(
     y = torch.arange(classes).repeat_interleave(per_class)
     X = torch.zeros(len(y), features, dtype=torch.float64)
     problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss)
-    start = problem.normal_start(np.random.default_rng(seed))
+    start = problem.normal_start(np.random.default_rng([seed, STARTS]))
     return run(problem, start, step=step, steps=steps, records=records, progress=progress)
 
 
@@ -146,7 +146,7 @@ def mufm(
     if start not in {"normal", "data"}:
         raise ValueError(f"start must be 'normal' or 'data', got {start!r}")
     problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss=loss)
-    theta = problem.normal_start(np.random.default_rng(seed))
+    theta = problem.normal_start(np.random.default_rng([seed, STARTS]))
     if start == "data":
         problem.split(theta)[1][:] = problem.X
     return run(problem, theta, step=step, steps=steps, records=records, progress=progress)

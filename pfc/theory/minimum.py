@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 Vector = Float64[np.ndarray, " P"]
 
+STARTS = 1  # beside the seed of random starts: else they would be the toy data's own noise; ours
 MEMORY = 20  # pairs of L-BFGS; ours
 ITERATIONS = 20_000  # of L-BFGS at most; ours
 FIRST = 1e-9  # largest entry of the gradient at which L-BFGS hands over; ours

@@ -17,7 +17,7 @@ from torch import Tensor
 from pfc.theory import descent
 from pfc.theory.checks import at_least, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
-from pfc.theory.minimum import Minimum, Vector
+from pfc.theory.minimum import STARTS, Minimum, Vector
 
 Bias = Literal["free"] | bool | float
 Method = Literal["lbfgs", "descent"]
@@ -232,7 +232,7 @@ def solve(
     y = torch.arange(classes).repeat_interleave(per_class)
     X = torch.zeros(len(y), features, dtype=torch.float64)
     problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss, bias=decay)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STARTS])
     starts = (problem.normal_start(rng) for _ in range(restarts))
     if method == "lbfgs":
         return best(problem, starts, restarts, progress=progress)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pfc.theory.checks import at_least, labelled, positive
 from pfc.theory.joint import Joint, JointSolution, best
+from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.flow import ridge
 
 
@@ -53,7 +54,7 @@ def solve_cross_entropy(
     positive(lam=lam, weight_decay=weight_decay)
     at_least(0, restarts=restarts)
     problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss="ce")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STARTS])
     first = problem.join(ridge(X.detach().double(), y, weight_decay=weight_decay).numpy(), problem.X)
     starts = (first if i == 0 else problem.normal_start(rng) for i in range(restarts + 1))
     return best(problem, starts, restarts + 1, progress=progress)

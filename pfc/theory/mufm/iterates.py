@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pfc.place import one_thread
 from pfc.theory.checks import at_least, positive
+from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.search import Effort, settle
 from pfc.theory.mufm.solution import alignment, collapse
 from pfc.theory.mufm.source import Hidden, Source
@@ -82,7 +83,7 @@ def iterates(
         raise ValueError(f"start must be 'normal' or 'ridge', got {start!r}")
     source = Source.of(X, y)
     problem, V = source.problem(lam=lam, weight_decay=weight_decay, centre=False, free=False)
-    normal = np.random.default_rng(seed).normal(size=problem.Z.shape)
+    normal = np.random.default_rng([seed, STARTS]).normal(size=problem.Z.shape)
     passed = [normal if start == "normal" else problem.ridge()]
     effort = Effort(restarts=0, iterations=iterations, tolerance=tolerance, seed=seed)
     with one_thread():

@@ -15,7 +15,7 @@ from torch import Tensor
 from pfc.place import one_thread
 from pfc.progress import shown
 from pfc.theory.checks import at_least, labelled, positive
-from pfc.theory.minimum import Minimum, Vector, minimum
+from pfc.theory.minimum import STARTS, Minimum, Vector, minimum
 from pfc.theory.mufm.flow import ridge
 
 
@@ -175,7 +175,7 @@ def solve_layered(
     first = ridge(X.detach().double(), y, weight_decay=weight_decay).numpy()
     Y = np.eye(len(first))[y.numpy()].T
     chain = _Chain(np.ascontiguousarray(X.detach().double().numpy().T), Y, layers, lam, weight_decay)
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng([seed, STARTS]), []
     with one_thread(X.numel()), shown("solve", restarts + 1, enabled=progress) as step:
         for i in range(restarts + 1):
             found.append(minimum(chain, (first if i == 0 else rng.normal(size=first.shape)).ravel()))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from pfc.progress import shown
+from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.reduced import Point, Problem
 
 HANDOVER = 1e-8  # gradient norm at which Newton's method takes over, L-BFGS stalls at 1e-9; ours
@@ -133,7 +134,7 @@ def _starts(problem: Problem, effort: Effort) -> Iterator[Float64[np.ndarray, "K
     """Ridge regression; then noise of its size, in coordinates in which the problem is well scaled."""
     ridge = problem.ridge()
     yield ridge
-    rng = np.random.default_rng(effort.seed)
+    rng = np.random.default_rng([effort.seed, STARTS])
     O, d = _scaling(problem, ridge)
     size = np.linalg.norm(O.T @ ridge / d) or 1.0
     for _ in range(effort.restarts):
