@@ -55,7 +55,7 @@ def test_figure_4_keeps_every_way_and_every_constants_source(tmp_path, capsys):
 
 
 def test_figure_5_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
-    lams = ["--lams", "1e-3", "1e-1", "--out", tmp_path, "--sweep", *SMALL]
+    lams = ["--lams", "1e-3", "1e-1", "1e-3", "--out", tmp_path, "--sweep", *SMALL]
     real, seen = mufm.solve, []
 
     def solve(*arguments, lam, **how):
@@ -84,6 +84,8 @@ def test_figure_5_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     assert "PFC1 is below that of the data (Theorem 4) for 2 of 2 coefficients." in out
     message = refused(capsys, *lams, "--weight-decay", "0.01")
     assert "holds a sweep with another weight_decay: choose another folder by --out" in message
+    (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-1"}')
+    assert "lacks a part of a sweep: choose another folder by --out" in refused(capsys, *lams)
     (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-9"}')
     assert "has format 'pfc-mufm-9'; this version reads 'pfc-mufm-1'" in refused(capsys, *lams)
 
@@ -152,6 +154,8 @@ def test_cross_entropy_and_a_free_bias(tmp_path):
         (["--lam", "0"], "--lam must be a positive number, got 0.0"),
         (["--weight-decay", "-1"], "--weight-decay must be a positive number, got -1.0"),
         (["--sweep", "--lams", "1", "-2"], "--lams must be a positive number, got -2.0"),
+        (["--sweep", "--lams"], "--lams needs at least one coefficient"),
+        (["--sigma", "1e200", "--no-descent"], "squares overflow; scale them down"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--restarts", "-1"], "--restarts must be at least 0, got -1"),
         (["--bias", "--loss", "ce"], "--bias goes with --loss mse only"),

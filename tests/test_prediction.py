@@ -179,7 +179,11 @@ def test_sentences_of_each_verdict():
         in (theorem1)
     )
     assert "on the line to the measured features PFC1 does not fall everywhere" in theorem1
-    assert theorem2.count("PFC2 falls everywhere") == 2, "two classes are always a frame"
+    assert theorem2.count("PFC2 is 0 (two classes) everywhere") == 2
+    H, y = problems.features(2, N=40, D=6, K=4, spread=0.1)
+    means = torch.stack([H[y == k].mean(0) for k in range(4)])[y]
+    rising = line(H, means + 5 * (H - means), y)[0]
+    assert "on the line to the measured features PFC1 rises everywhere" in rising
     eye = torch.eye(3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="one sample"):
         theorem1, theorem2, *_ = line(eye, eye[[1, 0, 2]], torch.arange(3))

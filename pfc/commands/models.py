@@ -56,7 +56,7 @@ def mufm(
     Raises:
         ValueError: If an argument has no meaning.
     """
-    chosen = sorted(LAMS if lams is None else lams)
+    chosen = sorted(set(LAMS if lams is None else lams))
     _check(constants, chosen, bias=bias)
     samples = _samples(data, split, limit, features, layer, epoch, constants)
     work = samples.size * constants.steps * (len(chosen) if sweep else 1)
@@ -83,6 +83,8 @@ def _check(c: Constants, lams: list[float], *, bias: bool) -> None:
     for name, value in (*positive.items(), ("step", c.step), *(("lams", lam) for lam in lams)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name} must be a positive number, got {value}")
+    if not lams:
+        raise ValueError("--lams needs at least one coefficient, such as 1e-4 1e-3; or leave it out")
     for name, number, least in (("steps", c.steps, 1), ("restarts", c.restarts, 0), ("seed", c.seed, 0)):
         if number is not None and number < least:
             raise ValueError(f"--{name} must be at least {least}, got {number}")

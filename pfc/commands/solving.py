@@ -273,7 +273,9 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     old = read_json(path)
     if old.get("format") != FORMAT:
         raise ValueError(f"{path} has format {old.get('format')!r}; this version reads {FORMAT!r}")
-    if old.get("settings") != plain(settings):
+    if not all(name in old for name in ("settings", "data", "solutions", "descent")):
+        raise ValueError(f"{path} lacks a part of a sweep: choose another folder by --out")
+    if old["settings"] != plain(settings):
         flat, was = ({**s, **s["constants"]} for s in (plain(settings), old["settings"]))
         changed = [k for k, v in flat.items() if was.get(k) != v and k not in {"constants", "sources"}]
         raise ValueError(

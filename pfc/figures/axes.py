@@ -43,6 +43,7 @@ MEASURED: Any = {"color": "#2b2f77", "linewidth": 0.8, "marker": "o", "markersiz
 LETTER = 5.0  # points that a letter of a tick's label takes
 LONG = 6  # letters above which names of layers stand upright
 EPS = 0.01  # tolerated error at the layer that is marked; ours, as of `Profile.effective_depth`
+WIDE = 1e6  # ratio above which a logarithmic axis would show nothing but its smallest value; ours
 SAME = 1e-3  # relative difference below which values are drawn as the same; ours
 
 
@@ -145,7 +146,7 @@ def scale(ax: "Axes", values: Numbers, *, log: bool) -> None:
     if not values:
         ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color="0.4")
         ax.set_yticks([])
-    elif log and min(values) > 0 and max(values) > 10 * min(values):
+    elif log and min(values) > 0 and 10 * min(values) < max(values) < WIDE * min(values):
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")
         if max(values) < 100 * min(values):

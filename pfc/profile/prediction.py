@@ -32,6 +32,7 @@ class Prediction:
         certificates: Theorems 1 and 2 on the straight line, for each of its ends.
         agreement: For each kind of position, how far the measured layers are from the line to the
             measured features.
+        classes: Classes that have samples; with two PFC2 is 0 whatever they do.
         path: Length, straightness, energy and angles of the residual stream.
         laws: The law of data separation fitted to `"fuzziness"` (absent after one pass) and `"pfc1"`.
         transport: Whether the map from the first to the last layer is an optimal transport; `None` if
@@ -41,6 +42,7 @@ class Prediction:
     layers: tuple[str, ...]
     certificates: Mapping[End, Certificate]
     agreement: Mapping[Position, Agreement]
+    classes: int
     path: Path
     laws: Mapping[str, Law]
     transport: "Gap | None" = None
@@ -105,8 +107,10 @@ class Prediction:
                 told.append(f"{to} nothing is defined")
             elif theorem.monotone:
                 told.append(f"{to} PFC1 falls everywhere (align {theorem.align:+.3f})")
+            elif not theorem.turns:
+                told.append(f"{to} PFC1 rises everywhere")
             else:
-                turns = _listed(theorem.turns) or "nowhere inside"
+                turns = _listed(theorem.turns)
                 told.append(f"{to} PFC1 does not fall everywhere: it turns at t = {turns}")
         return f"Theorem 1: {'; '.join(told)}."
 
@@ -120,7 +124,9 @@ class Prediction:
             elif not theorem.falls:
                 told.append(f"{to} PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}")
             elif theorem.t0 == 0:
-                told.append(f"{to} PFC2 falls everywhere")
+                told.append(
+                    f"{to} PFC2 {'falls' if self.classes > 2 else 'is 0 (two classes)'} everywhere"
+                )
             else:
                 told.append(f"{to} PFC2 falls from t = {theorem.t0:.3g} to the end, not before")
         return f"Theorem 2: {'; '.join(told)}."

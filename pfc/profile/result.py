@@ -208,6 +208,7 @@ class Profile:
             layers=segment.layers,
             certificates={end: segment.certify(end) for end in ENDS},
             agreement={kind: self.agreement(kind, i=i) for kind in KINDS},
+            classes=len(segment.count),
             path=segment.path(),
             laws={c: self.law(c, i) for c in ("fuzziness", "pfc1") if c in self.columns},
             transport=transport,

@@ -80,6 +80,8 @@ class Statistics:
     @cached_property
     def spectrum(self) -> Spectrum:
         """Eigendecomposition of X^T X, computed once however many problems are solved."""
+        if not self.second.isfinite().all():
+            raise ValueError("the data are so large that their squares overflow; scale them down")
         values, vectors = torch.linalg.eigh(self.second)
         floor = len(values) * torch.finfo(torch.float64).eps * values[-1]
         return Spectrum(torch.where(values > floor, values, 0.0), vectors)
