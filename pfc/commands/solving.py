@@ -1,5 +1,6 @@
 """What `pfc mufm` does: a task, traced for Figure 4 or swept for Figure 5, kept as JSON and printed."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -301,6 +302,9 @@ def _print_sweep(
     print(table.to_string(float_format=lambda x: f"{x:.4g}", na_rep="-"))
     print(f"data: {', '.join(f'{m.upper()} {data[m]:.4g}' for m in METRICS)}")
     proven = [row for row in solutions if row["certified"]]
+    if math.isnan(solutions[0]["gap"]):
+        print("Cross-entropy has no certificate: nothing is proven of these minima.")
+        return
     within = f"within a relative {CERTIFIED:.0e} of the minimum"
     print(f"{len(proven)} of {len(solutions)} are proven to be {within}.")
     lower = sum(row["pfc1"] < data["pfc1"] for row in solutions)

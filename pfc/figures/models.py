@@ -112,7 +112,8 @@ def sweep(
             ax.set_title("\n".join(named(metric)[:2]))
         for ax, (measure, formula) in zip(grid[1], _ALIGNED.items(), strict=True):
             _over(ax, solutions, descent, measure)
-            ax.set_title(f"alignment with the data\n{formula}")
+            told = "alignment with" if measure == "cosine" else "distance from"
+            ax.set_title(f"{told} the data\n{formula}")
             ax.set_xlabel(r"$\lambda$")
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -196,23 +196,23 @@ def _transport(ax: "Axes", found: "Gap") -> None:
     """What of the map's cost is needed, exactly or at least."""
     bars: list[tuple[str, float]] = []
     if found.exact is not None:
-        some = f"{found.exact.samples:,} of {found.samples:,}" if found.exact.sampled else "all samples"
+        some = f"{found.exact.samples:,}\nof {found.samples:,}" if found.exact.sampled else "all samples"
         bars.append((f"optimal,\n{some}", _part(found.exact.w2, found.exact.cost)))
     if found.gelbrich is not None:
         bars.append(("at least, by\ncovariances", _part(found.gelbrich.bound, found.cost)))
     if found.atoms is not None:
         bars.append(("to the class\nmeans", _part(found.atoms.bound, found.atoms.cost)))
-    ax.set_title("optimal transport\n% of the map's own cost")
+    ax.set_title("optimal transport\n% of what the map costs")
     bars = [(name, part) for name, part in bars if math.isfinite(part)]
     if not bars:
         _nothing(ax)
         return
     ax.bar(range(len(bars)), [part for _, part in bars], color=MEASURED["color"], width=0.6)
     for i, (_, part) in enumerate(bars):
-        ax.text(i, part, f"{part:.1f}", ha="center", va="bottom")
+        ax.text(i, part - 2, f"{part:.1f}", ha="center", va="top", color="white")
     ax.set_xticks(range(len(bars)), [name for name, _ in bars])
     ax.tick_params(axis="x", labelsize=7, length=0)
-    ax.set_ylim(0, 115)
+    ax.set_ylim(0, 105)
     ax.axhline(100, **_DOTTED)
 
 

@@ -53,6 +53,8 @@ class Exact:
         )
         if self.cost == 0:
             return f"The centred clouds are the same, nothing is transported ({sure})."
+        if self.gap == 0 and self.sampled:
+            return f"No gap was found: the network's map of these samples is optimal ({sure})."
         if self.gap == 0:
             return f"The network's map is an optimal transport map ({sure})."
         return (
