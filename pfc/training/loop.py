@@ -1,12 +1,14 @@
 """The loop that trains: a generator that yields after every epoch."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pfc.data import Images
+from pfc.lock import locked
 from pfc.progress import shown
 from pfc.training.folder import RunFolder
 from pfc.training.recipes import Recipe
@@ -55,7 +57,8 @@ def train(
 
     The order of the samples in epoch e depends on (seed, e) alone. With a `folder` the run is kept
     there: configuration, history, profiles, weights, and after every epoch a state from which
-    `resume=True` continues to the same bits on the same machine.
+    `resume=True` continues to the same bits on the same machine. The folder is locked until the last
+    epoch, or until the generator is closed or dropped, or its process dies.
 
     Args:
         net: Any classifier of these images; `recipe.build(data)` makes the paper's.
@@ -75,14 +78,15 @@ def train(
         One `Epoch` after each pass; a resumed run begins with the pass after the kept one.
 
     Raises:
-        ValueError: If an argument has no meaning, the folder holds another run, or the loss is no
-            longer finite.
+        ValueError: If an argument has no meaning, the folder holds another run or is in use, or the
+            loss is no longer finite.
     """
     due = measured_epochs(recipe.epochs, measure_every)
     run = Trainer(net, data, recipe, seed, device, precision, threads)
     home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
-    done = home.open(run, resume=resume) if home else -1
-    with shown(f"train {recipe.name}", recipe.epochs, enabled=progress) as step:
+    bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress)
+    with locked(home.path) if home else nullcontext(), bar as step:
+        done = home.open(run, resume=resume) if home else -1
         for number in range(done + 1, recipe.epochs + 1):
             epoch = run.epoch(number, profiled=number in due)
             if home:
