@@ -68,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(
-            "pfc: interrupted; a run goes on with --resume, a sweep by the same command", file=sys.stderr
+            "pfc: interrupted; a run keeps what it has done and goes on with --resume, a sweep by "
+            "the same command",
+            file=sys.stderr,
         )
         raise SystemExit(130) from None
 
