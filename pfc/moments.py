@@ -135,7 +135,7 @@ class ClassMoments:
         share = m / (n + m).clamp(min=1)
         delta = self.distance(other)
         self.scatter += other.scatter + n * share * delta.square().sum(1)
-        self.mean, self.low = _sum(self.mean, self.low + delta * share[:, None])
+        self.mean, self.low = exact_sum(self.mean, self.low + delta * share[:, None])
         self.count = n + m
 
     def distance(self, other: "ClassMoments") -> Float64[Tensor, "K D"]:
@@ -255,7 +255,7 @@ def absorb(
         totals = work.tile(batch, shifts, columns)
         steps = [(n[:, None] * a + t) / (n + m)[:, None] for a, t in zip(lows, totals, strict=True)]
         for layer, S, low, step, lost in zip(layers, shifts, lows, steps, work.lost, strict=True):
-            layer.mean[k, columns], layer.low[k, columns] = _sum(S, step)
+            layer.mean[k, columns], layer.low[k, columns] = exact_sum(S, step)
             lost += (n + m) * step.square().sum(1) - n * low.square().sum(1)
         work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1) - n * (lows[0] * lows[-1]).sum(1)
     for layer, squares, lost in zip(layers, work.squares, work.lost, strict=True):
@@ -333,7 +333,9 @@ def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
     return scratch(name, H.shape, H).copy_(H)
 
 
-def _sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def exact_sum(
+    a: Float64[Tensor, "*n"], b: Float64[Tensor, "*n"]
+) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
     """The rounded sum and what rounding took from it (Knuth)."""
     total = a + b
     part = total - a

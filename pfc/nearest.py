@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
@@ -49,7 +49,6 @@ class MeansSpan:
             The span; its rank is at most the number of classes with samples less one.
         """
         seen = moments.count > 0
-        place = torch.where(seen, seen.cumsum(0) - 1, -1)
         pi = class_weights(moments.count[seen], weighting)
         centre, M = pi @ moments.mean[seen], moments.present().centred(pi)
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
@@ -57,7 +56,14 @@ class MeansSpan:
         floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
         rank = int((values > floor).sum())
         basis = directions[:rank].mT.contiguous()
-        return cls(centre, basis, values[:rank], M @ basis, place)
+        return cls(centre, basis, values[:rank], M @ basis, _places(seen))
+
+    @classmethod
+    def room(cls, moments: ClassMoments, rank: int) -> "MeansSpan":
+        """Room for a span of that rank, to be filled with what another process found."""
+        seen = moments.count > 0
+        new, D = moments.mean.new_empty, moments.mean.shape[1]
+        return cls(new(D), new(D, rank), new(rank), new(int(seen.sum()), rank), _places(seen))
 
     @cached_property
     def central(self) -> bool:
@@ -69,6 +75,10 @@ class MeansSpan:
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
         return (self.points.square().sum(1) - 2 * z @ self.points.mT).argmin(1)
+
+
+def _places(seen: Bool[Tensor, " K"]) -> Int64[Tensor, " K"]:
+    return torch.where(seen, seen.cumsum(0) - 1, -1)
 
 
 def project(

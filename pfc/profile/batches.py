@@ -1,16 +1,22 @@
 """Batches as measuring wants them: checked, on the device, known again in the second pass."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
 
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
+from pfc.processes import Processes
 from pfc.taps import first_tensor
 
+Home = Literal["device", "host"]
+ALONE = Processes()
+EMPTY = "the data gave no batch at all; is the loader empty?"
+MOST = 0.7  # part of a device's free memory that statistics may take; ours
 SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours
 
 
@@ -39,14 +45,24 @@ class Batches:
 
     Args:
         data: A re-iterable of `(x, y)` pairs, or of dicts with `labels`.
-        limit: Stop after so many samples.
+        limit: Stop after so many samples, of all processes together.
         device: Where the network is.
+        ranks: The processes, of which this one has its own part of the data.
+        statistics: Where the statistics are kept: on the `"device"`, or in the `"host"`'s memory; where
+            they fit if `None`.
 
     Raises:
-        ValueError: If the data can't be read twice, or `limit` is below 1.
+        ValueError: If the data can't be read twice, `limit` is below 1, or there is no such place.
     """
 
-    def __init__(self, data: Any, limit: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: Any,
+        limit: int | None,
+        device: torch.device,
+        ranks: Processes = ALONE,
+        statistics: Home | None = None,
+    ) -> None:
         if not isinstance(data, Iterable) and not hasattr(type(data), "__getitem__"):
             raise ValueError(
                 f"data must be batches that can be iterated over, got {type(data).__name__}"
@@ -59,7 +75,23 @@ class Batches:
             )
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
-        self.data, self.limit, self.device = data, limit, device
+        if statistics not in {None, "device", "host"}:
+            raise ValueError(f"statistics must be 'device', 'host' or None, got {statistics!r}")
+        self.data, self.device, self.ranks = data, device, ranks
+        self.limit = _least(own_part(limit, ranks), unpadded(data))
+        self.statistics = statistics
+        host = statistics == "host" or device.type == "mps"  # which has no float64
+        self.home = torch.device("cpu") if host else device
+
+    def settle(self, size: int) -> None:
+        """Keep statistics of so many bytes in the host's memory where the device has no room."""
+        if self.statistics is None and self.home.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.home)
+            self.home = self.home if size < MOST * free else torch.device("cpu")
+
+    def at_home(self, batch: Batch) -> Batch:
+        """A batch whose labels lie where the statistics are."""
+        return replace(batch, labels=BatchLabels.of(batch.labels.y.to(self.home)))
 
     @property
     def total(self) -> int | None:
@@ -67,6 +99,14 @@ class Batches:
         try:
             return None if self.limit is not None else len(self.data)
         except TypeError:
+            return None
+
+    @property
+    def whole(self) -> int | None:
+        """Samples of the dataset behind a loader, where it knows."""
+        try:
+            return len(self.data.dataset)
+        except (AttributeError, TypeError):
             return None
 
     @property
@@ -94,13 +134,72 @@ class Batches:
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
             args, kwargs, y = _move((args, kwargs, y), self.device)
-            exact = y.cpu() if self.device.type == "mps" else y  # which has no float64
-            yield Batch(number, args, kwargs, BatchLabels.of(exact))
+            yield Batch(number, args, kwargs, BatchLabels.of(y.to(self.home)))
             seen += len(y)
             if self.limit is not None and seen >= self.limit:
                 return
-        if not seen:
-            raise ValueError("the data gave no batch at all; is the loader empty?")
+        if not seen and self.ranks.size == 1:
+            raise ValueError(EMPTY)
+
+
+def refuse_repeated(told: Sequence[Mapping[str, int | None]]) -> None:
+    """Refuse what a sampler that we don't know repeated to make the processes' parts even.
+
+    Args:
+        told: Of each process the samples that it saw, of how many in its loader's dataset, and the size
+            of its largest batch.
+
+    Raises:
+        ValueError: If together they saw a little more samples than there are.
+    """
+    seen, whole, batch = ([int(each[name] or 0) for each in told] for name in ("seen", "whole", "batch"))
+    together, N = sum(seen), whole[0]
+    if set(whole) == {N} and max(seen) < N < together <= N + sum(batch):
+        raise ValueError(
+            f"{len(told)} processes saw {together} samples of a dataset of {N}: their sampler repeats "
+            f"some to make the parts even; let it leave the last {together - N} away, or use "
+            "torch.utils.data.DistributedSampler, whose repeated samples are known and counted once"
+        )
+
+
+def own_part(limit: int | None, ranks: Processes) -> int | None:
+    """This process's part of a limit; the parts of all differ by one at most.
+
+    Args:
+        limit: Of all processes together.
+        ranks: The processes.
+
+    Returns:
+        Samples, or `None` without a limit.
+
+    Raises:
+        ValueError: If a process would have none.
+    """
+    if limit is not None and limit < ranks.size:
+        raise ValueError(f"limit must be at least 1 for each of {ranks.size} processes, got {limit}")
+    return limit if limit is None else (limit + ranks.size - 1 - ranks.rank) // ranks.size
+
+
+def unpadded(data: Any) -> int | None:
+    """How many samples of a loader are its own: a `DistributedSampler` repeats some at the end.
+
+    Its samples stand at every size-th place of one order, in which those that are repeated come last.
+
+    Args:
+        data: Any batches.
+
+    Returns:
+        Samples before the first that is repeated, or `None` if nothing is known to be.
+    """
+    batch_sampler = getattr(data, "batch_sampler", None)
+    sampler = getattr(batch_sampler, "sampler", None) or getattr(data, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+
+
+def _least(a: int | None, b: int | None) -> int | None:
+    return min((x for x in (a, b) if x is not None), default=None)
 
 
 def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
@@ -189,6 +288,26 @@ class Fingerprint:
             for rows in row_tiles(x, columns):
                 mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
         return mark
+
+    def merge(self, classes: int, ranks: Processes) -> None:
+        """Make this what all processes saw together.
+
+        Raises:
+            ValueError: If all saw the same samples.
+        """
+        if ranks.size == 1:
+            return
+        ours = torch.zeros(classes, 3, dtype=torch.float64)
+        for k, total in self.of_class.items():
+            ours[k] = total
+        parts = torch.stack(ranks.gather(ours[None])).flatten(0, 1)
+        if bool((parts == parts[0]).all()):
+            raise ValueError(
+                f"each of the {ranks.size} processes was given the same {int(ours[:, 0].sum())} "
+                "samples: give each its own part, such as by a DistributedSampler, or pass group=False "
+                "to measure in each process alone"
+            )
+        self.of_class = dict(enumerate(parts.sum(0)))
 
     def compare(self, again: "Fingerprint") -> None:
         """Check that the second pass read the samples of the first.

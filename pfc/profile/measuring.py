@@ -12,7 +12,8 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
 from pfc.place import device_of
-from pfc.profile.batches import Batches
+from pfc.processes import together
+from pfc.profile.batches import Batches, Home
 from pfc.profile.passes import FirstPass, SecondPass
 from pfc.profile.result import COLUMNS, Profile, warn
 from pfc.profile.segment import Segment
@@ -37,6 +38,8 @@ def measure(
     limit: int | None = None,
     device: str | torch.device | None = None,
     classifier: str | nn.Module | None = None,
+    statistics: Home | None = None,
+    group: Any = None,
     progress: bool = True,
 ) -> Profile:
     """Measure progressive feedforward collapse at every chosen layer of a classifier.
@@ -44,6 +47,11 @@ def measure(
     Two forward passes in evaluation mode, without gradients and autocast; statistics are float64 and
     exact, in memory O(K D) a layer. The model's modes, hooks, gradients, random state and outputs are
     left as they were, also after an exception.
+
+    In an initialised process group of `torch.distributed` every process makes the same call, each with
+    its own part of the data, and all get the profile of the whole: equal to one process's to rounding
+    (above 65,536 samples the path's quantiles are of another fixed subset). What a `DistributedSampler`
+    repeats to make the parts even is counted once. An error in one process stops all.
 
     Args:
         model: Any torch classifier; wrappers (parallel, compiled) are looked through.
@@ -60,9 +68,13 @@ def measure(
         segments: Also gather what pairs layers of one shape: positions, path and straight line.
         pool: What becomes of outputs with more than one axis a sample: `"flatten"`, `"mean"`, `"cls"`
             or a callable.
-        limit: Stop after so many samples.
+        limit: Stop after so many samples, of all processes together.
         device: Where to run; the model's own place if `None`.
         classifier: The last linear layer by name or as a module; found by itself if `None`.
+        statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
+            the features are then moved batch by batch; where they fit if `None`.
+        group: The processes that measure together; `None` for all of an initialised process group,
+            `False` for this one alone.
         progress: Show progress on the standard error.
 
     Returns:
@@ -79,15 +91,25 @@ def measure(
         raise ValueError(f"classes must be at least 2, got {classes}")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
     place = _place(model, device)
-    batches = Batches(data, limit, place)
-    total = None if batches.total is None else passes * batches.total
-    with undisturbed(unwrapped(model), place), shown("measure", total, enabled=progress) as step:
-        first = FirstPass(model, layers, classifier, pool, classes, segments=segments, again=passes == 2)
-        done = first.run(batches, step)
-        second = SecondPass(first, weighting) if passes == 2 else None
-        if second is not None:
-            second.run(batches, step, done)
-    return assemble(first, second, weighting, batches.name)
+    with together(group, place) as ranks, undisturbed(unwrapped(model), place):
+        batches = Batches(data, limit, place, ranks, statistics)
+        total = None if batches.total is None else passes * batches.total
+        with shown("measure", total, enabled=progress and ranks.first) as step:
+            first = FirstPass(
+                model,
+                layers,
+                classifier,
+                pool,
+                classes,
+                segments=segments,
+                again=passes == 2,
+                ranks=ranks,
+            )
+            done = first.run(batches, step)
+            second = SecondPass(first, weighting) if passes == 2 else None
+            if second is not None:
+                second.run(batches, step, done)
+        return assemble(first, second, weighting, batches.name)
 
 
 def features(
@@ -276,6 +298,8 @@ def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) ->
         "pool": pool,
         "weighting": weighting,
         "passes": 2 if second else 1,
+        "processes": first.ranks.size,
+        "statistics": str(count.device.type),
         "samples": int(count.sum()),
         "classes": len(count),
         "classifier": looked.classifier,

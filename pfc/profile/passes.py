@@ -1,5 +1,7 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
+import json
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -10,13 +12,31 @@ from torch import Tensor, nn
 from pfc.line import LineCrossings
 from pfc.metrics import Weighting
 from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
-from pfc.nearest import MeansSpan, NearestMean, project
-from pfc.profile.batches import Batch, Batches, Fingerprint
+from pfc.nearest import NearestMean, project
+from pfc.processes import Processes
+from pfc.profile.batches import ALONE, Batch, Batches, Fingerprint, refuse_repeated
+from pfc.profile.merging import merge_crossings, merge_layers, merge_nearest, merge_paths, one_span
 from pfc.profile.result import warn
-from pfc.profile.survey import Survey, survey
+from pfc.profile.survey import Survey, agreed, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
+
+
+def state_bytes(K: int, features: Sequence[int]) -> int:
+    """Bytes that both passes keep of K classes and layers of so many features.
+
+    Each layer's means, what rounding took from them, and the basis of their span: three times K x D
+    float64 numbers; twice more for the largest layer while its basis is found.
+
+    Args:
+        K: Number of classes.
+        features: Numbers of a sample at each layer.
+
+    Returns:
+        Bytes.
+    """
+    return 8 * K * (3 * sum(features) + 2 * max(features))
 
 
 class FirstPass:
@@ -30,6 +50,7 @@ class FirstPass:
         classes: As for `measure`.
         segments: As for `measure`.
         again: Whether a second pass will have to know the inputs again.
+        ranks: The processes, of which each runs the passes over its own part of the data.
     """
 
     def __init__(
@@ -42,9 +63,11 @@ class FirstPass:
         *,
         segments: bool,
         again: bool,
+        ranks: Processes = ALONE,
     ) -> None:
         self.asked = (model, layers, classifier, pool)
         self.paired, self.again = segments, again
+        self.ranks = ranks
         self.classes = classes
         self.growing = False
         self.survey: Survey
@@ -53,42 +76,53 @@ class FirstPass:
         self.paths: dict[str, PathSample] = {}
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
-        self._batch = 0
+        self._batch = self._largest = 0
         self._of_layer: dict[str, tuple[list[str], SegmentMoments]] = {}
 
     def run(self, batches: Batches, step: Step) -> int:
         """Feed all batches; returns their number."""
         done = 0
         for batch in batches:
+            self.ranks.look()
             if not done:
-                self._begin(batch, batches.classes)
+                self._begin(batch, batches)
+                batch = batches.at_home(batch)
             self._batch = batch.number
+            self._largest = max(self._largest, len(batch))
             self._make_room(batch)
-            if self.again:
+            if self.again or self.ranks.size > 1:
                 self.inputs.update(batch)
             self.survey.forward(batch, partial(self._see, batch.labels))
             self._finite(batch)
             done = batch.number + 1
             step(done, "pass 1")
+        if not done:
+            self._begin(None, batches)
+        self._merge(batches.whole)
         self._check()
         return done
 
-    def _begin(self, batch: Batch, own_classes: int | None) -> None:
+    def _begin(self, batch: Batch | None, batches: Batches) -> None:
         model, layers, classifier, pool = self.asked
-        self.survey = survey(model, batch, layers, classifier, pool)
+        found = None if batch is None else survey(model, batch, layers, classifier, pool)
+        self.survey = agreed(found, model, pool, self.ranks)
         if self.classes is None:
             outputs = self.survey.head.out_features if self.survey.head else 1
             # one logit is two classes, or no class at all
-            self.classes = outputs if outputs > 1 else own_classes
+            self.classes = outputs if outputs > 1 else batches.classes
         self.growing = self.classes is None
-        K = self.classes or int(batch.labels.present[-1]) + 1
-        place = batch.labels.y.device
+        K = self.classes or (1 if batch is None else int(batch.labels.present[-1]) + 1)
+        batches.settle(state_bytes(K, [prod(shape) for shape in self.survey.shapes.values()]))
+        self._open(K, batches.home)
+
+    def _open(self, K: int, place: torch.device) -> None:
+        """Make the empty statistics of every layer and segment."""
         features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
         for names in self.survey.segments if self.paired else []:
             if len(names) > 1:
                 pair = (names, SegmentMoments.empty(len(names), K, features[names[0]], place))
                 self.segments.append(pair)
-                self.paths[names[-1]] = PathSample()
+                self.paths[names[-1]] = PathSample(stream=self.ranks.rank)
                 self._of_layer.update(dict.fromkeys(names, pair))
                 self.moments.update(zip(names, pair[1].layers, strict=True))
         for name in self.survey.shapes:
@@ -110,10 +144,31 @@ class FirstPass:
                 f"(0..{self.classes - 1})"
             )
         if self.growing:
-            for _, segment in self.segments:
-                segment.grow(largest + 1)
-            for moments in self.moments.values():
-                moments.grow(largest + 1)
+            self._grow(largest + 1)
+
+    def _grow(self, classes: int) -> None:
+        for _, segment in self.segments:
+            segment.grow(classes)
+        for moments in self.moments.values():
+            moments.grow(classes)
+
+    def _merge(self, whole: int | None) -> None:
+        """Make the statistics those of all processes."""
+        if self.ranks.size == 1:
+            return
+        count = next(iter(self.moments.values())).count
+        ours = {"seen": int(count.sum()), "whole": whole, "batch": self._largest, "classes": len(count)}
+        told = [json.loads(text) for text in self.ranks.meet("pass 1", json.dumps(ours))]
+        refuse_repeated(told)
+        classes = max(each["classes"] for each in told)
+        self.inputs.merge(classes, self.ranks)
+        self._grow(classes)
+        for name, moments in self.moments.items():
+            if name not in self._of_layer:
+                merge_layers([moments], self.ranks)
+        for names, segment in self.segments:
+            merge_layers(segment.layers, self.ranks, segment)
+            self.paths[names[-1]] = merge_paths(self.paths[names[-1]], len(names) - 1, self.ranks)
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
         if name not in self._of_layer:
@@ -159,8 +214,9 @@ class SecondPass:
 
     def __init__(self, first: FirstPass, weighting: Weighting) -> None:
         self.first = first
+        self.ranks = first.ranks
         self.nearest = {
-            name: NearestMean.empty(MeansSpan.of(moments, weighting))
+            name: NearestMean.empty(one_span(moments, weighting, self.ranks))
             for name, moments in first.moments.items()
         }
         self.crossings = {
@@ -180,15 +236,30 @@ class SecondPass:
     def run(self, batches: Batches, step: Step, done: int) -> None:
         """Feed all batches again and check that they are the same."""
         for batch in batches:
+            self.ranks.look()
             self._known(batch)
             self.inputs.update(batch)
             answers = self.first.survey.forward(batch, partial(self._see, batch.labels))
             if answers is not None and self.first.answered:
                 self._compare(answers, batch.labels)
             step(done + batch.number + 1, "pass 2")
+        self._merge()
         self.first.inputs.compare(self.inputs)
         for name, nearest in self.nearest.items():
             nearest.check(name)
+
+    def _merge(self) -> None:
+        """Make what was gathered that of all processes."""
+        if self.ranks.size == 1:
+            return
+        self.ranks.meet("pass 2")
+        for nearest in self.nearest.values():
+            merge_nearest(nearest, self.ranks)
+        for line in self.crossings.values():
+            merge_crossings(line, self.ranks)
+        self.inputs.merge(len(next(iter(self.first.moments.values())).count), self.ranks)
+        told = torch.tensor([self.samples, self.right, self.disagree])
+        self.samples, self.right, self.disagree = self.ranks.total(told).tolist()
 
     def _known(self, batch: Batch) -> None:
         place = next(iter(self.nearest.values())).span.place

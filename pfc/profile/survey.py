@@ -1,5 +1,6 @@
 """A first look at a model: which layers run, in what order and shape, and where the classifier is."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pfc.profile.batches import Batch, cut
+from pfc.processes import Processes
+from pfc.profile.batches import EMPTY, Batch, cut
 from pfc.profile.result import warn
 from pfc.taps import (
     CLASSIFIER_INPUT,
@@ -153,6 +155,59 @@ def survey(
         head=head,
         at_head=at_head,
         chosen=_how(model, layers, chosen),
+    )
+
+
+def agreed(found: Survey | None, model: nn.Module, pool: Pool, ranks: Processes) -> Survey:
+    """What all processes measure, also those that have no batch to look at.
+
+    Args:
+        found: What this process found, or `None`.
+        model: Its network.
+        pool: As for `pfc.measure`.
+        ranks: The processes.
+
+    Returns:
+        The survey of this process.
+
+    Raises:
+        ValueError: If none has a batch, or two measure different things.
+    """
+    told = [json.loads(text) for text in ranks.meet("layers", json.dumps(found and _told(found)))]
+    there = [rank for rank, each in enumerate(told) if each is not None]
+    if not there:
+        raise ValueError(EMPTY)
+    for rank in there:
+        if told[rank] != told[there[0]]:
+            raise ValueError(
+                f"process {rank} measures {_words(told[rank])}, process {there[0]} "
+                f"{_words(told[there[0]])}: every process needs the same network and layers"
+            )
+    return found or _restored(told[there[0]], unwrapped(model), pool)
+
+
+def _told(found: Survey) -> dict[str, Any]:
+    parts = {name: getattr(found, name) for name in ("classifier", "at_head", "chosen")}
+    return {"shapes": {name: list(shape) for name, shape in found.shapes.items()}, **parts}
+
+
+def _words(told: dict[str, Any]) -> str:
+    layers = ", ".join(f"{name} {tuple(shape)}" for name, shape in told["shapes"].items())
+    return f"{layers} (classifier {told['classifier']})"
+
+
+def _restored(told: dict[str, Any], model: nn.Module, pool: Pool) -> Survey:
+    names = module_names(model)
+    head = None if told["classifier"] is None else names[told["classifier"]]
+    return Survey(
+        model=model,
+        modules={name: names[name] for name in told["shapes"] if name in names},
+        shapes={name: tuple(shape) for name, shape in told["shapes"].items()},
+        pool=pool,
+        classifier=told["classifier"],
+        head=head if isinstance(head, nn.Linear) else None,
+        at_head=told["at_head"],
+        chosen=told["chosen"],
     )
 
 

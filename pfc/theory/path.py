@@ -122,6 +122,24 @@ class PathSample:
         self.seen += other.seen
         self._prune(2 * self.kept)
 
+    def kept_parts(
+        self, L: int
+    ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]:
+        """All that is kept of paths of L increments, for `merge` elsewhere: ranks, classes, numbers."""
+        if not self._parts:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return nothing, nothing, torch.empty(0, 2 * L + 1)
+        rank, y, rows = self._joined()
+        return torch.from_numpy(rank.view(np.int64)), y, rows
+
+    @classmethod
+    def restored(
+        cls, seen: int, parts: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]
+    ) -> "PathSample":
+        """What `kept_parts` gave of so many samples."""
+        rank, y, rows = parts
+        return cls(seen=seen, _parts=[(rank.numpy().view(np.uint64), y, rows)])
+
     def _prune(self, above: int) -> None:
         """Keep the lowest ranks once there are more than `above`."""
         if sum(len(rank) for rank, _, _ in self._parts) <= above:

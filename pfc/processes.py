@@ -1,0 +1,303 @@
+"""Processes that work together: sums over all, and a failure of one that stops all and hangs none.
+
+A process tells the others through the store of its process group that it lives and what stopped it. Who
+waits looks there, so that nobody waits for a process that died, raised, or never came.
+"""
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+BEAT = 2.0  # seconds between signs of life; ours
+SILENT = 30.0  # seconds without one after which a process is taken for dead; ours
+LATE = 50.0  # seconds that a process may come later than another to what all do; ours
+LOOK = 1.0  # seconds between looks at the others while work goes on; ours
+LINGER = 5.0  # seconds that the process with the store stays for others to hear why it stops; ours
+
+_calls: Counter[str] = Counter()  # how often each group met in this process
+
+
+class Processes:
+    """This process alone; the base of `Group`, whose methods mean the same among many.
+
+    Args:
+        rank: This process's number.
+        size: Number of processes.
+    """
+
+    group: Any = False  # what `measure` and others take as theirs
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def look(self) -> None:
+        """Raise what stopped another process, if anything did."""
+
+    def meet(self, where: str, told: str = "") -> list[str]:
+        """Wait for all; what each has told, by rank."""
+        return [told]
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        return x
+
+    def lead(self, x: Tensor) -> Tensor:
+        """What the first process holds, in place."""
+        return x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """The tensors of all, by rank; their lengths may differ."""
+        return [x]
+
+
+class Group(Processes):
+    """One of the processes of a `torch.distributed` group.
+
+    Args:
+        group: The group, or `None` for all processes.
+        device: Where this process computes.
+    """
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        super().__init__(dist.get_rank(group), dist.get_world_size(group))
+        self.group = group
+        self._device = _meeting_place(group, device)
+        ranks = ",".join(map(str, dist.get_process_group_ranks(group or dist.group.WORLD)))
+        _calls[ranks] += 1
+        store = distributed_c10d._get_default_store()
+        self._store = distributed_c10d.PrefixStore(f"pfc/{ranks}/{_calls[ranks]}", store)
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._looked = time.monotonic()
+        self._stopped = False
+        self._over = threading.Event()
+
+    def begin(self) -> None:
+        """Give signs of life from now on."""
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def end(self, error: BaseException | None) -> None:
+        """Give no more signs of life, and tell the others what stopped this process, if anything did."""
+        self._over.set()
+        if error is not None and not self._stopped and not isinstance(error, GeneratorExit):
+            what = str(error) or type(error).__name__
+            told = {"rank": self.rank, "bad input": isinstance(error, ValueError), "what": what}
+            with suppress(RuntimeError):
+                self._store.set("stopped", json.dumps(told))
+                self._linger()
+
+    def _linger(self) -> None:
+        """Give the others time to hear, for the store may go with this process."""
+        keys = [f"heard/{rank}" for rank in range(self.size) if rank != self.rank]
+        until = time.monotonic() + LINGER
+        while dist.get_rank() == 0 and time.monotonic() < until and not self._store.check(keys):
+            time.sleep(0.05)
+
+    def _beat(self) -> None:
+        beats = 0
+        with suppress(RuntimeError):  # the store is gone, and so is its process
+            while True:
+                beats += 1
+                self._store.set(f"alive/{self.rank}", str(beats))
+                if self._over.wait(BEAT):
+                    return
+
+    def look(self) -> None:
+        """Raise what stopped another process, if anything did; asks only now and then."""
+        if time.monotonic() - self._looked > LOOK:
+            self._look()
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        try:
+            if self._store.check(["stopped"]):
+                self._raise(json.loads(self._store.get("stopped")))
+            for rank in range(self.size):
+                self._hear(rank)
+        except RuntimeError as error:
+            if self._stopped:
+                raise
+            self._stop(f"the store of the process group is gone, and its process with it: {error}")
+
+    def _raise(self, told: dict[str, Any]) -> None:
+        self._store.set(f"heard/{self.rank}", "")
+        kind = ValueError if told["bad input"] else RuntimeError
+        self._stop(f"process {told['rank']} of {self.size} stopped: {told['what']}", kind)
+
+    def _hear(self, rank: int) -> None:
+        """Notice when a process that gave signs of life gives none any more."""
+        key = f"alive/{rank}"
+        if rank == self.rank or not self._store.check([key]):
+            return
+        beat, now = self._store.get(key), time.monotonic()
+        if rank not in self._seen or self._seen[rank][0] != beat:
+            self._seen[rank] = (beat, now)
+        elif now - self._seen[rank][1] > SILENT:
+            self._stop(f"process {rank} of {self.size} gave no sign of life for {SILENT:.0f} s")
+
+    def _stop(self, message: str, kind: type[Exception] = RuntimeError) -> None:
+        self._stopped = True
+        raise kind(message) from None
+
+    def meet(self, where: str, told: str = "") -> list[str]:
+        """Wait for all; what each has told, by rank.
+
+        Args:
+            where: A name, the same in all processes.
+            told: What the others are to know.
+
+        Returns:
+            What each process has told.
+
+        Raises:
+            ValueError: If another process met bad input.
+            RuntimeError: If one failed otherwise, died or did not come.
+        """
+        keys = [f"{where}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], told)
+        came = time.monotonic()
+        pauses = _pauses()
+        while not self._store.check(keys):
+            self.look()
+            if time.monotonic() - came > LATE:
+                self._miss(where)
+            time.sleep(next(pauses))
+        return [self._store.get(key).decode() for key in keys]
+
+    def _miss(self, where: str) -> None:
+        """Refuse to wait longer for a process that did not even begin; one that works may take long."""
+        for rank in range(self.size):
+            if rank != self.rank and not self._store.check([f"alive/{rank}"]):
+                self._stop(
+                    f"process {rank} of {self.size} did not come to {where!r} within {LATE:.0f} s: "
+                    "every process of the group must make this call, each with its own part of the "
+                    "data; for one process alone pass group=False"
+                )
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        return self._in_place(x, lambda moved: dist.all_reduce(moved, group=self.group, async_op=True))
+
+    def lead(self, x: Tensor) -> Tensor:
+        """What the first process holds, in place."""
+        source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
+        return self._in_place(
+            x, lambda moved: dist.broadcast(moved, source, group=self.group, async_op=True)
+        )
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """The tensors of all, by rank; their lengths may differ."""
+        sizes = self.total(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(x)).tolist()
+        room = x.new_zeros(max(sizes), *x.shape[1:])
+        room[: len(x)] = x
+        moved = room.to(self._device)
+        parts = [torch.empty_like(moved) for _ in sizes]
+        self._finish(dist.all_gather(parts, moved, group=self.group, async_op=True))
+        return [part[:size].to(x.device) for part, size in zip(parts, sizes, strict=True)]
+
+    def _in_place(self, x: Tensor, work: Any) -> Tensor:
+        moved = x.to(self._device).contiguous()
+        self._finish(work(moved))
+        return x if moved is x else x.copy_(moved)
+
+    def _finish(self, work: Any) -> None:
+        """Wait for a collective, but not for a process that is gone."""
+        for pause in _pauses():
+            if work.is_completed():
+                break
+            self.look()
+            time.sleep(pause)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._look()
+            self._stop(f"another process is gone: {str(error).splitlines()[0]}")
+
+
+def _pauses() -> Iterator[float]:
+    """Short ones first."""
+    pause = 1e-4
+    while True:
+        yield pause
+        pause = min(1.1 * pause, 0.1)
+
+
+def _meeting_place(group: Any, device: torch.device) -> torch.device:
+    """Where tensors lie that a group exchanges: its backend decides."""
+    if str(dist.get_backend(group)) != "nccl":
+        return torch.device("cpu")
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def together(group: Any, device: torch.device) -> Iterator[Processes]:
+    """The processes that share the work of a block; what stops one of them stops them all.
+
+    Args:
+        group: A `torch.distributed` group; `None` for all processes where there is more than one,
+            `False` for this process alone.
+        device: Where this process computes.
+
+    Yields:
+        The processes.
+
+    Raises:
+        ValueError: If this process is not in the group.
+    """
+    if not _many(group):
+        yield Processes()
+        return
+    if dist.get_rank(group) < 0:
+        raise ValueError("this process is not in the group that it was given")
+    ranks = Group(group, device)
+    ranks.begin()
+    try:
+        yield ranks
+    except BaseException as error:
+        ranks.end(error)
+        raise
+    ranks.end(None)
+
+
+def _many(group: Any) -> bool:
+    if group is False or not dist.is_available() or not dist.is_initialized():
+        return False
+    return dist.get_world_size(group) != 1
+
+
+@contextmanager
+def launched(device: str | None) -> Iterator[tuple[Processes, str | None]]:
+    """Join the processes that `torchrun` started, if it did, for the length of the block.
+
+    Args:
+        device: What was asked for; on GPUs each process of a machine takes its own.
+
+    Yields:
+        This process's place among them, and its device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
+        yield Processes(), device
+        return
+    gpus = torch.cuda.is_available() and dist.is_nccl_available() and device in {None, "cuda"}
+    if gpus:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
