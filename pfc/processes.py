@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -65,6 +65,13 @@ class Processes:
         return [x]
 
 
+class ProcessError(ConnectionError):
+    """Another process failed, died, or never came."""
+
+
+ALONE = Processes()
+
+
 class Group(Processes):
     """One of the processes of a `torch.distributed` group.
 
@@ -93,16 +100,17 @@ class Group(Processes):
     def end(self, error: BaseException | None) -> None:
         """Give no more signs of life, and tell the others what stopped this process, if anything did."""
         self._over.set()
-        if error is not None and not self._stopped and not isinstance(error, GeneratorExit):
-            what = str(error) or type(error).__name__
-            told = {"rank": self.rank, "bad input": isinstance(error, ValueError), "what": what}
-            with suppress(RuntimeError):
-                self._store.set("stopped", json.dumps(told))
-                self._linger()
+        with suppress(RuntimeError):  # the store is gone
+            self._store.set(f"over/{self.rank}", "")
+            if error is not None and not self._stopped and not isinstance(error, GeneratorExit):
+                self._tell(error)
 
-    def _linger(self) -> None:
-        """Give the others time to hear, for the store may go with this process."""
-        keys = [f"heard/{rank}" for rank in range(self.size) if rank != self.rank]
+    def _tell(self, error: BaseException) -> None:
+        """Say what stopped this process, with time for the others to hear: the store may go with it."""
+        what = str(error) or type(error).__name__
+        told = {"rank": self.rank, "bad input": isinstance(error, ValueError), "what": what}
+        self._store.set("stopped", json.dumps(told))
+        keys = [f"over/{rank}" for rank in range(self.size)]
         until = time.monotonic() + LINGER
         while dist.get_rank() == 0 and time.monotonic() < until and not self._store.check(keys):
             time.sleep(0.05)
@@ -123,19 +131,24 @@ class Group(Processes):
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        try:
+        with self._asking():
             if self._store.check(["stopped"]):
                 self._raise(json.loads(self._store.get("stopped")))
             for rank in range(self.size):
                 self._hear(rank)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """The store may be gone."""
+        try:
+            yield
         except RuntimeError as error:
             if self._stopped:
                 raise
             self._stop(f"the store of the process group is gone, and its process with it: {error}")
 
     def _raise(self, told: dict[str, Any]) -> None:
-        self._store.set(f"heard/{self.rank}", "")
-        kind = ValueError if told["bad input"] else RuntimeError
+        kind = ValueError if told["bad input"] else ProcessError
         self._stop(f"process {told['rank']} of {self.size} stopped: {told['what']}", kind)
 
     def _hear(self, rank: int) -> None:
@@ -149,7 +162,7 @@ class Group(Processes):
         elif now - self._seen[rank][1] > SILENT:
             self._stop(f"process {rank} of {self.size} gave no sign of life for {SILENT:.0f} s")
 
-    def _stop(self, message: str, kind: type[Exception] = RuntimeError) -> None:
+    def _stop(self, message: str, kind: type[Exception] = ProcessError) -> NoReturn:
         self._stopped = True
         raise kind(message) from None
 
@@ -165,18 +178,18 @@ class Group(Processes):
 
         Raises:
             ValueError: If another process met bad input.
-            RuntimeError: If one failed otherwise, died or did not come.
+            ProcessError: If one failed otherwise, died or did not come.
         """
         keys = [f"{where}/{rank}" for rank in range(self.size)]
-        self._store.set(keys[self.rank], told)
-        came = time.monotonic()
-        pauses = _pauses()
-        while not self._store.check(keys):
-            self.look()
-            if time.monotonic() - came > LATE:
-                self._miss(where)
-            time.sleep(next(pauses))
-        return [self._store.get(key).decode() for key in keys]
+        came, pauses = time.monotonic(), _pauses()
+        with self._asking():
+            self._store.set(keys[self.rank], told)
+            while not self._store.check(keys):
+                self.look()
+                if time.monotonic() - came > LATE:
+                    self._miss(where)
+                time.sleep(next(pauses))
+            return [self._store.get(key).decode() for key in keys]
 
     def _miss(self, where: str) -> None:
         """Refuse to wait longer for a process that did not even begin; one that works may take long."""

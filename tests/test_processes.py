@@ -1,6 +1,11 @@
 """Many processes: the profile of one, whatever each has of the data; a failure of one stops all."""
 
+import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -9,9 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pfc
-from pfc.processes import together
+from pfc.processes import ProcessError, Processes, together
+from pfc.training import Recipe, Run
+from pfc.training.trainer import _share
 from tests.models import Net, batched, samples, seeded
-from tests.ranks import Ranks
+from tests.ranks import Ranks, free_port
 
 CPU = torch.device("cpu")
 SPLITS = {  # which process has which of 12 batches
@@ -30,12 +37,11 @@ def ranks():
 
 
 def net():
-    layers = lambda: {
-        "a": nn.Linear(6, 8),
-        "b": nn.Sequential(nn.Linear(8, 8), nn.ReLU()),
-        "c": nn.Linear(8, 8),
-    }
-    return seeded(lambda: Net(layers())).double()
+    def make():
+        b = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        return Net({"a": nn.Linear(6, 8), "b": b, "c": nn.Linear(8, 8)})
+
+    return seeded(make).double()
 
 
 def data(offset=0.0, dtype=torch.float64):
@@ -60,9 +66,12 @@ def numbers(profile):
     told = {
         "accuracy": torch.tensor(math.nan if profile.accuracy is None else profile.accuracy),
         "samples": torch.tensor(profile.about["samples"]),
-        "line": profile.segment().line([0.0, 0.3, 0.5, 1.0]).pfc3,
     }
-    return columns | moments | means | arrays | told
+    line = {
+        f"{i} line": segment.line([0.0, 0.3, 0.5, 1.0]).pfc3
+        for i, segment in enumerate(profile.segments)
+    }
+    return columns | moments | means | arrays | told | line
 
 
 def shard(group, rank, batches, split, kwargs):
@@ -71,13 +80,13 @@ def shard(group, rank, batches, split, kwargs):
     return numbers(pfc.measure(net(), own, group=group, progress=False, **kwargs))
 
 
-def same(found, known, rtol=1e-12):
+def same(found, known, rtol=1e-12, atol=1e-12):
     if isinstance(found, Exception):
         raise found
     assert found.keys() == known.keys()
     for name, value in known.items():
         torch.testing.assert_close(
-            found[name], value, rtol=rtol, atol=1e-12, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+            found[name], value, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -87,3 +96,317 @@ def test_the_profile_is_that_of_one_process(ranks, size, split):
     known = numbers(pfc.measure(net(), data(), progress=False))
     for found in ranks.run(size, shard, data(), split, {}):
         same(found, known)
+
+
+CASES = {
+    "offset": (data(1e6), {}),
+    "single precision": ([(x.double(), y) for x, y in data(1e3, torch.float32)], {}),
+    "one pass": (data(), {"passes": 1}),
+    "weighted by samples": (data(), {"weighting": "sample"}),
+    "no segments": (data(), {"segments": False}),
+    "more classes than samples have": (data(), {"classes": 3, "layers": ["a", "b"]}),
+    "on the host": (data(), {"statistics": "host"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_of_measuring_is_that_of_one_process(ranks, case):
+    batches, kwargs = CASES[case]
+    known = numbers(pfc.measure(net(), batches, progress=False, **kwargs))
+    for found in ranks.run(3, shard, batches, "most in the last", kwargs):
+        same(found, known, rtol=1e-12 if case != "offset" else 1e-11)
+
+
+def headless(group, rank, batches):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh()).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.linspace(-1, 1, 48).view(8, 6))
+        model[0].bias.zero_()
+    return numbers(pfc.measure(model, batches[rank], layers=["0", "1"], group=group, progress=False))
+
+
+def test_classes_that_only_one_process_has_seen(ranks):
+    """Nothing tells how many there are: the labels of all processes do."""
+    x, y = samples(n=60, K=5, dtype=torch.float64)
+    parts = [[(x[y == k], y[y == k]) for k in own] for own in ([0], [3, 1], [4, 2])]
+    whole = headless(False, 0, [[*parts[0], *parts[1], *parts[2]]])
+    for found in ranks.run(3, headless, parts):
+        same(found, whole)
+
+
+def padded(group, rank, x, y, shuffle, limit):
+    size = torch.distributed.get_world_size(group)
+    sampler = DistributedSampler(TensorDataset(x, y), size, rank, shuffle=shuffle)
+    loader = DataLoader(sampler.dataset, batch_size=10, sampler=sampler)
+    return numbers(pfc.measure(net(), loader, group=group, limit=limit, progress=False))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_samples_that_a_sampler_repeats_count_once(ranks, size, shuffle):
+    """113 samples make no even parts for 2 or 3 processes."""
+    x, y = samples(n=113, dtype=torch.float64)
+    known = numbers(pfc.measure(net(), batched(x, y), progress=False))
+    for found in ranks.run(size, padded, x, y, shuffle, None):
+        same(found, known)
+
+
+def test_a_limit_is_of_all_processes_together(ranks):
+    x, y = samples(n=113, dtype=torch.float64)
+    known = numbers(pfc.measure(net(), batched(x[:50], y[:50]), progress=False))
+    for found in ranks.run(3, padded, x, y, False, 50):
+        same(found, known)
+
+
+class Even:
+    """Parts made even by some library that repeats samples in a way of its own."""
+
+    def __init__(self, x, y, size, rank):
+        self.dataset = TensorDataset(x, y)
+        own = torch.arange(rank, size * math.ceil(len(x) / size), size) % len(x)
+        self.batches = batched(x[own], y[own])
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def measured(group, rank, batches, kwargs=None):
+    return numbers(pfc.measure(net(), batches[rank], group=group, progress=False, **(kwargs or {})))
+
+
+def refused(ranks, size, batches, message, kind=ValueError, **kwargs):
+    """Every process ends with an error of that kind and text, none of them late."""
+    for error in ranks.run(size, measured, batches, kwargs):
+        with pytest.raises(kind, match=message):
+            raise error
+
+
+def test_samples_that_another_sampler_repeats_are_refused(ranks):
+    x, y = samples(n=113, dtype=torch.float64)
+    parts = [Even(x, y, 2, rank) for rank in range(2)]
+    refused(ranks, 2, parts, "saw 114 samples of a dataset of 113.*leave the last 1 away")
+
+
+def test_the_same_data_in_every_process_are_refused(ranks):
+    refused(ranks, 3, [data()] * 3, "each of the 3 processes was given the same 113 samples")
+
+
+def test_no_data_at_all_are_refused(ranks):
+    refused(ranks, 2, [[], []], "the data gave no batch at all")
+
+
+def test_bad_input_of_one_process_stops_all(ranks):
+    bad = data()
+    bad[3] = (bad[3][0], bad[3][1] - 5)
+    refused(ranks, 3, [data()[:4], bad[4:] + bad[3:4], []], "batch 8 has the label -|no batch|label -")
+
+
+def test_what_only_one_process_has_in_the_second_pass_is_noticed(ranks):
+    x, y = samples(n=40, dtype=torch.float64)
+    parts = [batched(x, y), Changing(batched(x + 1, y))]
+    refused(ranks, 2, parts, "the second pass saw other samples than the first: the inputs of class 0")
+
+
+class Changing:
+    """Other inputs at each pass."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([(x + self.passes, y) for x, y in self.batches])
+
+
+def of_layers(group, rank):
+    layers = ["a", "b"] if rank else ["a", "c"]
+    pfc.measure(net(), data()[rank::2], layers=layers, group=group, progress=False)
+
+
+def test_other_layers_in_another_process_are_refused(ranks):
+    for error in ranks.run(2, of_layers):
+        with pytest.raises(ValueError, match=r"process 1 measures a \(8,\), b \(8,\).*process 0 a .*c"):
+            raise error
+
+
+def alone(group, rank):
+    return numbers(pfc.measure(net(), data(), group=False, progress=False))
+
+
+def test_a_process_may_measure_alone(ranks):
+    known = numbers(pfc.measure(net(), data(), progress=False))
+    for found in ranks.run(3, alone):
+        same(found, known)
+
+
+def early(group, rank):
+    """Only the first process measures."""
+    import pfc.processes
+
+    late, pfc.processes.LATE = pfc.processes.LATE, 1.0
+    try:
+        if rank == 0:
+            pfc.measure(net(), data(), group=group, progress=False)
+    finally:
+        pfc.processes.LATE = late
+
+
+def test_a_process_that_does_not_come_is_named(ranks):
+    error, other = ranks.run(2, early)
+    assert other is None
+    with pytest.raises(ProcessError, match=r"process 1 of 2 did not come to 'layers' within 1 s: every"):
+        raise error
+
+
+def sums(group, rank):
+    with together(group, CPU) as ranks:
+        parts = ranks.gather(torch.arange(rank, dtype=torch.float64)[:, None] + rank)
+        lead = ranks.lead(torch.full((2, 3), float(rank)).T)
+        total = ranks.total(torch.full((2, 3), rank + 1).T)
+        return (
+            [part.tolist() for part in parts],
+            lead.tolist(),
+            total.tolist(),
+            ranks.meet("x", f"r{rank}"),
+        )
+
+
+def test_what_processes_exchange(ranks):
+    for parts, lead, total, told in ranks.run(3, sums):
+        assert parts == [[], [[1.0]], [[2.0], [3.0]]]
+        assert lead == [[0.0, 0.0]] * 3
+        assert total == [[6, 6]] * 3
+        assert told == ["r0", "r1", "r2"]
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_process_that_is_killed_stops_the_other(dying):
+    """The first one has the store of the group, the second has not."""
+    command = [sys.executable, "-m", "tests.dying"]
+    port = str(free_port())
+    both = [
+        subprocess.Popen([*command, str(rank), port, str(dying)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert both[dying].returncode == -9
+    assert both[1 - dying].returncode == 1
+    known = ["the store of the process group is gone", "process 1 of 2 gave no sign of life for 4 s"]
+    assert f"ProcessError: {known[dying]}" in said[1 - dying]
+
+
+PLAIN = Recipe(
+    name="plain", data="digits", width=8, blocks=(2,), normalise="none", epochs=2, batch_size=33
+)
+
+
+def trained(group, rank, recipe, folder=None, stop=None, dropout=0.0):
+    """Train some epochs; the weights, the last epoch's numbers, and the profile where there is one."""
+    images = pfc.data.load("digits", limit=100)  # batches of 33, 33 and 34: one sample joins the last
+    net = recipe.build(images, rank)  # the first one's weights are those of the run
+    if dropout:
+        net.blocks[0].f.append(nn.Dropout(dropout))
+    torch.manual_seed(7 + rank)
+    run = pfc.train(net, images, recipe, folder=folder, resume=True, group=group, progress=False)
+    epochs = list(islice(run, stop))
+    run.close()
+    profile = epochs[-1].profile
+    return net.state_dict(), (epochs[-1].loss, epochs[-1].accuracy), profile and numbers(profile)
+
+
+def test_training_over_processes_is_that_of_one(ranks):
+    """Without batch normalisation: the same batches, gradients and steps, to rounding."""
+    weights, epoch, profile = trained(False, 0, PLAIN)
+    for size in (2, 3):
+        for found in ranks.run(size, trained, PLAIN):
+            same(found[0], weights, rtol=1e-4, atol=1e-6)
+            assert found[1] == pytest.approx(epoch, rel=1e-5)
+            torch.testing.assert_close(
+                found[2]["column pfc1"], profile["column pfc1"], rtol=1e-4, atol=0
+            )
+
+
+def bits(found, known):
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+        for name, value in known[0].items():
+            assert each[0][name].equal(value), name
+        assert each[1] == known[1]
+
+
+def test_a_run_over_processes_resumes_to_the_same_bits(ranks, tmp_path):
+    """With batch normalisation and dropout, whose random states are kept of every process."""
+    recipe = replace(PLAIN, normalise="batch", epochs=4)
+    whole = ranks.run(2, trained, recipe, tmp_path / "whole", None, 0.5)
+    bits(whole[1:], whole[0])
+    ranks.run(2, trained, recipe, tmp_path / "cut", 3, 0.5)
+    bits(ranks.run(2, trained, recipe, tmp_path / "cut", None, 0.5), whole[0])
+    for name in ("state", "weights/epoch-0004", "profiles/epoch-0004"):
+        one, other = (tmp_path / run / f"{name}.safetensors" for run in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_one_process_resumes_what_several_began(ranks, tmp_path):
+    for found in ranks.run(3, trained, PLAIN, tmp_path, 2):
+        assert not isinstance(found, Exception), found
+    begun = json.loads((tmp_path / "config.json").read_text())
+    assert begun["processes"] == 3
+    weights, _, _ = trained(False, 0, PLAIN, tmp_path)
+    same(weights, trained(False, 0, PLAIN)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_can_not_begin_stops_all_processes(ranks, tmp_path):
+    ranks.run(2, trained, PLAIN, tmp_path, 2)
+    for error in ranks.run(2, trained, replace(PLAIN, momentum=0.5), tmp_path):
+        with pytest.raises(ValueError, match=r"holds another run: its momentum is 0\.9, not 0\.5"):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("size", "samples", "shares"),
+    [(2, 5, [3, 2]), (3, 5, [3, 2, 0]), (3, 1, [1, 0, 0]), (3, 6, [2, 2, 2]), (1, 4, [4])],
+)
+def test_every_sample_of_a_batch_counts_once(size, samples, shares):
+    batch = torch.arange(10, 10 + samples)
+    parts = [_share(batch, Processes(rank, size)) for rank in range(size)]
+    assert [counts for _, counts in parts] == shares
+    assert all(len(index) >= min(2, samples) for index, _ in parts)
+    counted = torch.cat([index[:counts] for index, counts in parts])
+    assert counted.sort().values.equal(batch)
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pfc"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_measuring_under_torchrun(tmp_path):
+    """Two processes measure; one prints, keeps and says what was found."""
+    images = pfc.data.load("digits", limit=101)
+    list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
+    told = torchrun(
+        "measure", str(tmp_path / "run"), "--out", str(tmp_path / "2.json"), "--transport", "0"
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("Progressive feedforward collapse") == 1
+    found, run = pfc.load(tmp_path / "2.json"), Run(tmp_path / "run")
+    assert found.about["processes"] == 2
+    known = pfc.measure(run.network(), run.data().batches(), progress=False)
+    same(numbers(found), numbers(known), rtol=1e-5, atol=1e-5)  # float32 in batches of another size
+
+
+@pytest.mark.slow
+def test_training_under_torchrun(tmp_path):
+    changes = ["--epochs", "1", "--width", "8", "--blocks", "2", "--limit", "101"]
+    told = torchrun("train", "digits", "--out", str(tmp_path / "run"), *changes)
+    assert told.returncode == 0, told.stderr
+    assert (
+        told.stdout
+        == f"{tmp_path / 'run'}: pfc measure {tmp_path / 'run'}, pfc figures {tmp_path / 'run'}\n"
+    )
+    assert told.stderr.count("epoch 1:") == 1
+    wrong = torchrun("measure", str(tmp_path / "run"), "--classifier", "none")
+    assert wrong.returncode == 1
+    assert "pfc: classifier 'none' is no linear layer of the model" in wrong.stderr

@@ -14,8 +14,10 @@ from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
 from pfc.commands.training import draw_run
 from pfc.files import read_tensors
 from pfc.line import End
+from pfc.processes import launched
 from pfc.profile import load
 from pfc.profile import measure as measure_layers
+from pfc.profile.batches import Home
 from pfc.profile.segment import Position
 from pfc.training import Run, fill
 
@@ -34,6 +36,7 @@ def measure(
     layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
     classes: int | None = None,
     classifier: str | None = None,
+    statistics: Home | None = None,
     weighting: Literal["class", "sample"] = "class",
     passes: Literal[1, 2] = 2,
     segments: bool = True,
@@ -44,6 +47,8 @@ def measure(
     theory: Theory = ALL_THEORY,
 ) -> None:
     """Measure every layer of a run, or of any model, on any data.
+
+    Under `torchrun` every process measures its part of the data, and the first prints and saves.
 
     Args:
         source: A run's folder, or MODULE:FUNCTION, a function without arguments that gives the model.
@@ -58,6 +63,8 @@ def measure(
         layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
         classes: Number of classes; by default the classifier's outputs.
         classifier: Name of the last linear layer; found by itself if not given.
+        statistics: Keep the class statistics on the device or in the host's memory; where they fit if
+            not given.
         weighting: What a class counts in covariances of unbalanced data.
         passes: 2 for all metrics; 1 leaves out those that need the class means first.
         segments: Also gather what pairs layers of one shape.
@@ -79,22 +86,26 @@ def measure(
         out.parent.mkdir(parents=True, exist_ok=True)  # no hours for a place that can't be written to
     model, images = _model_and_data(source, data, split, limit, epoch, weights)
     images = _normalised(images, mean, std) if mean or std else images
-    try:
-        profile = measure_layers(
-            model,
-            images.batches(batch_size),
-            layers=layers,
-            classes=classes,
-            weighting=weighting,
-            passes=passes,
-            segments=segments,
-            pool=pool,
-            device=device,
-            classifier=classifier,
-        )
-    except RuntimeError as error:
-        C, H, W = images.shape
-        raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
+    with launched(device) as (ranks, device):
+        try:
+            profile = measure_layers(
+                model,
+                images.part(ranks.rank, ranks.size).batches(batch_size),
+                layers=layers,
+                classes=classes,
+                weighting=weighting,
+                passes=passes,
+                segments=segments,
+                pool=pool,
+                device=device,
+                classifier=classifier,
+                statistics=statistics,
+            )
+        except RuntimeError as error:
+            C, H, W = images.shape
+            raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
+    if not ranks.first:
+        return
     print(profile)
     if out is not None:
         profile.save(out)

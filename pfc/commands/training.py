@@ -12,6 +12,7 @@ from pfc import data as sets
 from pfc import figures as draw
 from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
 from pfc.line import End
+from pfc.processes import launched
 from pfc.profile import Profile
 from pfc.profile.segment import Position
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
@@ -81,7 +82,10 @@ def run(
         changes: Instead of the recipe's own.
     """
     check(theory)
-    kept = Run(_train(recipe, options, changes, resume=True))
+    folder = _train(recipe, options, changes, resume=True)
+    if folder is None:
+        return
+    kept = Run(folder)
     profile = kept.profiles[max(kept.profiles)]
     print(profile)
     tell(profile, kept.network(), kept.data(), theory, options.device, kept.theory_file)
@@ -107,10 +111,12 @@ def train(
         changes: Instead of the recipe's own.
     """
     folder = _train(recipe, options, changes, resume=resume)
-    print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
+    if folder is not None:
+        print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
 
 
-def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path:
+def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path | None:
+    """The run's folder; `None` in all but the first of several processes, which is to go on alone."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
     changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
@@ -118,22 +124,24 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     folder = options.out or Path("runs") / name
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
-    print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
-    for epoch in train_epochs(
-        recipe.build(images, options.seed),
-        images,
-        recipe,
-        folder=folder,
-        resume=resume,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-        measure_every=options.measure_every,
-    ):
-        if epoch.profile is not None:
-            print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
-    return folder
+    with launched(options.device) as (ranks, device):
+        if ranks.first:
+            print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
+        for epoch in train_epochs(
+            recipe.build(images, options.seed),
+            images,
+            recipe,
+            folder=folder,
+            resume=resume,
+            seed=options.seed,
+            device=device,
+            precision=options.precision,
+            threads=options.threads,
+            measure_every=options.measure_every,
+        ):
+            if epoch.profile is not None and ranks.first:
+                print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
+    return folder if ranks.first else None
 
 
 def _line(epoch: int, profile: Profile) -> str:

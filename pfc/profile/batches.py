@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
-from pfc.processes import Processes
+from pfc.processes import ALONE, Processes
 from pfc.taps import first_tensor
 
 Home = Literal["device", "host"]
-ALONE = Processes()
 EMPTY = "the data gave no batch at all; is the loader empty?"
 MOST = 0.7  # part of a device's free memory that statistics may take; ours
 SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours

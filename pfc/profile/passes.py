@@ -13,8 +13,8 @@ from pfc.line import LineCrossings
 from pfc.metrics import Weighting
 from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import NearestMean, project
-from pfc.processes import Processes
-from pfc.profile.batches import ALONE, Batch, Batches, Fingerprint, refuse_repeated
+from pfc.processes import ALONE, Processes
+from pfc.profile.batches import Batch, Batches, Fingerprint, refuse_repeated
 from pfc.profile.merging import merge_crossings, merge_layers, merge_nearest, merge_paths, one_span
 from pfc.profile.result import warn
 from pfc.profile.survey import Survey, agreed, survey

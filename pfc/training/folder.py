@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,10 @@ class RunFolder:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
             self._sweep()
         else:
-            where = {"device": str(run.device), "threads": run.threads}
+            where = {"device": str(run.device), "threads": run.threads, "processes": run.ranks.size}
             about = {"format": FORMAT, **self.about, **where, **environment()}
             write_json(self.path / "config.json", about)
-        done = self._restore(run, kept) if kept.exists() else -1
+        done = self.restore(run) if kept.exists() else -1
         self._cut_history(done)
         return done
 
@@ -66,7 +66,9 @@ class RunFolder:
                 f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
             )
 
-    def keep(self, run: Trainer, epoch: Epoch, *, keep_weights: bool) -> None:
+    def keep(
+        self, run: Trainer, epoch: Epoch, states: Sequence[Mapping[str, Tensor]], *, keep_weights: bool
+    ) -> None:
         """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
         name = f"epoch-{epoch.epoch:04d}"
         if epoch.profile is not None:
@@ -78,7 +80,7 @@ class RunFolder:
         if epoch.epoch:
             self._add_history(epoch)
         write_tensors(
-            self.path / "state.safetensors", _state(run), format=FORMAT, epoch=str(epoch.epoch)
+            self.path / "state.safetensors", _state(run, states), format=FORMAT, epoch=str(epoch.epoch)
         )
 
     def _add_history(self, epoch: Epoch) -> None:
@@ -92,7 +94,9 @@ class RunFolder:
             "".join(json.dumps(line) + "\n" for line in history(self.path) if line["epoch"] <= done),
         )
 
-    def _restore(self, run: Trainer, path: Path) -> int:
+    def restore(self, run: Trainer) -> int:
+        """Bring `run` to the kept state; its epoch."""
+        path = self.path / "state.safetensors"
         tensors, about = read_tensors(path)
         if about.get("format") != FORMAT:
             raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
@@ -102,9 +106,7 @@ class RunFolder:
             if name in part.get("momentum", {}):
                 momentum = part["momentum"][name].to(parameter)
                 run.optimizer.state[parameter]["momentum_buffer"] = momentum
-        torch.set_rng_state(part["random"]["cpu"])
-        if "cuda" in part["random"]:
-            torch.cuda.set_rng_state(part["random"]["cuda"], run.device)
+        _set_random(run, part["random"])
         return int(about["epoch"])
 
 
@@ -117,15 +119,36 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any,
         yield name, old, new
 
 
-def _state(run: Trainer) -> dict[str, Tensor]:
+def gathered_random(run: Trainer) -> list[dict[str, Tensor]]:
+    """The random states of all processes, by rank."""
+    states = {"cpu": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(run.device)
+    parts = {name: run.ranks.gather(state) for name, state in states.items()}
+    return [{name: part[rank] for name, part in parts.items()} for rank in range(run.ranks.size)]
+
+
+def _set_random(run: Trainer, states: Mapping[str, Tensor]) -> None:
+    """This process's random state; a process that was not there takes the first one's."""
+    own = {
+        name: states.get(f"{name}.{run.ranks.rank}", states[name])
+        for name in ("cpu", "cuda")
+        if name in states
+    }
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and run.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], run.device)
+
+
+def _state(run: Trainer, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     tensors = {f"model/{name}": tensor for name, tensor in run.net.state_dict().items()}
     for name, parameter in run.net.named_parameters():
         momentum = run.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum/{name}"] = momentum
-    tensors["random/cpu"] = torch.get_rng_state()
-    if run.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(run.device)
+    for rank, state in enumerate(states):
+        suffix = f".{rank}" if rank else ""
+        tensors |= {f"random/{name}{suffix}": value for name, value in state.items()}
     return tensors
 
 

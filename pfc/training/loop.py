@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pfc.data import Images
 from pfc.lock import locked
+from pfc.place import device_of
+from pfc.processes import together
 from pfc.progress import shown
-from pfc.training.folder import RunFolder
+from pfc.training.folder import RunFolder, gathered_random
 from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Precision, Trainer
 
@@ -51,6 +54,7 @@ def train(
     precision: Precision = "float32",
     threads: int | None = None,
     measure_every: int | None = None,
+    group: Any = None,
     progress: bool = True,
 ) -> Iterator[Epoch]:
     """Train a network in place by a recipe; yields epoch 0 and then every epoch done.
@@ -59,6 +63,12 @@ def train(
     there: configuration, history, profiles, weights, and after every epoch a state from which
     `resume=True` continues to the same bits on the same machine. The folder is locked until the last
     epoch, or until the generator is closed or dropped, or its process dies.
+
+    In an initialised process group of `torch.distributed` every process makes the same call, with the
+    whole data, and each takes its part of every batch: the batches and their order are those of one
+    process, and gradients and steps too, to rounding, but batch normalisation sees each process's own
+    part of a batch (`torch.nn.SyncBatchNorm.convert_sync_batchnorm` beforehand changes that on GPUs).
+    The first process keeps the run; any number of them, one alone as well, resumes it.
 
     Args:
         net: Any classifier of these images; `recipe.build(data)` makes the paper's.
@@ -72,6 +82,8 @@ def train(
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
             many times slower on two busy threads than on one.
         measure_every: Measure each so many epochs instead of the geometric steps.
+        group: The processes that train together; `None` for all of an initialised process group,
+            `False` for this one alone.
         progress: Show loss, accuracy and time left.
 
     Yields:
@@ -82,15 +94,29 @@ def train(
             loss is no longer finite.
     """
     due = measured_epochs(recipe.epochs, measure_every)
-    run = Trainer(net, data, recipe, seed, device, precision, threads)
-    home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
-    bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress)
-    with locked(home.path) if home else nullcontext(), bar as step:
-        done = home.open(run, resume=resume) if home else -1
-        for number in range(done + 1, recipe.epochs + 1):
-            epoch = run.epoch(number, profiled=number in due)
-            if home:
-                home.keep(run, epoch, keep_weights=number in {0, recipe.epochs // 2, recipe.epochs})
-            if number:
-                step(number, f"loss {epoch.loss:.3g} accuracy {epoch.accuracy:.4f}")
-            yield epoch
+    with together(group, device_of(device, net)) as ranks:
+        run = Trainer(net, data, recipe, seed, device, precision, threads, ranks)
+        home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
+        mine = home if ranks.first else None  # only the first process writes
+        bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress and ranks.first)
+        with locked(mine.path) if mine else nullcontext(), bar as step:
+            done = mine.open(run, resume=resume) if mine else -1
+            done = _follow(run, home, done)
+            for number in range(done + 1, recipe.epochs + 1):
+                epoch = run.epoch(number, profiled=number in due)
+                states = gathered_random(run) if home else []
+                if mine:
+                    last = number in {0, recipe.epochs // 2, recipe.epochs}
+                    mine.keep(run, epoch, states, keep_weights=last)
+                if number:
+                    step(number, f"loss {epoch.loss:.3g} accuracy {epoch.accuracy:.4f}")
+                yield epoch
+
+
+def _follow(run: Trainer, home: RunFolder | None, done: int) -> int:
+    """Bring the other processes to the state that the first one found; its epoch."""
+    told = run.ranks.meet("state", str(done))
+    done = int(told[0])
+    if home and done >= 0 and not run.ranks.first:
+        home.restore(run)
+    return done

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pfc.data import Images
 from pfc.place import device_of
+from pfc.processes import ALONE, Processes
 from pfc.profile import Profile, measure
 from pfc.training.recipes import Recipe
 
@@ -54,6 +55,7 @@ class Trainer:
         device: str | torch.device | None,
         precision: Precision,
         threads: int | None,
+        ranks: Processes = ALONE,
     ) -> None:
         if precision not in {"float32", "bfloat16"}:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
@@ -65,13 +67,22 @@ class Trainer:
         self.net = net.to(self.device)
         self.data = data.to(self.device)
         self.recipe, self.seed, self.precision = recipe, seed, precision
+        self.ranks = ranks
         self.threads = threads or self._threads()
+        self.parallel = self.net if ranks.size == 1 else self._parallel()
         self.optimizer = torch.optim.SGD(
             net.parameters(),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             fused=self.device.type in {"cpu", "cuda"},
+        )
+
+    def _parallel(self) -> nn.Module:
+        """The network whose gradients are the mean over the processes, from the first one's weights."""
+        place = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            self.net, device_ids=place, process_group=self.ranks.group
         )
 
     def _threads(self) -> int:
@@ -118,17 +129,24 @@ class Trainer:
                     f"a learning rate below {self.recipe.learning_rate} would do"
                 )
         seconds = time.perf_counter() - started
-        profile = measure(self.net, self.data.batches(), progress=False) if profiled else None
+        profile = self._profile() if profiled else None
         return Epoch(number, loss, accuracy, rate, seconds, profile)
 
+    def _profile(self) -> Profile:
+        own = self.data.part(self.ranks.rank, self.ranks.size)
+        return measure(self.net, own.batches(), group=self.ranks.group, progress=False)
+
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
-        self.net.train()
+        self.parallel.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index in self._order(number):
+            self.ranks.look()
             total += self._step(index)
-        loss, hits = (total / len(self.data)).tolist()
+        for buffer in self.net.buffers() if self.ranks.size > 1 else ():
+            self.ranks.lead(buffer)  # each process has gathered batch statistics of its own
+        loss, hits = (self.ranks.total(total) / len(self.data)).tolist()
         return loss, hits
 
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
@@ -140,20 +158,42 @@ class Trainer:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
-    def _step(self, index: Int64[Tensor, " B"]) -> Float[Tensor, "2"]:
+    def _step(self, batch: Int64[Tensor, " B"]) -> Float[Tensor, "2"]:
+        index, counts = _share(batch, self.ranks)
         x, y = self.data.normalised(index), self.data.labels[index]
         with self._autocast():
-            logits = self.net(x)
+            logits = self.parallel(x)
         loss = objective(logits.float(), y, self.recipe.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * (counts * self.ranks.size / len(batch))).backward()  # whose mean is that of the batch
         self.optimizer.step()
-        return torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+        hits = (logits.argmax(1) == y).sum() * (counts > 0)
+        return torch.stack([loss.detach() * counts, hits])
 
     def _autocast(self) -> Any:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _share(batch: Int64[Tensor, " B"], ranks: Processes) -> tuple[Int64[Tensor, " b"], int]:
+    """This process's part of a batch, and how many of its samples count.
+
+    Every process needs two samples, for batch normalisation; where a batch is too small to give them to
+    all, the last processes look at two that do not count.
+
+    Args:
+        batch: Sample numbers, the same in all processes.
+        ranks: The processes.
+
+    Returns:
+        Sample numbers of this process, and how many of them count: all or none.
+    """
+    size = max(1, min(ranks.size, len(batch) // 2))
+    if ranks.rank >= size:
+        return batch[:2], 0
+    own = batch[ranks.rank :: size]
+    return own, len(own)
 
 
 def objective(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], loss: str) -> Float[Tensor, ""]:
