@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 BEAT = 2.0  # seconds between signs of life; ours
 SILENT = 30.0  # seconds without one after which a process is taken for dead; ours
@@ -39,6 +41,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.exchanged = 0  # bytes of the tensors that this process put into exchanges
 
     @property
     def first(self) -> bool:
@@ -84,14 +87,31 @@ class Group(Processes):
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.group = group
         self._device = _meeting_place(group, device)
-        ranks = ",".join(map(str, dist.get_process_group_ranks(group or dist.group.WORLD)))
-        _calls[ranks] += 1
-        store = distributed_c10d._get_default_store()
-        self._store = distributed_c10d.PrefixStore(f"pfc/{ranks}/{_calls[ranks]}", store)
+        self._store = self._joined()
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._looked = time.monotonic()
         self._stopped = False
         self._over = threading.Event()
+
+    def _joined(self) -> "Store":
+        """The store of this call: the latest that another process began, or the next one.
+
+        A call that another process has given up because this one did not come is passed over.
+
+        Returns:
+            The part of the group's store that belongs to this call.
+        """
+        from torch.distributed import distributed_c10d
+
+        ranks = ",".join(map(str, dist.get_process_group_ranks(self.group or dist.group.WORLD)))
+        store = distributed_c10d.PrefixStore(f"pfc/{ranks}", distributed_c10d._get_default_store())
+        begun = [f"call/{rank}" for rank in range(self.size)]
+        call = max([_calls[ranks] + 1, *(int(store.get(key)) for key in begun if store.check([key]))])
+        while _given_up(own := distributed_c10d.PrefixStore(str(call), store), self.size):
+            call += 1
+        _calls[ranks] = call
+        store.set(begun[self.rank], str(call))
+        return own
 
     def begin(self) -> None:
         """Give signs of life from now on."""
@@ -218,12 +238,14 @@ class Group(Processes):
         room = x.new_zeros(max(sizes), *x.shape[1:])
         room[: len(x)] = x
         moved = room.to(self._device)
+        self.exchanged += moved.nbytes
         parts = [torch.empty_like(moved) for _ in sizes]
         self._finish(dist.all_gather(parts, moved, group=self.group, async_op=True))
         return [part[:size].to(x.device) for part, size in zip(parts, sizes, strict=True)]
 
     def _in_place(self, x: Tensor, work: Any) -> Tensor:
         moved = x.to(self._device).contiguous()
+        self.exchanged += moved.nbytes
         self._finish(work(moved))
         return x if moved is x else x.copy_(moved)
 
@@ -239,6 +261,11 @@ class Group(Processes):
         except RuntimeError as error:
             self._look()
             self._stop(f"another process is gone: {str(error).splitlines()[0]}")
+
+
+def _given_up(store: "Store", size: int) -> bool:
+    over = any(store.check([f"over/{rank}"]) for rank in range(size))
+    return over and not store.check(["stopped"])
 
 
 def _pauses() -> Iterator[float]:

@@ -134,6 +134,22 @@ def test_classes_that_only_one_process_has_seen(ranks):
         same(found, whole)
 
 
+def exchanged(group, rank, kwargs):
+    size = torch.distributed.get_world_size(group)
+    profile = pfc.measure(net(), data()[rank::size], group=group, progress=False, **kwargs)
+    told = {"processes": size, "samples": 113, **kwargs}
+    return profile.about["exchanged"], pfc.profile.cost(profile.shapes, 3, **told)
+
+
+@pytest.mark.parametrize("kwargs", [{"passes": 1}, {"passes": 2}])
+def test_what_is_exchanged_is_known_beforehand(ranks, kwargs):
+    for found, known in ranks.run(3, exchanged, {**kwargs, "segments": False}):
+        assert found == known.exchanged
+    for found, known in ranks.run(2, exchanged, kwargs):
+        lines = 0 if kwargs["passes"] == 1 else 3 * 113 * 16
+        assert known.exchanged < found <= known.exchanged + known.of_samples + lines
+
+
 def padded(group, rank, x, y, shuffle, limit):
     size = torch.distributed.get_world_size(group)
     sampler = DistributedSampler(TensorDataset(x, y), size, rank, shuffle=shuffle)
@@ -257,6 +273,14 @@ def test_a_process_that_does_not_come_is_named(ranks):
     assert other is None
     with pytest.raises(ProcessError, match=r"process 1 of 2 did not come to 'layers' within 1 s: every"):
         raise error
+
+
+def test_processes_find_each_other_again(ranks):
+    """After a call that one of them never made, and whoever comes first."""
+    known = numbers(pfc.measure(net(), data(), progress=False))
+    ranks.run(2, early)
+    for found in ranks.run(2, shard, data(), "in turn", {}):
+        same(found, known)
 
 
 def sums(group, rank):

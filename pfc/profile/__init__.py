@@ -1,5 +1,7 @@
 """Measure every layer of a classifier and keep what was found."""
 
+from pfc.profile.costs import Cost as Cost
+from pfc.profile.costs import cost as cost
 from pfc.profile.measuring import features as features
 from pfc.profile.measuring import measure as measure
 from pfc.profile.measuring import transport as transport

@@ -299,6 +299,7 @@ def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) ->
         "weighting": weighting,
         "passes": 2 if second else 1,
         "processes": first.ranks.size,
+        "exchanged": first.ranks.exchanged,
         "statistics": str(count.device.type),
         "samples": int(count.sum()),
         "classes": len(count),

@@ -1,7 +1,6 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -15,28 +14,13 @@ from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import NearestMean, project
 from pfc.processes import ALONE, Processes
 from pfc.profile.batches import Batch, Batches, Fingerprint, refuse_repeated
+from pfc.profile.costs import cost
 from pfc.profile.merging import merge_crossings, merge_layers, merge_nearest, merge_paths, one_span
 from pfc.profile.result import warn
 from pfc.profile.survey import Survey, agreed, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
-
-
-def state_bytes(K: int, features: Sequence[int]) -> int:
-    """Bytes that both passes keep of K classes and layers of so many features.
-
-    Each layer's means, what rounding took from them, and the basis of their span: three times K x D
-    float64 numbers; twice more for the largest layer while its basis is found.
-
-    Args:
-        K: Number of classes.
-        features: Numbers of a sample at each layer.
-
-    Returns:
-        Bytes.
-    """
-    return 8 * K * (3 * sum(features) + 2 * max(features))
 
 
 class FirstPass:
@@ -112,7 +96,7 @@ class FirstPass:
             self.classes = outputs if outputs > 1 else batches.classes
         self.growing = self.classes is None
         K = self.classes or (1 if batch is None else int(batch.labels.present[-1]) + 1)
-        batches.settle(state_bytes(K, [prod(shape) for shape in self.survey.shapes.values()]))
+        batches.settle(cost([*self.survey.shapes.values()], K).peak)
         self._open(K, batches.home)
 
     def _open(self, K: int, place: torch.device) -> None:

@@ -1,0 +1,101 @@
+"""What measuring costs before it begins: bytes of state, and bytes that processes exchange.
+
+Counted from the shapes alone, and tested against what a measurement really exchanged
+(`profile.about["exchanged"]`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+
+FLOAT = 8  # bytes of a float64 number
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one process.
+
+    Args:
+        state: Kept through both passes: of each layer the means, what rounding took from them, and the
+            basis of their span, three times K x D float64 numbers, and much less besides.
+        peak: `state`, and four times the largest layer's means while the first process finds a basis.
+        exchanged: Given into exchanges with the other processes, three times K x D float64 numbers a
+            layer and much less besides; a ring sends about twice as much. Not counted: what is of single
+            samples, see `of_samples`.
+        of_samples: Given into exchanges at most for the paths and the straight line: 40 + 8 L bytes a
+            sample of this process and segment of L increments, of 131,072 samples at most, and for the
+            line 16 bytes for each time at which a sample changes sides, of which there are few.
+        batch: Features kept for the length of a batch, a sample: all layers of the largest segment, in
+            float32.
+    """
+
+    state: int
+    peak: int
+    exchanged: int
+    of_samples: int
+    batch: int
+
+
+def cost(
+    shapes: Sequence[tuple[int, ...]],
+    classes: int,
+    *,
+    processes: int = 1,
+    samples: int = 0,
+    passes: int = 2,
+    segments: bool = True,
+) -> Cost:
+    """What `measure` will keep and exchange.
+
+    Args:
+        shapes: Shape of a sample at each layer, in the order of the forward pass; neighbours of one
+            shape form a segment.
+        classes: Number of classes.
+        processes: That measure together.
+        samples: Of each process.
+        passes: As for `measure`.
+        segments: As for `measure`.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> stages = [(256,)] * 3 + [(512,)] * 4 + [(1024,)] * 6 + [(2048,)] * 3  # ResNet-50, pooled
+        >>> pooled = cost(stages, 1000, processes=8)
+        >>> round(pooled.state / 2**20), round(pooled.exchanged / 2**20)
+        (605, 605)
+    """
+    K, R = classes, processes
+    runs = [[prod(shape) for shape in run] for _, run in groupby(shapes)] if segments else []
+    runs = [run for run in runs if len(run) > 1]
+    features = [prod(shape) for shape in shapes]
+    ranks = [min(K - 1, D) for D in features] if passes == 2 else [0] * len(features)
+    steps = sum(K * (len(run) - 1) ** 2 for run in runs)
+    spans = sum(D * r + r + K * r for D, r in zip(features, ranks, strict=True))
+    state = sum(2 * K * D + 2 * K for D in features) + steps + spans
+    state += sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
+    exchanged = _exchanged(K, R, features, ranks, runs, spans + sum(features), passes) if R > 1 else 0
+    kept = min(samples, 2**17)
+    of_paths = sum(kept * (8 + 8 + 4 * (2 * len(run) - 1)) for run in runs)
+    return Cost(
+        state=FLOAT * state,
+        peak=FLOAT * (state + 4 * K * max(features)),
+        exchanged=FLOAT * exchanged,
+        of_samples=of_paths if R > 1 else 0,
+        batch=4 * max((sum(run) for run in runs), default=0),
+    )
+
+
+def _exchanged(
+    K: int, R: int, features: list[int], ranks: list[int], runs: list[list[int]], spans: int, passes: int
+) -> int:
+    """Numbers of 8 bytes that a process gives into exchanges."""
+    alone = len(features) - sum(map(len, runs))
+    inputs = R + 3 * K
+    first = sum(2 * K * D + K for D in features) + K * alone + inputs
+    first += sum(2 * K + K * (len(run) - 1) ** 2 + 4 * R + 1 for run in runs)
+    if passes == 1:
+        return first
+    second = spans + sum(1 + 2 * K + 2 * K * r + R + 1 for r in ranks)
+    return first + second + inputs + 3 + sum(1 + 6 * R for _ in runs)
