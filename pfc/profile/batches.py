@@ -1,5 +1,6 @@
 """Batches as measuring wants them: checked, on the device, known again in the second pass."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
 from pfc.taps import first_tensor
 
+MOST = 2.0**500  # a mark beyond it is cut off, for its square is no number; ours
+ROUNDING = 1e-13  # of an inner product, relative to the vector; ours
 SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours
 
 
@@ -160,13 +163,23 @@ def _move(item: Any, device: torch.device) -> Any:
 class Fingerprint:
     """Knows a set of labelled inputs again, in whatever order they come.
 
-    Each input is one inner product with a fixed vector of incommensurable cosines; of each class the
-    number, the sum and the sum of squares are kept.
+    Each input is one inner product with a fixed vector of incommensurable cosines, less that of the
+    first input, so that a common offset hides nothing; of each class the number, the sum and the sum of
+    squares are kept.
     """
 
     def __init__(self) -> None:
         self.of_class: dict[int, Float64[Tensor, 3]] = {}
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
+        self._exponent: int | None = None  # inputs are taken over this power of two
+        self._origin = 0.0  # mark of the first input
+        self._length = 0.0  # its norm
+
+    def again(self) -> "Fingerprint":
+        """An empty one for the second pass."""
+        empty = Fingerprint()
+        empty._exponent, empty._origin, empty._length = self._exponent, self._origin, self._length
+        return empty
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
@@ -174,21 +187,33 @@ class Fingerprint:
         labels = batch.labels
         mark = torch.zeros(len(batch), dtype=torch.float64, device=labels.y.device)
         if x is not None and x.device.type != "mps" and len(x) == len(batch):
-            mark = self._mark(x.reshape(len(x), -1)).to(mark.device)
+            x = x.reshape(len(x), -1)
+            if self._exponent is None:
+                self._begin(x)
+            mark = (self._mark(x) - self._origin).to(mark.device)
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
         for k, total in zip(labels.present.tolist(), labels.sums(rows).cpu(), strict=True):
             self.of_class[k] = self.of_class.get(k, torch.zeros(3, dtype=torch.float64)) + total
+
+    def _begin(self, x: Tensor) -> None:
+        far = x.dtype == torch.float64 and x.numel() > 0
+        size = float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if far else 0.0
+        exponent = math.frexp(size)[1]
+        self._exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > 400 else 0
+        self._length = float((x[0].double() * 2.0**-self._exponent).nan_to_num(0.0, 0.0, 0.0).norm())
+        self._origin = float(self._mark(x[:1]))
 
     def _mark(self, x: Tensor) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
         if key not in self._waves:
             steps = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-            self._waves = {key: torch.cos(steps * 2.399963229728653)}  # the golden angle
+            wave = torch.cos(steps * 2.399963229728653)  # the golden angle
+            self._waves = {key: wave * 2.0 ** -(self._exponent or 0)}
         wave, mark = self._waves[key], torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for columns in column_tiles(x):
             for rows in row_tiles(x, columns):
                 mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
-        return mark
+        return mark.nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
 
     def compare(self, again: "Fingerprint") -> None:
         """Check that the second pass read the samples of the first.
@@ -205,8 +230,12 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: {int(b[0])} of class {k} after "
                     f"{int(a[0])}; {remedy}"
                 )
-            size = a[2].clamp(min=b[2].item())
-            if (a[1] - b[1]).abs() > SAME * (a[0] * size).sqrt() or (a[2] - b[2]).abs() > SAME * size:
+            n, size, slip = a[0], a[2].clamp(min=b[2].item()), ROUNDING * self._length
+            sums, squares = (a - b).abs()[1:]
+            if (
+                sums > SAME * (n * size).sqrt() + n * slip
+                or squares > SAME * size + n * slip**2 + 2 * slip * (n * size).sqrt()
+            ):
                 raise ValueError(
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"

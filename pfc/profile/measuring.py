@@ -1,5 +1,6 @@
 """Two forward passes over a classifier: from a model and a loader to the profile of every layer."""
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +191,8 @@ def assemble(
         if nearest:
             row |= _of_pass_two(moments.present(), nearest, weighting)
         if name == looked.at_head and looked.head is not None and first.answered:
-            row["nc3"] = _self_duality(moments, looked.head)
-            if second:
+            row["nc3"] = _self_duality(name, moments, looked.head)
+            if second and not second.unknown:
                 row["nc4"] = second.disagree / second.samples
         columns[name] = row
     names = list(columns)
@@ -203,6 +204,7 @@ def assemble(
             weighting,
             second.crossings[run[0], run[-1]].curves() if second else {},
             first.paths[run[-1]],
+            first.scales[run[0]].exponent,
         )
         for run, moments in first.segments
     )
@@ -245,7 +247,11 @@ def _of_means(
         "nc2_max_angle": metrics.maximal_angle_distance(M),
         "cdnv": metrics.class_distance_variance(M, moments.scatter / moments.count),
     }
-    return {column: float(value) for column, value in values.items()}
+    row = {column: float(value) for column, value in values.items()}
+    unknown = [column for column, value in row.items() if math.isnan(value)]
+    if unknown and len(span.values):
+        warn(f"layer {name!r}: {' and '.join(unknown)} undefined, for a class mean is the mean of all")
+    return row
 
 
 def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighting) -> dict[str, float]:
@@ -259,11 +265,17 @@ def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighti
     }
 
 
-def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
+def _self_duality(name: str, moments: ClassMoments, head: nn.Linear) -> float:
     """NC3 over the classes that have samples."""
     seen = (moments.count > 0).nonzero().flatten()
     W = head.weight.detach().to(moments.mean)[seen]
-    return float(metrics.self_duality(M=moments.mean[seen], W=W))
+    means = moments.present()
+    value = float(
+        metrics.self_duality(M=means.centred(torch.full_like(means.count, 1 / len(seen))), W=W)
+    )
+    if math.isnan(value):
+        warn(f"layer {name!r}: nc3 is undefined, for the class means coincide or the classifier is zero")
+    return value
 
 
 def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> dict[str, Any]:
@@ -280,6 +292,9 @@ def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) ->
         "classes": len(count),
         "classifier": looked.classifier,
         "at_classifier": looked.at_head,
-        "accuracy": second.right / second.samples if second and second.samples else None,
+        "accuracy": second.right / second.samples
+        if second and second.samples and not second.unknown
+        else None,
+        "exponents": {name: scale.exponent for name, scale in first.scales.items() if scale.exponent},
         "torch": torch.__version__,
     }

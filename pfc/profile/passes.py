@@ -1,5 +1,8 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 
@@ -17,6 +20,84 @@ from pfc.profile.survey import Survey, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
+
+SAFE = 400  # float64 features within 2^-400..2^400, about 1e120, are taken as they are; ours
+FAR = 465  # beyond 2^465, about 1e140, squares and their sums would leave float64; ours
+
+
+@dataclass
+class Scale:
+    """The power of two over which the features of a segment, or of a layer by itself, are measured.
+
+    It is 0 unless they are float64 and so large or small that their squares would overflow or vanish;
+    then the first batch that is not all zeros settles it.
+
+    Args:
+        exponent: The power.
+        settled: Whether it stands.
+        largest: Of each layer, the largest size seen.
+    """
+
+    exponent: int = 0
+    settled: bool = False
+    largest: dict[str, float] = field(default_factory=dict)
+
+    def fit(
+        self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], number: int
+    ) -> list[Float[Tensor, "B D"]]:
+        """Scale a batch of features of these layers.
+
+        Args:
+            names: Of the layers.
+            batch: The features of each.
+            number: Of the batch.
+
+        Returns:
+            The features over the power of two.
+
+        Raises:
+            ValueError: If float64 features are not finite, or do not fit the power.
+        """
+        if all(H.dtype != torch.float64 for H in batch):
+            return list(batch)
+        for name, H in zip(names, batch, strict=True):
+            self._look(name, float(H.abs().amax()), number)
+        if not self.settled and any(self.largest.values()):
+            self.settled, exponent = True, math.frexp(max(self.largest.values()))[1]
+            self.exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
+        for name in names:
+            if self._place(name) > FAR:
+                raise ValueError(
+                    f"layer {name!r} gave features of {self.largest[name]:.3g} on batch {number}, the "
+                    f"first were near {2.0**self.exponent:.3g}: float64 cannot square both; scale them"
+                )
+        return [self.over(H) for H in batch]
+
+    def _look(self, name: str, size: float, number: int) -> None:
+        if not math.isfinite(size):
+            raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {number}")
+        self.largest[name] = max(self.largest.get(name, 0.0), size)
+
+    def _place(self, name: str) -> int:
+        return math.frexp(self.largest[name])[1] - self.exponent
+
+    def over(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Features over the power of two, exactly."""
+        return H.double() * 2.0**-self.exponent if self.exponent else H
+
+    def check(self) -> None:
+        """Check that the features of each layer were large enough for their squares.
+
+        Raises:
+            ValueError: If those of one vanish beside those of another layer of the segment.
+        """
+        for name, size in self.largest.items():
+            if size and self._place(name) < -FAR:
+                most = max(self.largest.values())
+                raise ValueError(
+                    f"layer {name!r} has features of at most {size:.3g}, another of its shape of "
+                    f"{most:.3g}: float64 cannot square both; take segments=False"
+                )
 
 
 class FirstPass:
@@ -51,6 +132,7 @@ class FirstPass:
         self.moments: dict[str, ClassMoments] = {}
         self.segments: list[tuple[list[str], SegmentMoments]] = []
         self.paths: dict[str, PathSample] = {}
+        self.scales: dict[str, Scale] = {}
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
         self._batch = 0
@@ -90,10 +172,12 @@ class FirstPass:
                 self.segments.append(pair)
                 self.paths[names[-1]] = PathSample()
                 self._of_layer.update(dict.fromkeys(names, pair))
+                self.scales.update(dict.fromkeys(names, Scale()))
                 self.moments.update(zip(names, pair[1].layers, strict=True))
         for name in self.survey.shapes:
             if name not in self.moments:
                 self.moments[name] = ClassMoments.empty(K, features[name], place)
+                self.scales[name] = Scale()
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
 
     @property
@@ -117,12 +201,14 @@ class FirstPass:
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
         if name not in self._of_layer:
+            [H] = self.scales[name].fit([name], [H], self._batch)
             self.moments[name].update(H, labels)
             return
         names, segment = self._of_layer[name]
         self._kept[name] = H.clone()  # the network may write over it
         if name == names[-1]:
-            gram = segment.update([self._take(each, name) for each in names], labels)
+            batch = [self._take(each, name) for each in names]
+            gram = segment.update(self.scales[name].fit(names, batch, self._batch), labels)
             self.paths[name].update(gram, labels.y)
 
     def _take(self, name: str, last: str) -> Tensor:
@@ -139,6 +225,8 @@ class FirstPass:
                 raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch.number}")
 
     def _check(self) -> None:
+        for scale in self.scales.values():
+            scale.check()
         count = next(iter(self.moments.values())).count
         missing = (count == 0).nonzero().flatten().tolist()
         if len(count) - len(missing) < 2:
@@ -171,10 +259,11 @@ class SecondPass:
         }
         self._line_of = {name: ends for ends in self.crossings for name in ends}
         self._first_end: dict[str, Tensor] = {}
-        self.inputs = Fingerprint()
+        self.inputs = first.inputs.again()
         self.samples = 0
         self.right = 0
         self.disagree = 0
+        self.unknown = False
         self._decided: dict[str, Tensor] = {}
 
     def run(self, batches: Batches, step: Step, done: int) -> None:
@@ -200,6 +289,7 @@ class SecondPass:
             )
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
+        H = self.first.scales[name].over(H)
         if name in self._line_of:
             decided = self._see_end(name, H, labels)
         else:
@@ -220,6 +310,12 @@ class SecondPass:
         return nearest.take(z[:, r:], labels.y, H.dtype)
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
+        if (answers < 0).any() and not self.unknown:
+            self.unknown = True
+            warn(
+                f"the classifier {self.first.survey.classifier!r} gave NaN or infinite answers: the "
+                "accuracy and NC4 are undefined"
+            )
         self.samples += len(answers)
         self.right += int((answers == labels.y).sum())
         for name, decided in self._decided.items():
