@@ -270,3 +270,328 @@ def test_every_number_is_right(make, warns, tmp_path):
     check_line(profile.segment(), truth)
     check_path(profile.segment(), truth)
     check_sayings(profile, tmp_path)
+
+
+# What is refused, by a text
+
+
+def with_(value, at, l=0, dtype=F32):
+    """Features with a hostile entry in one batch of the first pass, and so of the second."""
+    data = classes(dtype=dtype)
+    data.x[at, l, 2] = value
+    return data
+
+
+def later(value, at, l=0):
+    """Features whose hostile entry appears in the second pass alone."""
+
+    def again(batches):
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        x[at, l, 2] = value
+        return batched(x, y, 25)
+
+    return classes(again=again)
+
+
+def batches_of(change, **how):
+    """Batches of which one was changed."""
+    data = classes(**how)
+    data.batches = change(batched(data.x, data.y, data.batch))
+    return data
+
+
+def grown(first, then, l=slice(None)):
+    """float64 features that have one size in the first batch and another after it."""
+    data = classes(dtype=F64)
+    data.x[:25, l] *= first
+    data.x[25:, l] *= then
+    return data
+
+
+def relabelled(batches):
+    """Two samples of different classes with each other's labels."""
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    i, j = int((y == 0).nonzero()[0]), int((y == 1).nonzero()[0])
+    y[[i, j]] = y[[j, i]]
+    return batched(x, y, 25)
+
+
+def other_label(label):
+    return lambda: batches_of(lambda b: [*b[:1], (b[1][0], torch.full_like(b[1][1], label)), *b[2:]])
+
+
+NOT_FINITE = "layer 'layers.{}' gave NaN or infinite features on batch {}"
+OTHER = "the second pass saw other samples than the first"
+
+REFUSED = [
+    *(
+        (f"{value} in {where}, {dtype}", lambda v=value, a=at, d=dtype: with_(v, a, 1, d),
+         NOT_FINITE.format(1, batch))
+        for value in (math.nan, math.inf, -math.inf)
+        for where, at, batch in (("the first batch", 3, 0), ("the last batch", 59, 2))
+        for dtype in (F32, F64, BF16)
+    ),
+    *(
+        (f"{value} in the second pass only, layer {l}", lambda v=value, l=l: later(v, 59, l), OTHER)
+        for value in (math.nan, math.inf)
+        for l in (0, 1, 2)
+    ),
+    ("label -1", other_label(-1), "batch 1 has the label -1; classes are counted from 0"),
+    ("label K", other_label(4), r"batch 1 has the label 4, but there are 4 classes \(0..3\)"),
+    ("float labels", lambda: batches_of(lambda b: [(x, y.float()) for x, y in b]),
+     r"labels of batch 0 must be integer class indices .* got torch.float32"),
+    ("one-hot labels", lambda: batches_of(lambda b: [(x, torch.eye(4).long()[y]) for x, y in b]),
+     r"got torch.int64 of shape \(25, 4\); of one-hot labels take y.argmax\(1\)"),
+    ("too few labels", lambda: batches_of(lambda b: [b[0], (b[1][0], b[1][1][:-1])]),
+     r"gave shape \(25, 6\) on batch 1 of 24 samples"),
+    ("too few labels at once", lambda: batches_of(lambda b: [(b[0][0], b[0][1][:-1]), b[1]]),
+     r"gave shape \(25, 6\) on batch 0 of 24 samples"),
+    ("too many labels", lambda: batches_of(lambda b: [b[0], (b[1][0][:-1], b[1][1])]),
+     r"gave shape \(24, 6\) on batch 1 of 25 samples"),
+    ("one class", lambda: classes(K=1, n=30), "need samples of at least 2 classes, got 1"),
+    ("no batch", lambda: batches_of(lambda b: iter_of_none()), "is the loader empty"),
+    ("an empty batch", lambda: batches_of(lambda b: [b[0], (b[1][0][:0], b[1][1][:0])]),
+     "batch 1 has no sample"),
+    ("batches that change shape", lambda: batches_of(lambda b: [b[0], (b[1][0][:, :, :5], b[1][1])]),
+     r"gave shape \(25, 5\) on batch 1 of 25 samples; a sample's shape was \(6,\) before"),
+    ("other samples in the second pass", lambda: classes(again=moved), OTHER),
+    ("one other sample at 1e6", lambda: classes(offset=1e6, again=one_moved), OTHER),
+    ("one other sample of 1e-170", lambda: classes(size=1e-170, dtype=F64, again=one_doubled), OTHER),
+    ("one other sample of 1e160", lambda: classes(size=1e160, dtype=F64, again=one_doubled), OTHER),
+    ("other labels in the second pass", lambda: classes(again=relabelled), OTHER),
+    ("other labels, means 1e-3 apart at 1e6",
+     lambda: classes(size=1e-3, offset=1e6, dtype=F64, again=relabelled), OTHER),
+    ("one sample fewer", lambda: classes(again=shortened), OTHER),
+    ("one sample more", lambda: classes(again=lambda b: [*b, (b[0][0][:1], b[0][1][:1])]), OTHER),
+    ("no batch in the second pass", lambda: classes(again=lambda b: []), "is the loader empty"),
+    ("float64 features that grow from 1e-170 to 1", lambda: grown(1e-170, 1.0),
+     r"layer 'layers.0' gave features of 4.21 on batch 1, the first were near 6.62e-170"),
+    ("float64 features that grow from 1 to 1e160", lambda: grown(1.0, 1e160),
+     r"layer 'layers.0' gave features of 4.21e\+160 on batch 1, the first were near 1: float64 cannot"),
+    ("a layer of 1e-170 beside layers of 1", lambda: grown(1e-170, 1e-170, 1),
+     r"layer 'layers.1' has features of at most 4.24e-170, another of its shape of 4.49: float64"),
+]  # fmt: skip
+
+
+def iter_of_none():
+    """A loader without batches."""
+    return Loader([[]])
+
+
+def moved(batches):
+    """All samples a little off."""
+    return [(x + 0.01, y) for x, y in batches]
+
+
+def shortened(batches):
+    """All samples but the last."""
+    return [*batches[:-1], (batches[-1][0][:-1], batches[-1][1][:-1])]
+
+
+def one_moved(batches):
+    """The same samples, one of which has one entry a little off."""
+    return change_one(batches, lambda x: x + 0.25)
+
+
+def one_doubled(batches):
+    """The same samples, one of which has one entry doubled."""
+    return change_one(batches, lambda x: 2 * x)
+
+
+def change_one(batches, change):
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    x[59, 2, 4] = change(x[59, 2, 4])
+    return batched(x, y, 25)
+
+
+@pytest.mark.parametrize(("make", "text"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
+def test_what_has_no_meaning_is_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make().measured()
+
+
+class Drifting(Handed):
+    """Adds something to its second layer from the second pass on."""
+
+    def __init__(self, layers, W, more):
+        super().__init__(layers, W)
+        self.more, self.runs = more, 0
+
+    def forward(self, x):
+        self.runs += 1
+        return super().forward(x + self.more if self.runs > 4 else x)  # a first look and three batches
+
+
+@pytest.mark.parametrize("more", [math.nan, math.inf, 0.1])
+def test_features_that_change_though_the_inputs_do_not_are_noticed(more):
+    data = classes()
+    model = Drifting(3, data.weights(), more)
+    with pytest.raises(ValueError, match=r"other features than the first at layer 'layers\.0'"):
+        pfc.measure(model, batched(data.x, data.y, 25), layers="layers.*", progress=False)
+
+
+# What is undefined: NaN (or infinity), and a warning that names the layer
+
+
+def exact(*layers, y=(0, 0, 1, 1, 2, 2), **how):
+    """Layers of small whole numbers, given as rows of a sample each."""
+    x = torch.stack([torch.tensor(layer, dtype=F64).reshape(len(y), -1) for layer in layers], dim=1)
+    return Data(x, torch.tensor(y), **how)
+
+
+COINCIDE = "layer 'layers.{}': the class means span 0 dimensions, not 2: they coincide or are collinear"
+NO_NC3 = "layer 'layers.1': nc3 is undefined, for the class means coincide or the classifier is zero"
+OF_MEANS = ("pfc2", "nc1", "fuzziness", "nc2_norm", "nc2_angle", "nc2_max_angle")
+SAME = [[5.0, 7]] * 6
+ROUND_ZERO = [[1.0, 0], [-1, 0], [0, 2], [0, -2], [3, 3], [-3, -3]]
+TRIANGLE = [[1.0, 0], [1, 0], [0, 1], [0, 1], [-1, -1], [-1, -1]]
+
+
+def nothing(l, **known):
+    """NaN in all that speaks of the means; the rest as given."""
+    return {(l, column): math.nan for column in OF_MEANS} | {(l, c): v for c, v in known.items()}
+
+
+UNDEFINED = {
+    "all features equal": (
+        lambda: exact(SAME, SAME),
+        (COINCIDE.format(0), COINCIDE.format(1), NO_NC3),
+        nothing(0, pfc1=math.nan, cdnv=math.nan, pfc3=1 / 3)
+        | nothing(1, pfc1=math.nan, cdnv=math.nan, nc3=math.nan, position=math.nan),
+    ),
+    "all features equal at an offset that rounds": (
+        lambda: classes(K=3, size=0.0, offset=0.1, L=2, dtype=F64),
+        (COINCIDE.format(0), COINCIDE.format(1), NO_NC3),
+        nothing(0, pfc1=math.nan, cdnv=math.nan, pfc3=1 / 3) | nothing(1, pfc1=math.nan, cdnv=math.nan),
+    ),
+    "all features zero": (
+        lambda: exact([[0.0, 0]] * 6, [[0.0, 0]] * 6),
+        (COINCIDE.format(0), COINCIDE.format(1), NO_NC3),
+        nothing(0, pfc1=math.nan, cdnv=math.nan, pfc3=1 / 3) | nothing(1, pfc1=math.nan, cdnv=math.nan),
+    ),
+    "means coincide, samples do not": (
+        lambda: exact(ROUND_ZERO, TRIANGLE),
+        (COINCIDE.format(0),),
+        nothing(0, pfc1=math.inf, cdnv=math.inf, pfc3=1 / 3) | {(1, "pfc1"): 0.0, (1, "pfc3"): 1.0},
+    ),
+    "means coincide at 1e6, in one": (
+        lambda: exact(np.array(ROUND_ZERO) / 1024 + 1e6, np.array(TRIANGLE) + 1e6),
+        (COINCIDE.format(0),),
+        nothing(0, pfc1=math.inf, cdnv=math.inf, pfc3=1 / 3) | {(1, "pfc1"): 0.0, (1, "pfc3"): 1.0},
+    ),
+    "means coincide, samples of 1e160": (
+        lambda: exact(1e160 * np.array(ROUND_ZERO), 1e160 * np.array(TRIANGLE)),
+        (COINCIDE.format(0),),
+        nothing(0, pfc1=math.inf, cdnv=math.inf, pfc3=1 / 3) | {(1, "pfc1"): 0.0, (1, "pfc3"): 1.0},
+    ),
+    "two of three means coincide": (
+        lambda: exact(TRIANGLE, [[0.1, 1], [0.3, 1], [0.3, 1], [0.1, 1], [3, 5], [3, 5]]),
+        ("layer 'layers.1': the class means span 1 dimensions, not 2",),
+        {(1, "cdnv"): math.inf, (1, "pfc3"): 4 / 6},
+    ),
+    "a mean is the mean of all": (
+        lambda: exact(TRIANGLE, [[0.1, 0], [0.1, 0], [0.2, 3], [0.2, -3], [0.3, 0], [0.3, 0]]),
+        (
+            "layer 'layers.1': the class means span 1 dimensions, not 2",
+            "layer 'layers.1': nc2_angle and nc2_max_angle undefined, "
+            "for a class mean is the mean of all",
+        ),
+        {(1, "nc2_angle"): math.nan, (1, "nc2_max_angle"): math.nan, (1, "nc2_norm"): 3**0.5 / 2},
+    ),
+    "a classifier of zeros": (
+        lambda: exact(TRIANGLE, TRIANGLE, W=torch.zeros(3, 2, dtype=F64)),
+        (NO_NC3,),
+        {(1, "nc3"): math.nan, (1, "nc4"): 4 / 6, (1, "pfc1"): 0.0},
+    ),
+    "answers that overflow": (
+        lambda: Data(
+            torch.tensor(TRIANGLE).half()[:, None] * 30000,
+            torch.tensor([0, 0, 1, 1, 2, 2]),
+            torch.tensor([[30.0, 30], [60, 60], [1, 1]]).half(),
+        ),
+        ("layer 'fc': the classifier gave NaN or infinite answers, so accuracy and nc4 are undefined",),
+        {(0, "nc4"): math.nan, (0, "pfc3"): 1.0, (0, "pfc1"): 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_what_is_undefined_is_nan_and_says_so(name, tmp_path):
+    make, warns, known = UNDEFINED[name]
+    profile = measured(make(), [re.escape(text) for text in warns])
+    table = profile.table()
+    for (l, column), want in known.items():
+        agree(table[column].iloc[l], want, atol=1e-12)
+    if "overflow" in name:
+        assert profile.accuracy is None
+    if profile.segments:
+        check_sayings(profile, tmp_path)
+
+
+def test_where_nothing_moves_everything_says_so(tmp_path):
+    profile = measured(exact(TRIANGLE, TRIANGLE, TRIANGLE))
+    check_sayings(profile, tmp_path)
+    assert profile.verdict().split("\n")[0] == (
+        "Of progressive feedforward collapse nothing can be said from layers.0 to layers.2: "
+        "nothing moves between these layers."
+    )
+    table = profile.prediction().table()
+    assert not table.loc["measured", "pfc1_falls"]
+    assert math.isnan(table.loc["measured", "pfc2_from"])
+    assert "constant" in str(profile.prediction()).split("\n")[2]
+    assert profile.prediction().sentences() == [
+        "Nothing moves between the layers: the line is a point, and theory says nothing."
+    ]
+
+
+def test_what_moves_but_does_not_change_is_said_so():
+    profile = measured(exact(np.array(ROUND_ZERO) + TRIANGLE, np.array(ROUND_ZERO) + TRIANGLE + 1.0))
+    one, two, *_ = profile.prediction().sentences()
+    assert "on the line to the measured features PFC1 does not change" in one
+    assert "on the line to the measured features PFC2 does not change" in two
+
+
+def test_an_undefined_metric_leaves_nothing_to_judge():
+    profile = measured(exact(ROUND_ZERO, TRIANGLE), [COINCIDE.format(0)])
+    assert profile.verdict().startswith(
+        "Of progressive feedforward collapse nothing can be said from layers.0 to layers.1: "
+        "PFC2 is undefined at layers.0."
+    )
+
+
+def test_denormal_numbers_that_the_processor_flushes_change_nothing():
+    data = classes()
+    known = measured(data)
+    assert torch.set_flush_denormal(True)
+    try:
+        again = measured(data)
+        t = [0.0, 0.3, 1.0]
+        for end in ENDS:
+            for metric in ("pfc1", "pfc2", "pfc3"):
+                one, two = (getattr(p.segment().line(t, end), metric) for p in (known, again))
+                assert one.equal(two)
+        assert again.table().equals(known.table())
+        assert again.prediction().told() == known.prediction().told()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_scaled_segment_comes_back_in_its_unit(tmp_path):
+    profile = measured(classes(size=1e160, dtype=F64))
+    assert set(profile.about["exponents"]) == set(profile.layers)
+    profile.save(tmp_path / "p.json")
+    again = pfc.load(tmp_path / "p.json")
+    assert again.segment().path().told() == profile.segment().path().told()
+    assert again.segment().certify() == profile.segment().certify()
+    assert 1e160 < again.segment().path().length < 1e162
+    assert again.segment().path().energy == math.inf
+    assert measured(classes(dtype=F64)).about["exponents"] == {}
+
+
+def test_layers_of_other_shapes_have_scales_of_their_own():
+    data = classes(dtype=F64)
+    x = data.x.clone()
+    x[:, 1] *= 1e-170
+    alone = measured(Data(x, data.y), segments=False)
+    assert set(alone.about["exponents"]) == {"layers.1"}
+    check_rows(alone, Data(data.x, data.y).truth())

@@ -278,6 +278,11 @@ class SecondPass:
         self.first.inputs.compare(self.inputs)
         for name, nearest in self.nearest.items():
             nearest.check(name)
+        if self.unknown:
+            warn(
+                f"layer {self.first.survey.classifier!r}: the classifier gave NaN or infinite answers, "
+                "so accuracy and nc4 are undefined"
+            )
 
     def _known(self, batch: Batch) -> None:
         place = next(iter(self.nearest.values())).span.place
@@ -310,12 +315,7 @@ class SecondPass:
         return nearest.take(z[:, r:], labels.y, H.dtype)
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
-        if (answers < 0).any() and not self.unknown:
-            self.unknown = True
-            warn(
-                f"the classifier {self.first.survey.classifier!r} gave NaN or infinite answers: the "
-                "accuracy and NC4 are undefined"
-            )
+        self.unknown |= bool((answers < 0).any())
         self.samples += len(answers)
         self.right += int((answers == labels.y).sum())
         for name, decided in self._decided.items():

@@ -243,7 +243,7 @@ class Profile:
 
     def _nothing_to_judge(self, segment: Segment) -> str:
         """Why PFC cannot be judged; empty if it can."""
-        if not segment.path().length > 0:
+        if segment.path().length == 0:
             return "nothing moves between these layers"
         told = []
         for column in RISES:

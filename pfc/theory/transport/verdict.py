@@ -82,8 +82,6 @@ class Gap:
             f"both clouds centred (their means are {self.shift:.4g} apart): the network's map costs "
             f"{self.cost:.4g}."
         )
-        if not self.cost > 0:
-            return f"{head}\nNothing moves but the mean of all: such a map is an optimal transport."
         parts = [self.exact, self._growth(), self.gelbrich, *self._crossings(), self.atoms]
         return "\n".join([head, *(str(part) for part in parts if part)])
 
