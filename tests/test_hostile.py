@@ -107,7 +107,7 @@ def classes(
     layers = []
     for l in range(L):
         a, b = (torch.randn(X.shape, generator=g, dtype=F64) for X in (mu, r))
-        layers.append((mu + 0.4 * l * a)[y] + spread * (1 - 0.25 * l) * (r + 0.3 * b))
+        layers.append((mu + 0.4 * l * a)[y] + spread * (1 - 0.5 * l / (L - 1)) * (r + 0.3 * b))
     return Data((size * torch.stack(layers, dim=1) + offset).to(dtype), y, **how)
 
 
@@ -227,6 +227,8 @@ SOUND = [
     *(case(f"size {s:g}, {d}", size=s, dtype=d) for s in (1e20, 1e-25) for d in (F32, F64)),
     case("size 1e37, float32", size=1e37),
     case("size 1e-36, float32", size=1e-36),
+    case("denormal float32", size=1e-42),
+    case("lengths beyond float32", size=3e37, D=300, W=torch.full((4, 300), 1e-4)),
     *(
         case(f"size {s:g}, float64", size=s, dtype=F64)
         for s in (1e100, 1e-100, 1e150, 1e-150, 1e160, 1e-160, 1e-170, 1e290, 1e-290)
@@ -259,6 +261,21 @@ def measured(data, warns=(), **options):
     for text, pattern in zip(told, warns, strict=True):
         assert re.search(pattern, text), (text, pattern)
     return profile
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_every_number_is_right_where_samples_are_weighted(offset):
+    data = classes(K=3, counts=[1000, 1, 30], offset=offset, batch=200)
+    profile, truth = measured(data, weighting="sample"), data.truth("sample")
+    check_rows(profile, truth)
+    check_line(profile.segment(), truth)
+    check_path(profile.segment(), truth)
+
+
+def test_one_pass_says_the_same():
+    data = classes(offset=1e6, size=1e-3, dtype=F64)
+    one, two = measured(data, passes=1).table(), measured(data).table()
+    assert one.equals(two[list(one)])
 
 
 @pytest.mark.parametrize(("make", "warns"), SOUND)
@@ -452,6 +469,15 @@ def nothing(l, **known):
     return {(l, column): math.nan for column in OF_MEANS} | {(l, c): v for c, v in known.items()}
 
 
+def mirrored(n=2000, spread=1000.0):
+    """Classes of many samples whose means coincide exactly, before a triangle."""
+    g = torch.Generator().manual_seed(4)
+    half = torch.randint(-1000, 1001, (3, n, 2), generator=g).double() * spread / 1000
+    first = torch.cat([half, -half], dim=1).reshape(-1, 2)
+    last = torch.tensor(TRIANGLE[::2]).double().repeat_interleave(2 * n, dim=0)
+    return Data(torch.stack([first, last], dim=1), torch.arange(3).repeat_interleave(2 * n), batch=999)
+
+
 UNDEFINED = {
     "all features equal": (
         lambda: exact(SAME, SAME),
@@ -483,6 +509,11 @@ UNDEFINED = {
         lambda: exact(1e160 * np.array(ROUND_ZERO), 1e160 * np.array(TRIANGLE)),
         (COINCIDE.format(0),),
         nothing(0, pfc1=math.inf, cdnv=math.inf, pfc3=1 / 3) | {(1, "pfc1"): 0.0, (1, "pfc3"): 1.0},
+    ),
+    "means of thousands coincide": (
+        mirrored,
+        (COINCIDE.format(0),),
+        nothing(0, pfc1=math.inf, cdnv=math.inf, pfc3=1 / 3) | {(1, "pfc1"): 0.0, (1, "nc1"): 0.0},
     ),
     "two of three means coincide": (
         lambda: exact(TRIANGLE, [[0.1, 1], [0.3, 1], [0.3, 1], [0.1, 1], [3, 5], [3, 5]]),
@@ -538,7 +569,8 @@ def test_where_nothing_moves_everything_says_so(tmp_path):
     table = profile.prediction().table()
     assert not table.loc["measured", "pfc1_falls"]
     assert math.isnan(table.loc["measured", "pfc2_from"])
-    assert "constant" in str(profile.prediction()).split("\n")[2]
+    lines = str(profile.prediction()).split("\n")
+    assert next(line for line in lines if line.startswith("measured")).split()[2] == "constant"
     assert profile.prediction().sentences() == [
         "Nothing moves between the layers: the line is a point, and theory says nothing."
     ]
@@ -562,7 +594,8 @@ def test_an_undefined_metric_leaves_nothing_to_judge():
 def test_denormal_numbers_that_the_processor_flushes_change_nothing():
     data = classes()
     known = measured(data)
-    assert torch.set_flush_denormal(True)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormal numbers")
     try:
         again = measured(data)
         t = [0.0, 0.3, 1.0]

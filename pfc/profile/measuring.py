@@ -255,9 +255,8 @@ def _of_means(
 
 
 def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighting) -> dict[str, float]:
-    fuzziness = float(
-        metrics.collapse_trace(nearest.squares, moments.count, nearest.span.values, weighting)
-    )
+    squares = nearest.squares * (moments.scatter > 0)[:, None]  # of a collapsed class only rounding
+    fuzziness = float(metrics.collapse_trace(squares, moments.count, nearest.span.values, weighting))
     return {
         "pfc3": float(metrics.nearest_mean_accuracy(nearest.hits, nearest.count)),
         "nc1": fuzziness / len(moments.count),
