@@ -180,13 +180,12 @@ def check_sayings(profile, folder):
     """All that can be said is said without a warning, and a file keeps the profile."""
     profile.save(folder / "p.json")
     again = pfc.load(folder / "p.json")
-    for one in (profile, again):
-        assert "nan times" not in str(one.prediction())
-        write_json(folder / "t.json", one.prediction().told())
+    said, said_again = profile.prediction(), str(again.prediction())
+    write_json(folder / "t.json", said.told())
+    assert str(said) == said_again
     assert again.table().equals(profile.table())
     assert str(again) == str(profile)
     assert again.verdict() == profile.verdict()
-    assert str(again.prediction()) == str(profile.prediction())
 
 
 def shuffled(batches):
@@ -220,7 +219,7 @@ SOUND = [
     case("1,000 samples to one", K=3, counts=[1000, 1, 30], batch=200),
     case("1,000 samples to one at 1e4", K=3, counts=[1000, 1, 30], offset=1e4, batch=200),
     case("a last batch of one", n=19),
-    case("batches of one", batch=1),
+    case("batches of one", batch=1, n=5),
     case("one dimension", K=3, D=1),
     case("two classes", K=2),
     case("two classes in one dimension", K=2, D=1),
