@@ -190,8 +190,7 @@ def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
 def _centred(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T K D"]:
     """Means less their mean, at a size whose squares neither overflow nor vanish."""
     M = M * _over(M)
-    M = M - M.mean(-2, keepdim=True)
-    return M * _over(M)
+    return M - M.mean(-2, keepdim=True)
 
 
 def _over(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T 1 1"]:

@@ -477,6 +477,13 @@ def mirrored(n=2000, spread=1000.0):
     return Data(torch.stack([first, last], dim=1), torch.arange(3).repeat_interleave(2 * n), batch=999)
 
 
+def twins():
+    """Random classes, two of which have the same samples, the later one in another order."""
+    x = torch.randn(5, 16, 2, 7, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x[3] = x[1].flip(0)
+    return Data(x.reshape(-1, 2, 7), torch.arange(5).repeat_interleave(16))
+
+
 UNDEFINED = {
     "all features equal": (
         lambda: exact(SAME, SAME),
@@ -519,6 +526,23 @@ UNDEFINED = {
         ("layer 'layers.1': the class means span 1 dimensions, not 2",),
         {(1, "cdnv"): math.inf, (1, "pfc3"): 4 / 6},
     ),
+    "the same samples in two of five classes": (
+        twins,
+        (
+            "layer 'layers.0': the class means span 3 dimensions, not 4",
+            "layer 'layers.1': the class means span 3 dimensions, not 4",
+        ),
+        {(0, "cdnv"): math.inf, (1, "cdnv"): math.inf},
+    ),
+    "all equal, weighted by sample": (
+        lambda: classes(K=5, counts=[3, 2, 2, 3, 2], size=0.0, offset=0.1, L=2, dtype=F64),
+        (
+            COINCIDE.format(0).replace("not 2", "not 4"),
+            COINCIDE.format(1).replace("not 2", "not 4"),
+            NO_NC3,
+        ),
+        nothing(0, pfc1=math.nan, cdnv=math.nan, pfc3=3 / 12) | nothing(1),
+    ),
     "a mean is the mean of all": (
         lambda: exact(TRIANGLE, [[0.1, 0], [0.1, 0], [0.2, 3], [0.2, -3], [0.3, 0], [0.3, 0]]),
         (
@@ -548,7 +572,8 @@ UNDEFINED = {
 @pytest.mark.parametrize("name", UNDEFINED)
 def test_what_is_undefined_is_nan_and_says_so(name, tmp_path):
     make, warns, known = UNDEFINED[name]
-    profile = measured(make(), [re.escape(text) for text in warns])
+    weighting = "sample" if "by sample" in name else "class"
+    profile = measured(make(), [re.escape(text) for text in warns], weighting=weighting)
     table = profile.table()
     for (l, column), want in known.items():
         agree(table[column].iloc[l], want, atol=1e-12)

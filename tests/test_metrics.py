@@ -248,6 +248,24 @@ def test_metrics_of_the_means_are_the_same_at_any_size(size):
         assert float(found) == pytest.approx(known, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_sizes_are_changed_by_powers_of_two_alone(dtype):
+    for size in (1e-300, 1e-40, 1e-7, 0.3, 1.0, 7e4, 1e38, 1.7e308):
+        M = (torch.tensor([[0.3, -1], [0.7, 0.1]], dtype=torch.float64) * size).to(dtype)
+        if not M.isfinite().all() or not M.any():
+            continue
+        over = float(metrics._over(M))
+        assert math.frexp(over)[0] == 0.5
+        if float(M.abs().max()) > 4 * torch.finfo(dtype).tiny:
+            assert 0.5 <= over * float(M.abs().max()) < 4
+
+
+def test_means_whose_sum_overflows():
+    M = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    huge = M / M.abs().max() * 1.7e308
+    assert float(metrics.etf_distance(huge)) == pytest.approx(float(metrics.etf_distance(M)), rel=1e-12)
+
+
 def test_a_power_of_two_changes_no_bit():
     M = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for metric in (metrics.etf_distance, metrics.equinorm, metrics.maximal_angle_distance):
