@@ -208,6 +208,7 @@ SOUND = [
         for o in (0.0, 1e3, 1e6)
     ),
     case("spread 1e-3, float32", spread=1e-3),
+    case("no spread at all", spread=0.0, n=16),
     case("spread 1e-6, float32", spread=1e-6),
     case("spread 1e-3 at 10, float32", spread=1e-3, offset=10.0),
     case("means 1e-3 apart at 1e6", size=1e-3, offset=1e6, dtype=F64),
@@ -238,6 +239,7 @@ SOUND = [
     case("one sample a class", "every class has one sample", n=1),
     case("in another order", again=shuffled),
     case("in another order at 1e6", offset=1e6, again=shuffled),
+    case("in another order, 1e-5 at 1e6", size=1e-5, offset=1e6, D=90, dtype=F64, again=shuffled),
     case("in another order, 1e-170", size=1e-170, dtype=F64, again=shuffled),
     case("in another order, 1e160", size=1e160, dtype=F64, again=shuffled),
     pytest.param(
@@ -375,8 +377,8 @@ REFUSED = [
     ("one other sample of 1e-170", lambda: classes(size=1e-170, dtype=F64, again=one_doubled), OTHER),
     ("one other sample of 1e160", lambda: classes(size=1e160, dtype=F64, again=one_doubled), OTHER),
     ("other labels in the second pass", lambda: classes(again=relabelled), OTHER),
-    ("other labels, means 1e-3 apart at 1e6",
-     lambda: classes(size=1e-3, offset=1e6, dtype=F64, again=relabelled), OTHER),
+    ("other labels, means 1e-5 apart at 1e6",
+     lambda: classes(size=1e-5, offset=1e6, dtype=F64, again=relabelled), OTHER),
     ("one sample fewer", lambda: classes(again=shortened), OTHER),
     ("one sample more", lambda: classes(again=lambda b: [*b, (b[0][0][:1], b[0][1][:1])]), OTHER),
     ("no batch in the second pass", lambda: classes(again=lambda b: []), "is the loader empty"),

@@ -56,12 +56,12 @@ class Scale:
             The features over the power of two.
 
         Raises:
-            ValueError: If float64 features are not finite, or do not fit the power.
+            ValueError: If float64 features do not fit the power.
         """
         if all(H.dtype != torch.float64 for H in batch):
             return list(batch)
         for name, H in zip(names, batch, strict=True):
-            self._look(name, float(H.abs().amax()), number)
+            self.largest[name] = max(self.largest.get(name, 0.0), float(H.abs().amax()))
         if not self.settled and any(self.largest.values()):
             self.settled, exponent = True, math.frexp(max(self.largest.values()))[1]
             self.exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
@@ -72,11 +72,6 @@ class Scale:
                     f"first were near {2.0**self.exponent:.3g}: float64 cannot square both; scale them"
                 )
         return [self.over(H) for H in batch]
-
-    def _look(self, name: str, size: float, number: int) -> None:
-        if not math.isfinite(size):
-            raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {number}")
-        self.largest[name] = max(self.largest.get(name, 0.0), size)
 
     def _place(self, name: str) -> int:
         return math.frexp(self.largest[name])[1] - self.exponent
