@@ -191,7 +191,10 @@ def assemble(
         if nearest:
             row |= _of_pass_two(moments.present(), nearest, weighting)
         if name == looked.at_head and looked.head is not None and first.answered:
-            row["nc3"] = _self_duality(name, moments, looked.head)
+            row["nc3"] = _self_duality(moments, looked.head)
+            if math.isnan(row["nc3"]) and len(span.values):
+                why = "the classifier's weights are zero or no numbers"
+                warn(f"layer {name!r}: nc3 is undefined, for {why}")
             if second and not second.unknown:
                 row["nc4"] = second.disagree / second.samples
         columns[name] = row
@@ -264,17 +267,12 @@ def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighti
     }
 
 
-def _self_duality(name: str, moments: ClassMoments, head: nn.Linear) -> float:
+def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
     """NC3 over the classes that have samples."""
     seen = (moments.count > 0).nonzero().flatten()
     W = head.weight.detach().to(moments.mean)[seen]
-    means = moments.present()
-    value = float(
-        metrics.self_duality(M=means.centred(torch.full_like(means.count, 1 / len(seen))), W=W)
-    )
-    if math.isnan(value):
-        warn(f"layer {name!r}: nc3 is undefined, for the class means coincide or the classifier is zero")
-    return value
+    equal = torch.full_like(seen, 1, dtype=torch.float64) / len(seen)
+    return float(metrics.self_duality(M=moments.present().centred(equal), W=W))
 
 
 def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> dict[str, Any]:

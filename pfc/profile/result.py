@@ -57,7 +57,8 @@ class Profile:
         layers: Names in the order of the forward pass.
         shapes: Shape of one sample at each layer.
         columns: Each metric's value at every layer; NaN where it has no meaning.
-        moments: Counts, class means and scatters of each layer.
+        moments: Counts, class means and scatters of each layer; of one that `about["exponents"]`
+            names, those of its features over 2 to that power.
         segments: Runs of at least two consecutive layers of one shape.
         about: How it was measured: weighting, samples, classes, classifier, accuracy and more.
     """
