@@ -3,8 +3,8 @@
 `python benchmarks/processes.py` starts one and then two processes on this machine, each on one thread:
 - "pooled": all 16 blocks of a ResNet-50 with random weights, their channels averaged over the pixels,
   1,000 classes, 2,000 random images of 64 x 64 (the statistics do not depend on the images' size);
-- "wide": one layer of 100,352 numbers, the size of a block of the last stage at 224 x 224, 1,000 classes,
-  4,000 samples, statistics in the host's memory.
+- "wide": one layer of 100,352 numbers, the size of a block of the last stage at 224 x 224, 1,000
+  classes, 4,000 samples, statistics in the host's memory.
 Memory is the peak of a process above what it had before measuring, less its features of a batch.
 """
 

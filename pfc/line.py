@@ -168,7 +168,7 @@ def _intervals(
         some |= zero
     flat = np.flatnonzero(some.numpy())
     sample, j = np.divmod(flat, f0.shape[1])
-    c0, c1, c2 = (f.numpy().ravel()[flat] for f in (f0, f1, f2))
+    c0, c1, c2 = _near_one(np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)]))
     closed = j < p.numpy()[sample]
     tied = closed & ((c0 == 0) | (c2 == 0))
     kept = tied | (c0 < 0) | (c2 < 0) | ((c1 < 0) & (c1**2 > c0 * c2))
@@ -185,6 +185,11 @@ def _intervals(
         at = np.full(int((closed & (f == 0)).sum()), t)
         pieces.append(np.stack([sample[closed & (f == 0)], at, _after(at)]))
     return _union(np.concatenate(pieces, axis=1))
+
+
+def _near_one(c: np.ndarray) -> np.ndarray:
+    """Coefficients over a power of two, column by column, so that their products are numbers."""
+    return np.ldexp(c, -np.frexp(np.abs(c).max(axis=0))[1])
 
 
 def _after(t: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Rows are samples or classes: `M` is K x D and holds the class means, in any orth
 `"sample"`, by its samples. Undefined mathematics gives NaN.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -161,7 +162,7 @@ def collapse_trace(
         return squares.new_tensor(float("nan"))
     pi = class_weights(count, weighting)
     Sigma_W = (pi / count.clamp(min=1)) @ squares  # its diagonal in these directions
-    return (Sigma_W / values.square()).sum()
+    return (Sigma_W / values / values).sum()
 
 
 def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
@@ -174,21 +175,32 @@ def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
     Returns:
         A number in [0, inf); NaN if all the means coincide.
     """
-    norms = (M - M.mean(0)).norm(dim=1)
+    norms = _centred(M).norm(dim=1)
     return norms.std(correction=ddof) / norms.mean()
 
 
 def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
     M = _centred(M)
     norms = M.norm(dim=1)
+    norms = torch.where(norms > len(M) * torch.finfo(M.dtype).eps * norms.max(), norms, torch.nan)
     cosines = (M @ M.mT) / (norms[:, None] * norms)
     return cosines[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
 
 
 def _centred(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T K D"]:
     """Means less their mean, at a size whose squares neither overflow nor vanish."""
-    M = M - M.mean(-2, keepdim=True)
-    return M / M.abs().amax((-2, -1), keepdim=True) if M.numel() else M
+    M = M * _over(M)
+    return M - M.mean(-2, keepdim=True)
+
+
+def _over(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T 1 1"]:
+    """The power of two that brings the largest entry near 1: to multiply by it is exact."""
+    if not M.numel():
+        return M.new_ones(*M.shape[:-2], 1, 1)
+    size = M.detach().abs().amax((-2, -1), keepdim=True)
+    largest = round(-math.log2(torch.finfo(M.dtype).tiny))
+    exponent = torch.frexp(size.nan_to_num()).exponent.long().clamp(-largest, largest)
+    return ((1023 - exponent) << 52).view(torch.float64).to(M.dtype)  # its bits: pow() might round
 
 
 def equiangle(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
@@ -220,7 +232,7 @@ def self_duality(*, M: Float[Tensor, "K D"], W: Float[Tensor, "K D"]) -> Float[T
     Returns:
         A number in [0, 2], not squared; 0 at perfect collapse, NaN if either is zero.
     """
-    M = M - M.mean(0)
+    M, W = _centred(M), W * _over(W)
     return torch.linalg.norm(W / torch.linalg.norm(W) - M / torch.linalg.norm(M))
 
 
@@ -235,6 +247,8 @@ def class_distance_variance(M: Float[Tensor, "K D"], variance: Float[Tensor, " K
         A number in [0, inf]; 0 at perfect collapse.
     """
     apart = ~torch.eye(len(M), dtype=torch.bool, device=M.device)
+    over = _over(M)
+    M, variance = M * over, variance * over[0] * over[0]
     distance = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")[apart]
     return ((variance[:, None] + variance)[apart] / (2 * distance.square())).mean()
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, column_tiles, row_tiles, upcast
 
+EPS = torch.finfo(torch.float64).eps
+
 
 @dataclass(frozen=True, eq=False)
 class MeansSpan:
@@ -26,6 +28,7 @@ class MeansSpan:
         values: Their singular values, all above round-off.
         points: The centred class means in this basis.
         place: Position in `points` of each class; -1 for a class without samples.
+        low: What rounding took from `centre`; without it a large offset would cost digits.
     """
 
     centre: Float64[Tensor, " D"]
@@ -33,13 +36,14 @@ class MeansSpan:
     values: Float64[Tensor, " R"]
     points: Float64[Tensor, "P R"]
     place: Int64[Tensor, " K"]
+    low: Float64[Tensor, " D"]
 
     @classmethod
     def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
         """Span of a layer's means.
 
         Singular values up to eps max(D, K) of the largest count as zero, and so do those that the
-        rounding of the means themselves explains: with an offset it is more.
+        rounding of the means themselves explains. Means no further apart than that are one.
 
         Args:
             moments: Of the layer.
@@ -49,21 +53,24 @@ class MeansSpan:
             The span; its rank is at most the number of classes with samples less one.
         """
         seen = moments.count > 0
-        pi = class_weights(moments.count[seen], weighting)
-        centre, M = pi @ moments.mean[seen], moments.present().centred(pi)
+        means = moments.present()
+        pi = class_weights(means.count, weighting)
+        centre, M = pi @ means.mean, means.centred(pi)
+        low = pi @ ((means.mean - centre) + means.low)
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
-        size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean[seen], dim=1).max()
-        floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
+        floor = torch.maximum(EPS * max(M.shape) * values[0], _rounding(means))
         rank = int((values > floor).sum())
         basis = directions[:rank].mT.contiguous()
-        return cls(centre, basis, values[:rank], M @ basis, _places(seen))
+        points = _together(M @ basis, floor)
+        return cls(centre, basis, values[:rank], points, _places(seen), low)
 
     @classmethod
     def room(cls, moments: ClassMoments, rank: int) -> "MeansSpan":
         """Room for a span of that rank, to be filled with what another process found."""
         seen = moments.count > 0
         new, D = moments.mean.new_empty, moments.mean.shape[1]
-        return cls(new(D), new(D, rank), new(rank), new(int(seen.sum()), rank), _places(seen))
+        points = new(int(seen.sum()), rank)
+        return cls(new(D), new(D, rank), new(rank), points, _places(seen), new(D))
 
     @cached_property
     def central(self) -> bool:
@@ -88,13 +95,28 @@ def project(
     centre = span.centre
     if span.central and H.dtype == torch.float64:  # needs no copy: to subtract at last loses nothing
         return torch.addmm(-(centre @ bases), H, bases)
-    z = bases.new_zeros(len(H), bases.shape[1])
+    z = -(span.low @ bases).repeat(len(H), 1)
     for columns in column_tiles(H):
         for rows in row_tiles(H, columns):
             X = upcast(H[rows, columns], "project")
             X -= centre[columns]
             z[rows].addmm_(X, bases[columns])
     return z
+
+
+def _rounding(means: ClassMoments) -> Float64[Tensor, ""]:
+    """How far rounding may move the means: it is of their samples' spread, hardly of an offset."""
+    spread = (means.scatter / means.count).max().sqrt()
+    size = torch.linalg.vector_norm(means.mean, dim=1).max()
+    return 32 * len(means.count) ** 0.5 * EPS * (spread + EPS * size)
+
+
+def _together(points: Float64[Tensor, "P R"], floor: Float64[Tensor, ""]) -> Float64[Tensor, "P R"]:
+    """The points, those within rounding of a point of a lower class moved onto it."""
+    if not points.shape[1] or bool((points.sum(1).sort().values.diff() > points.shape[1] * floor).all()):
+        return points  # what is apart along one direction is apart
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return points[(distance <= floor).double().argmax(1)]
 
 
 @dataclass(eq=False)
@@ -162,7 +184,8 @@ class NearestMean:
         drift = (self.sums / self.count[:, None]).norm(dim=1)
         spread = (self.squares.sum() / self.count.sum() + self.span.points.square().sum(1).max()).sqrt()
         # 1000 eps: a forward pass in batches of other sizes rounds otherwise; half precision far more
-        if (drift > min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())).any():
+        most = min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())
+        if not (drift <= most).all():  # also where it is NaN
             raise ValueError(
                 f"the second pass saw other features than the first at layer {name!r}: the model is "
                 "random in evaluation mode, or the data are; take passes=1"

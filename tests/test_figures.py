@@ -475,6 +475,10 @@ def test_the_path_shows_its_numbers(profile):
     path = profile.segment().path()
     heights = [bar.get_height() for bar in energy.patches]
     assert heights == pytest.approx([100 * e / path.energy for e in path.energies])
+    for exponent in (-600, 600):  # energies vanish or overflow
+        far = replace(profile, segments=(replace(profile.segment(), exponent=exponent),))
+        energy = drawn(figures.path(far)).axes[0]
+        assert [bar.get_height() for bar in energy.patches] == pytest.approx(heights)
     assert sum(heights) == pytest.approx(100)
     median, whole = (line.get_ydata() for line in angles.lines)
     assert whole == pytest.approx(np.degrees(path.angles))

@@ -230,12 +230,57 @@ def test_undefined_is_nan_and_infinite_is_infinite():
     assert nearest.hits.tolist() == [2, 0]  # all tie, and ties go to the lowest class
 
 
-@pytest.mark.parametrize("size", [1e-160, 1e-13, 1e13, 1e160])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-13, 1e13, 1e160, 1e300])
 def test_metrics_of_the_means_are_the_same_at_any_size(size):
     M = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    shapes = (metrics.etf_distance, metrics.participation_ratio, metrics.equiangle)
+    shapes = (metrics.etf_distance, metrics.participation_ratio, metrics.equiangle, metrics.equinorm)
     for metric in (*shapes, metrics.maximal_angle_distance):
         assert float(metric(size * M)) == pytest.approx(float(metric(M)), rel=1e-12)
+    W, none = M.flip(0), torch.zeros(4, dtype=torch.float64)
+    known = float(metrics.self_duality(M=M, W=W))
+    assert float(metrics.self_duality(M=size * M, W=W)) == pytest.approx(known, rel=1e-12)
+    assert float(metrics.self_duality(M=M, W=size * W)) == pytest.approx(known, rel=1e-12)
+    assert float(metrics.class_distance_variance(size * M, none)) == 0
+    one = torch.ones(4, dtype=torch.float64)
+    if 1e-150 < size < 1e150:
+        known = float(metrics.class_distance_variance(M, one))
+        found = metrics.class_distance_variance(size * M, size * size * one)
+        assert float(found) == pytest.approx(known, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_sizes_are_changed_by_powers_of_two_alone(dtype):
+    for size in (1e-300, 1e-40, 1e-7, 0.3, 1.0, 7e4, 1e38, 1.7e308):
+        M = (torch.tensor([[0.3, -1], [0.7, 0.1]], dtype=torch.float64) * size).to(dtype)
+        if not M.isfinite().all() or not M.any():
+            continue
+        over = float(metrics._over(M))
+        assert math.frexp(over)[0] == 0.5
+        if float(M.abs().max()) > 4 * torch.finfo(dtype).tiny:
+            assert 0.5 <= over * float(M.abs().max()) < 4
+
+
+def test_means_whose_sum_overflows():
+    M = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    huge = M / M.abs().max() * 1.7e308
+    assert float(metrics.etf_distance(huge)) == pytest.approx(float(metrics.etf_distance(M)), rel=1e-12)
+
+
+def test_a_power_of_two_changes_no_bit():
+    M = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for metric in (metrics.etf_distance, metrics.equinorm, metrics.maximal_angle_distance):
+        for exponent in (-900, -53, 1, 700):
+            assert float(metric(M * 2.0**exponent)) == float(metric(M))
+    for exponent in (-100, 100):
+        assert float(metrics.etf_distance(M.float() * 2.0**exponent)) == float(
+            metrics.etf_distance(M.float())
+        )
+
+
+def test_a_mean_at_the_mean_of_all_has_no_angle():
+    M = torch.tensor([[0.1, 0], [0.2, 0], [0.3, 0]], dtype=torch.float64)
+    assert math.isnan(float(metrics.equiangle(M)))
+    assert math.isnan(float(metrics.maximal_angle_distance(M)))
 
 
 def test_effective_depth():

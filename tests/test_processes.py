@@ -106,6 +106,7 @@ CASES = {
     "no segments": (data(), {"segments": False}),
     "more classes than samples have": (data(), {"classes": 3, "layers": ["a", "b"]}),
     "on the host": (data(), {"statistics": "host"}),
+    "beyond squares": ([(x * 10.0 ** (160 - i), y) for i, (x, y) in enumerate(data())], {}),
 }
 
 

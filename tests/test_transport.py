@@ -617,7 +617,12 @@ def test_sentences_say_what_is_proven_and_what_is_sampled():
     assert "Of 16 random subsets of 50 to 100 samples none has a gap (sampled)." in best
     assert "None of 10,000 random cycles of 2, 3, 5 or 10 samples is negative: of each length" in best
     assert "at most 0.03 % of all are (sampled, 95 %)." in best
-    assert "nothing is transported" in str(quick(A, A + 1e-300 * A))
+    still = str(quick(A, A + 1e-300 * A, y))
+    assert "nothing is transported" in still
+    assert "The map costs nothing, so there is nothing to prove by the covariances." in still
+    at_means, two = torch.zeros(4, 1), torch.tensor([0, 0, 1, 1])
+    assert "The samples stand on their class means already" in str(quick(at_means, at_means, two))
+    assert "nan" not in still
 
 
 def test_what_it_tells_comes_back_through_a_file(tmp_path):
@@ -666,6 +671,10 @@ def test_progress_tells_every_stage(monkeypatch):
         ({"start": torch.zeros(9, 0), "end": torch.zeros(9, 0)}, r"at least 1 feature, got \(9, 0\)"),
         ({"start": torch.full((12, 3), math.nan)}, "start holds NaN or infinity"),
         ({"end": torch.full((12, 3), math.inf)}, "end holds NaN or infinity"),
+        (
+            {"end": torch.full((12, 3), 1e160, dtype=F64)},
+            r"features of 1e\+160 at most: float64 cannot hold",
+        ),
         ({"y": torch.zeros(11, dtype=torch.int64)}, r"each of 12 samples, got shape \(11,\)"),
         ({"y": torch.zeros(12)}, "integer labels, got torch.float32"),
         ({"y": torch.zeros(12, dtype=torch.bool)}, "integer labels, got torch.bool"),

@@ -128,11 +128,12 @@ def _on_line(ax: "Axes", segment: "Segment", metric: str) -> None:
 def _energies(ax: "Axes", walked: "Path", names: list[str]) -> None:
     """Each block's part of the energy; equal at constant speed."""
     ax.set_title("energy of each block\n")
-    if not walked.energy > 0:
+    if not walked.length > 0:
         return _nothing(ax)
     ax.set_title(f"energy of each block\nspeed x direction: {walked.speed:.2f} x {walked.direction:.2f}")
     L = len(walked.steps)
-    ax.bar(range(L), [100 * e / walked.energy for e in walked.energies], color=MEASURED["color"])
+    part = (np.array(walked.steps) / max(walked.steps)) ** 2  # energies may leave float64
+    ax.bar(range(L), 100 * part / part.sum(), color=MEASURED["color"])
     ax.axhline(100 / L, **_DOTTED, label="constant speed")
     _blocks(ax, names[1:])
     ax.set_ylabel("% of the energy")
@@ -143,7 +144,7 @@ def _angles(ax: "Axes", walked: "Path", names: list[str]) -> None:
     """Turning angle at each inner layer, of the whole and over samples."""
     ax.set_title("turning angle\nat each inner layer")
     if not any(map(math.isfinite, walked.angles)):
-        return _nothing(ax, "nothing turns: two layers" if walked.energy > 0 else "nothing moves")
+        return _nothing(ax, "nothing turns: two layers" if walked.length > 0 else "nothing moves")
     n = len(walked.angles)
     low, middle, high = (
         np.degrees([walked.over_samples(f"angles.{i}", q) for i in range(n)]) for q in _LEVELS

@@ -1,5 +1,7 @@
 """Batches as measuring wants them: checked, on the device, known again in the second pass."""
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +17,9 @@ from pfc.taps import first_tensor
 
 Home = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty?"
-MOST = 0.7  # part of a device's free memory that statistics may take; ours
+ROOM = 0.7  # part of a device's free memory that statistics may take; ours
+MOST = 2.0**500  # a mark beyond it is cut off, for its square is no number; ours
+ROUNDING = 1e-13  # of an inner product, relative to the vector; ours
 SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours
 
 
@@ -86,7 +90,7 @@ class Batches:
         """Keep statistics of so many bytes in the host's memory where the device has no room."""
         if self.statistics is None and self.home.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.home)
-            self.home = self.home if size < MOST * free else torch.device("cpu")
+            self.home = self.home if size < ROOM * free else torch.device("cpu")
 
     def at_home(self, batch: Batch) -> Batch:
         """A batch whose labels lie where the statistics are."""
@@ -258,13 +262,23 @@ def _move(item: Any, device: torch.device) -> Any:
 class Fingerprint:
     """Knows a set of labelled inputs again, in whatever order they come.
 
-    Each input is one inner product with a fixed vector of incommensurable cosines; of each class the
-    number, the sum and the sum of squares are kept.
+    Each input is one inner product with a fixed vector of incommensurable cosines, less that of the
+    first input, so that a common offset hides nothing; of each class the number, the sum and the sum of
+    squares are kept.
     """
 
     def __init__(self) -> None:
         self.of_class: dict[int, Float64[Tensor, 3]] = {}
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
+        self._exponent: int | None = None  # inputs are taken over this power of two
+        self._origin = 0.0  # mark of the first input
+        self._length = 0.0  # its norm
+
+    def again(self) -> "Fingerprint":
+        """An empty one for the second pass."""
+        empty = Fingerprint()
+        empty._exponent, empty._origin, empty._length = self._exponent, self._origin, self._length
+        return empty
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
@@ -272,21 +286,46 @@ class Fingerprint:
         labels = batch.labels
         mark = torch.zeros(len(batch), dtype=torch.float64, device=labels.y.device)
         if x is not None and x.device.type != "mps" and len(x) == len(batch):
-            mark = self._mark(x.reshape(len(x), -1)).to(mark.device)
+            x = x.reshape(len(x), -1)
+            if self._exponent is None:
+                self._look(x)
+            mark = (self._mark(x) - self._origin).to(mark.device)
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
         for k, total in zip(labels.present.tolist(), labels.sums(rows).cpu(), strict=True):
             self.of_class[k] = self.of_class.get(k, torch.zeros(3, dtype=torch.float64)) + total
+
+    def begin(self, batch: Batch | None, ranks: Processes) -> None:
+        """Take the first input of the first process that has one for the first of all."""
+        x = None if batch is None else first_tensor((batch.args, batch.kwargs))
+        if ranks.size == 1:
+            return
+        if x is not None and x.device.type != "mps" and batch is not None and len(x) == len(batch):
+            self._look(x.reshape(len(x), -1))
+        ours = (self._exponent, self._origin, self._length)
+        told = [json.loads(each) for each in ranks.meet("inputs", json.dumps(ours))]
+        first = next((each for each in told if each[0] is not None), ours)
+        self._exponent, self._origin, self._length = first
+        self._waves.clear()  # which hold the exponent
+
+    def _look(self, x: Tensor) -> None:
+        far = x.dtype == torch.float64 and x.numel() > 0
+        size = float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if far else 0.0
+        exponent = math.frexp(size)[1]
+        self._exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > 400 else 0
+        self._length = float((x[0].double() * 2.0**-self._exponent).nan_to_num(0.0, 0.0, 0.0).norm())
+        self._origin = float(self._mark(x[:1]))
 
     def _mark(self, x: Tensor) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
         if key not in self._waves:
             steps = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-            self._waves = {key: torch.cos(steps * 2.399963229728653)}  # the golden angle
+            wave = torch.cos(steps * 2.399963229728653)  # the golden angle
+            self._waves = {key: wave * 2.0 ** -(self._exponent or 0)}
         wave, mark = self._waves[key], torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for columns in column_tiles(x):
             for rows in row_tiles(x, columns):
                 mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
-        return mark
+        return mark.nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
 
     def merge(self, classes: int, ranks: Processes) -> None:
         """Make this what all processes saw together.
@@ -300,7 +339,8 @@ class Fingerprint:
         for k, total in self.of_class.items():
             ours[k] = total
         parts = torch.stack(ranks.gather(ours[None])).flatten(0, 1)
-        if bool((parts == parts[0]).all()):
+        equal = torch.isclose(parts, parts[0], rtol=SAME, atol=0.0).all()
+        if bool(equal & parts[..., 1:].any()):  # inputs of no known form leave no mark
             raise ValueError(
                 f"each of the {ranks.size} processes was given the same {int(ours[:, 0].sum())} "
                 "samples: give each its own part, such as by a DistributedSampler, or pass group=False "
@@ -323,8 +363,12 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: {int(b[0])} of class {k} after "
                     f"{int(a[0])}; {remedy}"
                 )
-            size = a[2].clamp(min=b[2].item())
-            if (a[1] - b[1]).abs() > SAME * (a[0] * size).sqrt() or (a[2] - b[2]).abs() > SAME * size:
+            n, size, slip = a[0], a[2].clamp(min=b[2].item()), ROUNDING * self._length
+            sums, squares = (a - b).abs()[1:]
+            if (
+                sums > SAME * (n * size).sqrt() + n * slip
+                or squares > SAME * size + n * slip**2 + 2 * slip * (n * size).sqrt()
+            ):
                 raise ValueError(
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"

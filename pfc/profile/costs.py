@@ -23,7 +23,7 @@ class Cost:
         exchanged: Given into exchanges with the other processes, three times K x D float64 numbers a
             layer and much less besides; a ring sends about twice as much. Not counted: what is of single
             samples, see `of_samples`.
-        of_samples: Given into exchanges at most for the paths and the straight line: 40 + 8 L bytes a
+        of_samples: Given into exchanges at most for the paths and the straight line: 24 + 16 L bytes a
             sample of this process and segment of L increments, of 131,072 samples at most, and for the
             line 16 bytes for each time at which a sample changes sides, of which there are few.
         batch: Features kept for the length of a batch, a sample: all layers of the largest segment, in
@@ -73,11 +73,13 @@ def cost(
     ranks = [min(K - 1, D) for D in features] if passes == 2 else [0] * len(features)
     steps = sum(K * (len(run) - 1) ** 2 for run in runs)
     spans = sum(D * r + r + K * r for D, r in zip(features, ranks, strict=True))
-    state = sum(2 * K * D + 2 * K for D in features) + steps + spans
+    state = sum(2 * K * D + 2 * K + 2 * D for D in features) + steps + spans
     state += sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
-    exchanged = _exchanged(K, R, features, ranks, runs, spans + sum(features), passes) if R > 1 else 0
+    exchanged = (
+        _exchanged(K, R, features, ranks, runs, spans + 2 * sum(features), passes) if R > 1 else 0
+    )
     kept = min(samples, 2**17)
-    of_paths = sum(kept * (8 + 8 + 4 * (2 * len(run) - 1)) for run in runs)
+    of_paths = sum(FLOAT * kept * (2 * len(run) + 1) for run in runs)
     return Cost(
         state=FLOAT * state,
         peak=FLOAT * (state + 4 * K * max(features)),
@@ -98,4 +100,4 @@ def _exchanged(
     if passes == 1:
         return first
     second = spans + sum(1 + 2 * K + 2 * K * r + R + 1 for r in ranks)
-    return first + second + inputs + 3 + sum(1 + 6 * R for _ in runs)
+    return first + second + inputs + 4 + sum(1 + 6 * R for _ in runs)

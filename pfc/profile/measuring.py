@@ -1,5 +1,6 @@
 """Two forward passes over a classifier: from a model and a loader to the profile of every layer."""
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,10 @@ def assemble(
             row |= _of_pass_two(moments.present(), nearest, weighting)
         if name == looked.at_head and looked.head is not None and first.answered:
             row["nc3"] = _self_duality(moments, looked.head)
-            if second:
+            if math.isnan(row["nc3"]) and len(span.values):
+                why = "the classifier's weights are zero or no numbers"
+                warn(f"layer {name!r}: nc3 is undefined, for {why}")
+            if second and not second.unknown:
                 row["nc4"] = second.disagree / second.samples
         columns[name] = row
     names = list(columns)
@@ -225,6 +229,7 @@ def assemble(
             weighting,
             second.crossings[run[0], run[-1]].curves() if second else {},
             first.paths[run[-1]],
+            first.scales[run[0]].exponent,
         )
         for run, moments in first.segments
     )
@@ -267,13 +272,16 @@ def _of_means(
         "nc2_max_angle": metrics.maximal_angle_distance(M),
         "cdnv": metrics.class_distance_variance(M, moments.scatter / moments.count),
     }
-    return {column: float(value) for column, value in values.items()}
+    row = {column: float(value) for column, value in values.items()}
+    unknown = [column for column, value in row.items() if math.isnan(value)]
+    if unknown and len(span.values):
+        warn(f"layer {name!r}: {' and '.join(unknown)} undefined, for a class mean is the mean of all")
+    return row
 
 
 def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighting) -> dict[str, float]:
-    fuzziness = float(
-        metrics.collapse_trace(nearest.squares, moments.count, nearest.span.values, weighting)
-    )
+    squares = nearest.squares * (moments.scatter > 0)[:, None]  # of a collapsed class only rounding
+    fuzziness = float(metrics.collapse_trace(squares, moments.count, nearest.span.values, weighting))
     return {
         "pfc3": float(metrics.nearest_mean_accuracy(nearest.hits, nearest.count)),
         "nc1": fuzziness / len(moments.count),
@@ -285,7 +293,8 @@ def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
     """NC3 over the classes that have samples."""
     seen = (moments.count > 0).nonzero().flatten()
     W = head.weight.detach().to(moments.mean)[seen]
-    return float(metrics.self_duality(M=moments.mean[seen], W=W))
+    equal = torch.full_like(seen, 1, dtype=torch.float64) / len(seen)
+    return float(metrics.self_duality(M=moments.present().centred(equal), W=W))
 
 
 def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> dict[str, Any]:
@@ -305,6 +314,9 @@ def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) ->
         "classes": len(count),
         "classifier": looked.classifier,
         "at_classifier": looked.at_head,
-        "accuracy": second.right / second.samples if second and second.samples else None,
+        "accuracy": second.right / second.samples
+        if second and second.samples and not second.unknown
+        else None,
+        "exponents": {name: scale.exponent for name, scale in first.scales.items() if scale.exponent},
         "torch": torch.__version__,
     }

@@ -5,6 +5,7 @@ A mean is summed from the processes' shares, and then what that sum rounded away
 processes at once, which no common offset costs a digit.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from pfc.metrics import Weighting
 from pfc.moments import ClassMoments, SegmentMoments, exact_sum
 from pfc.nearest import MeansSpan, NearestMean
 from pfc.processes import Processes
+from pfc.profile.scale import Scale
 from pfc.theory.path import PathSample
 
 SLICE = 2**22  # float64 numbers that are exchanged at once: 32 MiB; ours
@@ -59,6 +61,40 @@ def merge_layers(
         ranks.total(segment.steps)
 
 
+def one_scale(
+    scale: Scale,
+    name: str,
+    layers: Sequence[ClassMoments],
+    ranks: Processes,
+    segment: SegmentMoments | None = None,
+    sample: PathSample | None = None,
+) -> None:
+    """Bring what was measured over different powers of two over the largest of these, in place.
+
+    Args:
+        scale: Of a segment or a layer by itself.
+        name: Of its first layer.
+        layers: Their moments.
+        ranks: The processes.
+        segment: What pairs the layers.
+        sample: Their samples' paths.
+    """
+    shift = scale.merge([
+        json.loads(each) for each in ranks.meet(f"scale {name}", json.dumps(scale.told()))
+    ])
+    if not shift:
+        return
+    once, twice = 2.0**-shift, 4.0**-shift
+    parts = [(part, once) for layer in layers for part in (layer.mean, layer.low)]
+    parts += [(layer.scatter, twice) for layer in layers]
+    if segment is not None:
+        parts += [(segment.cross, twice), (segment.steps, twice)]
+    for part, factor in parts:
+        part *= factor
+    if sample is not None:
+        sample.scale(once)
+
+
 def _slices(M: Float64[Tensor, "K D"]) -> Iterator[slice]:
     width = max(1, SLICE // len(M))
     return (slice(start, start + width) for start in range(0, M.shape[1], width))
@@ -93,7 +129,7 @@ def one_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -> M
         return found
     rank = int(ranks.lead(torch.tensor([0 if found is None else len(found.values)])))
     span = MeansSpan.room(moments, rank) if found is None else found
-    for part in (span.centre, span.basis, span.values, span.points):
+    for part in (span.centre, span.low, span.basis, span.values, span.points):
         _slicewise(part, ranks)
     return span
 

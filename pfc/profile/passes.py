@@ -15,8 +15,16 @@ from pfc.nearest import NearestMean, project
 from pfc.processes import ALONE, Processes
 from pfc.profile.batches import Batch, Batches, Fingerprint, refuse_repeated
 from pfc.profile.costs import cost
-from pfc.profile.merging import merge_crossings, merge_layers, merge_nearest, merge_paths, one_span
+from pfc.profile.merging import (
+    merge_crossings,
+    merge_layers,
+    merge_nearest,
+    merge_paths,
+    one_scale,
+    one_span,
+)
 from pfc.profile.result import warn
+from pfc.profile.scale import Scale
 from pfc.profile.survey import Survey, agreed, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
@@ -58,6 +66,7 @@ class FirstPass:
         self.moments: dict[str, ClassMoments] = {}
         self.segments: list[tuple[list[str], SegmentMoments]] = []
         self.paths: dict[str, PathSample] = {}
+        self.scales: dict[str, Scale] = {}
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
         self._batch = self._largest = 0
@@ -90,6 +99,7 @@ class FirstPass:
         model, layers, classifier, pool = self.asked
         found = None if batch is None else survey(model, batch, layers, classifier, pool)
         self.survey = agreed(found, model, pool, self.ranks)
+        self.inputs.begin(batch, self.ranks)
         if self.classes is None:
             outputs = self.survey.head.out_features if self.survey.head else 1
             # one logit is two classes, or no class at all
@@ -108,10 +118,12 @@ class FirstPass:
                 self.segments.append(pair)
                 self.paths[names[-1]] = PathSample(stream=self.ranks.rank)
                 self._of_layer.update(dict.fromkeys(names, pair))
+                self.scales.update(dict.fromkeys(names, Scale()))
                 self.moments.update(zip(names, pair[1].layers, strict=True))
         for name in self.survey.shapes:
             if name not in self.moments:
                 self.moments[name] = ClassMoments.empty(K, features[name], place)
+                self.scales[name] = Scale()
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
 
     @property
@@ -149,19 +161,24 @@ class FirstPass:
         self._grow(classes)
         for name, moments in self.moments.items():
             if name not in self._of_layer:
+                one_scale(self.scales[name], name, [moments], self.ranks)
                 merge_layers([moments], self.ranks)
         for names, segment in self.segments:
+            path = self.paths[names[-1]]
+            one_scale(self.scales[names[0]], names[0], segment.layers, self.ranks, segment, path)
             merge_layers(segment.layers, self.ranks, segment)
-            self.paths[names[-1]] = merge_paths(self.paths[names[-1]], len(names) - 1, self.ranks)
+            self.paths[names[-1]] = merge_paths(path, len(names) - 1, self.ranks)
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
         if name not in self._of_layer:
+            [H] = self.scales[name].fit([name], [H], self._batch)
             self.moments[name].update(H, labels)
             return
         names, segment = self._of_layer[name]
         self._kept[name] = H.clone()  # the network may write over it
         if name == names[-1]:
-            gram = segment.update([self._take(each, name) for each in names], labels)
+            batch = [self._take(each, name) for each in names]
+            gram = segment.update(self.scales[name].fit(names, batch, self._batch), labels)
             self.paths[name].update(gram, labels.y)
 
     def _take(self, name: str, last: str) -> Tensor:
@@ -178,6 +195,8 @@ class FirstPass:
                 raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch.number}")
 
     def _check(self) -> None:
+        for scale in self.scales.values():
+            scale.check()
         count = next(iter(self.moments.values())).count
         missing = (count == 0).nonzero().flatten().tolist()
         if len(count) - len(missing) < 2:
@@ -211,10 +230,11 @@ class SecondPass:
         }
         self._line_of = {name: ends for ends in self.crossings for name in ends}
         self._first_end: dict[str, Tensor] = {}
-        self.inputs = Fingerprint()
+        self.inputs = first.inputs.again()
         self.samples = 0
         self.right = 0
         self.disagree = 0
+        self.unknown = False
         self._decided: dict[str, Tensor] = {}
 
     def run(self, batches: Batches, step: Step, done: int) -> None:
@@ -231,6 +251,11 @@ class SecondPass:
         self.first.inputs.compare(self.inputs)
         for name, nearest in self.nearest.items():
             nearest.check(name)
+        if self.unknown:
+            warn(
+                f"layer {self.first.survey.classifier!r}: the classifier gave NaN or infinite answers, "
+                "so accuracy and nc4 are undefined"
+            )
 
     def _merge(self) -> None:
         """Make what was gathered that of all processes."""
@@ -242,8 +267,9 @@ class SecondPass:
         for line in self.crossings.values():
             merge_crossings(line, self.ranks)
         self.inputs.merge(len(next(iter(self.first.moments.values())).count), self.ranks)
-        told = torch.tensor([self.samples, self.right, self.disagree])
-        self.samples, self.right, self.disagree = self.ranks.total(told).tolist()
+        told = torch.tensor([self.samples, self.right, self.disagree, int(self.unknown)])
+        self.samples, self.right, self.disagree, unknown = self.ranks.total(told).tolist()
+        self.unknown = unknown > 0
 
     def _known(self, batch: Batch) -> None:
         place = next(iter(self.nearest.values())).span.place
@@ -255,6 +281,7 @@ class SecondPass:
             )
 
     def _see(self, labels: BatchLabels, name: str, H: Float[Tensor, "B D"]) -> None:
+        H = self.first.scales[name].over(H)
         if name in self._line_of:
             decided = self._see_end(name, H, labels)
         else:
@@ -275,6 +302,7 @@ class SecondPass:
         return nearest.take(z[:, r:], labels.y, H.dtype)
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
+        self.unknown |= bool((answers < 0).any())
         self.samples += len(answers)
         self.right += int((answers == labels.y).sum())
         for name, decided in self._decided.items():

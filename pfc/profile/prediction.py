@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfc.line import End
 from pfc.profile.segment import Position
-from pfc.theory.geodesic import Agreement, Certificate
+from pfc.theory.geodesic import Agreement, Certificate, Theorem1
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
 
@@ -52,17 +52,18 @@ class Prediction:
 
         Returns:
             Columns: `align`, the cosine of Theorem 1's assumption; `pfc1_falls`, whether PFC1 falls
-            everywhere; `pfc1_turns`; `pfc2_from`, t0 of Theorem 2; `radius`, 1 - t0; `pfc2_turns`.
+            everywhere, not so where it does not change; `pfc1_turns`; `pfc2_from`, t0 of Theorem 2, NaN
+            where PFC2 does not change; `radius`, 1 - t0; `pfc2_turns`.
         """
         import pandas as pd
 
         rows = {
             end: {
                 "align": c.theorem1.align,
-                "pfc1_falls": c.theorem1.monotone,
+                "pfc1_falls": c.theorem1.monotone and not c.theorem1.constant,
                 "pfc1_turns": c.theorem1.turns,
-                "pfc2_from": c.theorem2.t0,
-                "radius": c.theorem2.radius,
+                "pfc2_from": math.nan if c.theorem2.constant else c.theorem2.t0,
+                "radius": math.nan if c.theorem2.constant else c.theorem2.radius,
                 "pfc2_turns": c.theorem2.turns,
             }
             for end, c in self.certificates.items()
@@ -72,7 +73,8 @@ class Prediction:
     def sentences(self) -> list[str]:
         """What was found, each in a plain sentence."""
         if not self.path.length > 0:
-            return ["Nothing moves between the layers: the line is a point, and theory says nothing."]
+            nothing = ["Nothing moves between the layers: the line is a point, and theory says nothing."]
+            return nothing if self.transport is None else [*nothing, str(self.transport)]
         found = [self._theorem1(), self._theorem2(), self._agrees(), *self._of_path()]
         found += [_of_law(metric, law) for metric, law in self.laws.items()]
         return found if self.transport is None else [*found, str(self.transport)]
@@ -82,7 +84,7 @@ class Prediction:
         shown = self.table()
         for column in ("pfc1_turns", "pfc2_turns"):
             shown[column] = [", ".join(f"{t:.3g}" for t in turns) or "-" for turns in shown[column]]
-        shown["pfc1_falls"] = ["yes" if falls else "no" for falls in shown["pfc1_falls"]]
+        shown["pfc1_falls"] = [_falls(c.theorem1) for c in self.certificates.values()]
         table = shown.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
         return "\n".join([head, table, *self.sentences()])
 
@@ -105,6 +107,8 @@ class Prediction:
             to = f"on the line to {ENDS_IN_WORDS[end]}"
             if math.isnan(theorem.align):
                 told.append(f"{to} nothing is defined")
+            elif theorem.constant:
+                told.append(f"{to} PFC1 does not change")
             elif theorem.monotone:
                 told.append(f"{to} PFC1 falls everywhere (align {theorem.align:+.3f})")
             elif not theorem.turns:
@@ -123,10 +127,12 @@ class Prediction:
                 told.append(f"{to} PFC2 {'is undefined' if end == 'etf' else 'falls nowhere'}")
             elif not theorem.falls:
                 told.append(f"{to} PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}")
+            elif self.classes == 2:
+                told.append(f"{to} PFC2 is 0 (two classes) everywhere")
+            elif theorem.constant:
+                told.append(f"{to} PFC2 does not change")
             elif theorem.t0 == 0:
-                told.append(
-                    f"{to} PFC2 {'falls' if self.classes > 2 else 'is 0 (two classes)'} everywhere"
-                )
+                told.append(f"{to} PFC2 falls everywhere")
             else:
                 told.append(f"{to} PFC2 falls from t = {theorem.t0:.3g} to the end, not before")
         return f"Theorem 2: {'; '.join(told)}."
@@ -144,7 +150,7 @@ class Prediction:
         median = f" (median over samples {some:.3f})" if math.isfinite(some) else ""
         told = [
             f"Path: straightness {path.straightness:.3f}{median}; energy "
-            f"{path.energy / path.chord**2:.3g} times the least possible, {path.speed:.3g} from uneven "
+            f"{path.speed * path.direction:.3g} times the least possible, {path.speed:.3g} from uneven "
             f"speed and {path.direction:.3g} from bends."
         ]
         turns = [(angle, i) for i, angle in enumerate(path.angles) if math.isfinite(angle)]
@@ -152,6 +158,12 @@ class Prediction:
             angle, i = max(turns)
             told.append(f"Largest turn: {math.degrees(angle):.0f} degrees at {path.layers[i + 1]}.")
         return told
+
+
+def _falls(theorem: Theorem1) -> str:
+    if theorem.constant:
+        return "constant"
+    return "yes" if theorem.monotone else "no"
 
 
 def _of_law(metric: str, law: Law) -> str:

@@ -57,7 +57,8 @@ class Profile:
         layers: Names in the order of the forward pass.
         shapes: Shape of one sample at each layer.
         columns: Each metric's value at every layer; NaN where it has no meaning.
-        moments: Counts, class means and scatters of each layer.
+        moments: Counts, class means and scatters of each layer; of one that `about["exponents"]`
+            names, those of its features over 2 to that power.
         segments: Runs of at least two consecutive layers of one shape.
         about: How it was measured: weighting, samples, classes, classifier, accuracy and more.
     """
@@ -228,15 +229,29 @@ class Profile:
             The sentences.
         """
         segment = self.segment(i)
+        span = f"from {segment.layers[0]} to {segment.layers[-1]}"
+        if why := self._nothing_to_judge(segment):
+            judged = f"Of progressive feedforward collapse nothing can be said {span}"
+            return f"{judged}: {why}.\n{self._decided(eps)}"
         told, back = [], []
         for column in RISES:
             values = self._of_segment(column, segment)
             told.append(f"{column.upper()} goes from {values[0]:.3g} to {values[-1]:.3g}")
             if steps := self.steps_back(column, i):
                 back.append(f"{column.upper()} steps back at {', '.join(steps)}")
-        span = f"from {segment.layers[0]} to {segment.layers[-1]}"
         holds = f"does not hold at every layer {span} ({'; '.join(back)})" if back else f"holds {span}"
         return f"Progressive feedforward collapse {holds}: {', '.join(told)}.\n{self._decided(eps)}"
+
+    def _nothing_to_judge(self, segment: Segment) -> str:
+        """Why PFC cannot be judged; empty if it can."""
+        if segment.path().length == 0:
+            return "nothing moves between these layers"
+        told = []
+        for column in RISES:
+            values = zip(segment.layers, self._of_segment(column, segment), strict=True)
+            if unknown := [name for name, value in values if math.isnan(value)]:
+                told.append(f"{column.upper()} is undefined at {', '.join(unknown)}")
+        return "; ".join(told)
 
     def _decided(self, eps: float) -> str:
         least = f"at least {100 * (1 - eps):g} % of the samples are nearest to their own class mean"

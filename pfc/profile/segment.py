@@ -37,6 +37,7 @@ class Segment:
         quantiles: Of the path's numbers over samples, as `PathSample.quantiles` gives them; `None` if an
             earlier version measured.
         sampled: Samples behind the quantiles.
+        exponent: The features are larger by this power of two than the numbers here say.
     """
 
     start: int
@@ -50,6 +51,7 @@ class Segment:
     curves: Mapping[End, StepCurve] = field(default_factory=dict)
     quantiles: Float64[Tensor, "C Q"] | None = None
     sampled: int = 0
+    exponent: int = 0
 
     @classmethod
     def of(
@@ -60,6 +62,7 @@ class Segment:
         weighting: Weighting,
         curves: Mapping[End, StepCurve],
         sample: PathSample | None = None,
+        exponent: int = 0,
     ) -> "Segment":
         """Read a segment from its moments, the second pass's curves, and its samples' own paths."""
         seen = moments.layers[0].count > 0
@@ -79,6 +82,7 @@ class Segment:
             curves=curves,
             quantiles=None if sample is None else sample.quantiles(weighting),
             sampled=0 if sample is None else min(sample.seen, sample.kept),
+            exponent=exponent,
         )
 
     @property
@@ -89,7 +93,8 @@ class Segment:
 
     def path(self) -> Path:
         """The path from the first layer to the last: length, straightness, energy, angles, curvature."""
-        return path_of(self.layers, self.gram, self.quantiles, self.sampled)
+        path = path_of(self.layers, self.gram, self.quantiles, self.sampled)
+        return path.scaled(self.exponent)
 
     def position(self, kind: Position = "path") -> list[float]:
         """Where each layer stands between the first and the last.
@@ -161,6 +166,7 @@ class Segment:
             weighting=self.weighting,
             end=end,
             curve=self.curves.get(end),
+            exponent=self.exponent,
         )
 
     def arrays(self) -> dict[str, Tensor]:
@@ -200,5 +206,6 @@ class Segment:
             curves=curves,
             quantiles=arrays.get(f"{prefix}quantiles"),
             sampled=told.get("sampled", 0),
+            exponent=about.get("exponents", {}).get(layers[0], 0),
             **parts,
         )

@@ -75,7 +75,8 @@ class Survey:
             see: Is given a layer's name and its features, one sample a row.
 
         Returns:
-            The classifier's answers, or `None` if there is no classifier.
+            The classifier's answers, -1 where its outputs have no largest number, or `None` if there
+            is no classifier.
 
         Raises:
             ValueError: If a layer does not run once, or its shape is not the one surveyed.
@@ -90,7 +91,7 @@ class Survey:
                 at_layer(CLASSIFIER_INPUT, x)
 
         place = batch.labels.y.device
-        edge = (at_input, lambda logits: answers.append(logits.argmax(1).to(place)))
+        edge = (at_input, lambda logits: answers.append(_answers(logits).to(place)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
             self.model(*batch.args, **batch.kwargs)
             watch.finish(batch.number)
@@ -209,6 +210,11 @@ def _restored(told: dict[str, Any], model: nn.Module, pool: Pool) -> Survey:
         at_head=told["at_head"],
         chosen=told["chosen"],
     )
+
+
+def _answers(logits: Float[Tensor, "B K"]) -> Int64[Tensor, " B"]:
+    largest, answers = logits.max(1)
+    return torch.where(largest.isfinite(), answers, -1)
 
 
 def _head_candidates(model: nn.Module, classifier: str | nn.Module | None) -> dict[str, nn.Linear]:

@@ -7,6 +7,7 @@ whose coefficients are statistics of the two ends, and every turning point is a 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -63,6 +64,11 @@ class Theorem1:
     monotone: bool
     turns: tuple[float, ...]
 
+    @property
+    def constant(self) -> bool:
+        """Whether PFC1 is the same all along the line; not so if the end is undefined."""
+        return not any(self.slacks)
+
 
 @dataclass(frozen=True)
 class Theorem2:
@@ -79,6 +85,7 @@ class Theorem2:
             undefined.
         curvature: Second derivative of PFC2^2 / 2 at t = 1 for the end `"etf"`, else NaN; it may be 0.
         turns: Where PFC2 turns, inside (0, 1).
+        constant: Whether PFC2 is the same all along the line.
 
     Example:
         Four means as near to a frame as one likes, their identity an optimal map, and PFC2 rises between
@@ -101,6 +108,7 @@ class Theorem2:
     falls: bool
     curvature: float
     turns: tuple[float, ...]
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class Line:
         means: Class means of the two ends, centred without weights, in one orthonormal basis; NaN where
             the end is undefined (its means span fewer than K - 1 dimensions).
         curve: Exact PFC3, or `None`.
+        exponent: The features are larger by this power of two than these statistics say.
     """
 
     end: End
@@ -155,6 +164,7 @@ class Line:
     between: Float64[Tensor, "3"]
     means: Float64[Tensor, "2 K R"]
     curve: StepCurve | None
+    exponent: int = 0
 
     @classmethod
     def of(
@@ -167,6 +177,7 @@ class Line:
         weighting: Weighting,
         end: End,
         curve: StepCurve | None,
+        exponent: int = 0,
     ) -> "Line":
         """The line of a segment.
 
@@ -178,6 +189,7 @@ class Line:
             weighting: What a class counts in covariances.
             end: What stands at the end.
             curve: Exact PFC3 for this end.
+            exponent: All lengths are to be multiplied by this power of two.
 
         Returns:
             The line.
@@ -201,6 +213,7 @@ class Line:
             between=torch.stack([pi @ (a * b).sum(1) for a, b in ((A, A), (A, B), (B, B))]),
             means=means,
             curve=curve,
+            exponent=exponent,
         )
 
     def at(self, t: Float64[Tensor, " T"]) -> OnLine:
@@ -224,15 +237,18 @@ class Line:
         return Certificate(self.end, self._theorem1(), self._theorem2())
 
     def _theorem1(self) -> Theorem1:
-        (W0, W01, W1), (B0, B01, B1) = self.within.tolist(), self.between.tolist()
+        traces = torch.stack([self.within, self.between]).numpy()
+        unit = _exponent(traces)
+        (W0, W01, W1), (B0, B01, B1) = np.ldexp(traces, -unit).tolist()
         D = (_less(W0 * B01, W01 * B0), _less(W0 * B1, W1 * B0), _less(W01 * B1, W1 * B01))
         fall = np.polynomial.Polynomial([D[0], D[1] - 2 * D[0], D[0] - D[1] + D[2]])
         monotone = D[0] >= 0 and D[2] >= 0 and D[1] >= -2 * (D[0] * D[2]) ** 0.5
         scale = B0 * B1 if B0 * B1 > 0 else math.nan
+        back = partial(_times, exponent=2 * unit + 4 * self.exponent)
         return Theorem1(
-            b01=B01,
+            b01=_times(B01, unit + 2 * self.exponent),
             align=B01 / scale**0.5,
-            d=D,
+            d=(back(D[0]), back(D[1]), back(D[2])),
             slacks=(D[0] / scale, D[1] / scale, D[2] / scale),
             monotone=bool(monotone),
             turns=() if monotone else _turns(fall),
@@ -248,11 +264,12 @@ class Line:
         last = turns[-1] if turns else 0.0
         falls = bool(g((last + 1) / 2) >= 0)
         t0 = last if falls else math.nan
-        return Theorem2(t0, 1 - t0, falls, self._curvature() if self.end == "etf" else math.nan, turns)
+        curvature = self._curvature() if self.end == "etf" else math.nan
+        return Theorem2(t0, 1 - t0, falls, curvature, turns, not g.coef.any())
 
     def _fall_of_pfc2(self) -> np.polynomial.Polynomial | None:
         """A polynomial of degree 4 that is positive where PFC2 falls; `None` if undefined."""
-        A, B = self.means.numpy()
+        A, B = self._near_one()
         if not np.isfinite(B).all() or not (A.any() and B.any()):
             return None
         C = A @ B.T + B @ A.T
@@ -266,8 +283,13 @@ class Line:
             return np.polynomial.Polynomial(np.zeros(5))  # two classes are always a frame
         return np.polynomial.Polynomial(g.coef[:5])  # the terms of t^5 cancel
 
+    def _near_one(self) -> np.ndarray:
+        """The means over a power of two, so that products of six of them are numbers."""
+        means = self.means.numpy()
+        return np.ldexp(means, -_exponent(means))
+
     def _curvature(self) -> float:
-        A, B = self.means.numpy()
+        A, B = self._near_one()
         K = len(A)
         alpha, C = np.trace(B @ B.T) / (K - 1), A @ B.T + B @ A.T
         rest = C - np.trace(C) / (K - 1) * (np.eye(K) - 1 / K)
@@ -308,6 +330,17 @@ def _turns(fall: np.polynomial.Polynomial) -> tuple[float, ...]:
     cuts = np.concatenate([[0.0], roots, [1.0]])
     signs = np.sign(fall((cuts[1:] + cuts[:-1]) / 2))
     return tuple(float(root) for root, (a, b) in zip(roots, pairwise(signs), strict=True) if a * b < 0)
+
+
+def _exponent(values: np.ndarray) -> int:
+    """That of the power of two above the largest."""
+    return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])
+
+
+def _times(x: float, exponent: int) -> float:
+    """Times a power of two, which is exact; infinite or 0 beyond float64."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.ldexp(x, exponent))
 
 
 def _less(a: float, b: float) -> float:

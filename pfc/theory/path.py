@@ -7,7 +7,7 @@ that moves, has the weighted mean of these matrices. Weight decay is said to str
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ KEPT = 2**16  # samples whose own numbers are kept, all of them up to here; ours
 LEVELS = tuple(i / 100 for i in range(101))  # quantiles that are told; ours
 WHOLE = ("length", "chord", "straightness", "energy", "speed", "direction", "line_shape")
 AT_BLOCKS = ("steps", "angles", "curvature")
+UNITS = {"length": 1, "chord": 1, "energy": 2, "steps": 1, "energies": 2, "curvature": -1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class PathNumbers:
 
 @dataclass(eq=False)
 class PathSample:
-    """The path numbers of each sample, in float32; above 65,536 samples of a fixed subset of so many.
+    """The path numbers of each sample; above 65,536 samples of a fixed subset of so many.
 
     The subset is seeded: each sample has a fixed pseudo-random rank by its number in its stream, and the
     lowest ranks are kept. So it depends neither on the batches nor on the order of merging: a monoid.
@@ -112,7 +113,7 @@ class PathSample:
         numbers = PathNumbers.of(gram)
         columns = (numbers.steps, numbers.angles, numbers.chord[:, None], numbers.line_shape[:, None])
         rank = _ranks(self.stream, self.seen, len(y))
-        self._parts.append((rank, y, torch.cat(columns, dim=1).float()))
+        self._parts.append((rank, y, torch.cat(columns, dim=1)))
         self.seen += len(y)
         self._prune(2 * self.kept)
 
@@ -122,13 +123,20 @@ class PathSample:
         self.seen += other.seen
         self._prune(2 * self.kept)
 
+    def scale(self, factor: float) -> None:
+        """Multiply all lengths, in place."""
+        for _, _, rows in self._parts:
+            L = (rows.shape[1] - 1) // 2
+            rows[:, :L] *= factor
+            rows[:, 2 * L - 1] *= factor
+
     def kept_parts(
         self, L: int
     ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]:
         """All that is kept of paths of L increments, for `merge` elsewhere: ranks, classes, numbers."""
         if not self._parts:
             nothing = torch.empty(0, dtype=torch.int64)
-            return nothing, nothing, torch.empty(0, 2 * L + 1)
+            return nothing, nothing, torch.empty(0, 2 * L + 1, dtype=torch.float64)
         rank, y, rows = self._joined()
         return torch.from_numpy(rank.view(np.int64)), y, rows
 
@@ -164,7 +172,7 @@ class PathSample:
         """
         self._prune(self.kept)
         _, y, rows = self._joined()
-        y, values = y.cpu(), rows.cpu().double()
+        y, values = y.cpu(), rows.cpu()
         L = (values.shape[1] - 1) // 2
         numbers = PathNumbers(
             values[:, :L], values[:, L : 2 * L - 1], values[:, 2 * L - 1], values[:, 2 * L]
@@ -235,6 +243,21 @@ class Path:
         kept = self.quantiles
         return float("nan") if kept is None else float(kept[known.index(name), level])
 
+    def scaled(self, exponent: int) -> "Path":
+        """The path of features that are larger by this power of two."""
+        if not exponent:
+            return self
+        names_, kept = names(len(self.steps)), self.quantiles
+        if kept is not None:
+            units = [UNITS.get(name.partition(".")[0], 0) for name in names_]
+            rows = [_times(row, exponent * unit) for row, unit in zip(kept.numpy(), units, strict=True)]
+            kept = torch.from_numpy(np.stack(rows))
+        changed: dict[str, Any] = {"quantiles": kept}
+        for name, unit in UNITS.items():
+            value = _times(np.array(getattr(self, name)), exponent * unit).tolist()
+            changed[name] = tuple(value) if isinstance(value, list) else value
+        return replace(self, **changed)
+
     def told(self) -> dict[str, float | list[float] | int]:
         """The numbers of the whole, and the median over samples of each as `NAME.median`."""
         whole: dict[str, float | list[float] | int] = {name: getattr(self, name) for name in WHOLE}
@@ -284,6 +307,12 @@ def path_of(
         **whole,
         **blocks,
     )
+
+
+def _times(values: np.ndarray, exponent: int) -> np.ndarray:
+    """Times a power of two, which is exact; infinite or 0 beyond float64."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.ldexp(values, exponent))
 
 
 def _columns(numbers: PathNumbers) -> Iterator[Float[Tensor, " B"]]:

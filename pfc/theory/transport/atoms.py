@@ -1,5 +1,6 @@
 """The labels' map to the class means against optimal transport, by a dual of K numbers."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Atoms:
     potential: tuple[float, ...]
 
     def __str__(self) -> str:
+        if math.isnan(self.ratio):
+            return "The samples stand on their class means already, nothing is transported to these."
         most = "" if self.optimal else "at most "
         return (
             f"Proven by duality, on the whole set: sending the samples to their class means costs {most}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
 
+SMALL = 1e-140  # the squares of features below it, or above its inverse, leave float64; ours
 BLOCK = 2**21  # numbers of one cloud in float64 at a time, 16 MiB; ours
 EPS = float(np.finfo(np.float64).eps)
 
@@ -69,6 +70,7 @@ class Clouds:
         w = _weights(labels, len(start), weighting)
         start, end = start.detach(), end.detach()
         means = torch.stack([_mean(start, w, "start"), _mean(end, w, "end")])
+        _check_sizes(start, end)
         return cls(start, end, weighting, w, means, labels)
 
     @property
@@ -161,6 +163,14 @@ def _check_shapes(start: Tensor, end: Tensor) -> None:
         raise ValueError(f"features must be of a float type, got {start.dtype} and {end.dtype}")
     if len(start) < 2 or not start.shape[1]:
         raise ValueError(f"need at least 2 samples of at least 1 feature, got {tuple(start.shape)}")
+
+
+def _check_sizes(start: Tensor, end: Tensor) -> None:
+    size = max(float(x.abs().amax()) for x in (start, end))
+    if size and not SMALL <= size <= 1 / SMALL:
+        raise ValueError(
+            f"features of {size:.3g} at most: float64 cannot hold the squares; divide both by one number"
+        )
 
 
 def _labels(y: Tensor, N: int) -> Int64[Tensor, " N"]:

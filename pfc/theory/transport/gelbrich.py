@@ -1,5 +1,6 @@
 """A lower bound of W2 from means and covariances alone: Gelbrich 1990."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ class Gelbrich:
     projected: int | None
 
     def __str__(self) -> str:
+        if math.isnan(self.ratio):
+            return "The map costs nothing, so there is nothing to prove by the covariances."
         of = "" if self.projected is None else f" of a projection on {self.projected:,} directions"
         return (
             f"Proven by the covariances of the whole set (Gelbrich bound{of}): W2^2 is at least "
