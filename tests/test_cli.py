@@ -157,7 +157,7 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     main(["measure", str(run_folder), "--no-segments"])
     assert "Theorem" not in capsys.readouterr().out
     (tmp_path / "p-theory.json").write_text('{"format": "pfc-theory-9"}')
-    assert "has format 'pfc-theory-9'; this version reads 'pfc-theory-1'" in refused(
+    assert "by a newer pfc (pfc-theory-9); this one reads pfc-theory-1: update pfc" in refused(
         capsys, "figures", out
     )
 

@@ -317,9 +317,9 @@ def test_errors_name_what_was_given(digits, tmp_path):
         trained(digits, tmp_path / "run", resume=True)
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace("pfc-run-1", "pfc-run-9"))
-    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+    with pytest.raises(ValueError, match=r"by a newer pfc \(pfc-run-9\); this one reads pfc-run-1"):
         Run(tmp_path / "run")
-    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+    with pytest.raises(ValueError, match=r"by a newer pfc \(pfc-run-9\); this one reads pfc-run-1"):
         trained(digits, tmp_path / "run", resume=True)
 
 

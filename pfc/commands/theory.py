@@ -12,6 +12,7 @@ from torch import nn
 
 from pfc import data as sets
 from pfc import figures as draw
+from pfc.checks import TEXT, form_of, maybe, rows, table
 from pfc.files import read_json, write_json
 from pfc.line import End
 from pfc.profile import Profile
@@ -101,11 +102,10 @@ def draw_profile(
 
 def _kept_transport(path: Path) -> "Gap | None":
     """The transport that was computed with a profile, if it was."""
-    from pfc.theory.transport import restored
+    from pfc.theory.transport import Gap, restored
 
     if not path.exists():
         return None
-    content = read_json(path)
-    if content.get("format") != THEORY:
-        raise ValueError(f"{path} has format {content.get('format')!r}; this version reads {THEORY!r}")
-    return None if content.get("transport") is None else restored(content["transport"])
+    holds = table({"layers": rows(TEXT), "sentences": rows(TEXT), "transport": maybe(form_of(Gap))})
+    told = read_json(path, THEORY, holds)["transport"]
+    return None if told is None else restored(told)

@@ -2,17 +2,63 @@
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pfc.files import read_json, read_tensors, write_json, write_tensors, write_text
+from pfc.checks import (
+    COUNT,
+    FINITE,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Array,
+    form_of,
+    maybe,
+    one_line,
+    rows,
+    table,
+)
+from pfc.files import (
+    parse_json,
+    read_json,
+    read_tensors,
+    reading,
+    sealed,
+    unsealed,
+    write_json,
+    write_tensors,
+    write_text,
+    writing,
+)
+from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
+HOLDS = table(  # what config.json must hold; all else is free
+    {
+        "recipe": form_of(Recipe),
+        "data": table({
+            **{"spec": TEXT, "split": TEXT, "limit": maybe(POSITIVE), "seed": COUNT},
+            **{"shape": rows(POSITIVE), "classes": POSITIVE},
+            "normalisation": table({"mean": rows(FINITE), "std": rows(FINITE), "source": TEXT}),
+        }),
+        "seed": COUNT,
+        "precision": TEXT,
+    }
+)
+LINE = table(  # of history.jsonl, whose format config.json tells
+    {
+        **{"epoch": POSITIVE, "loss": NUMBER, "accuracy": FRACTION},
+        **{"learning_rate": NUMBER, "seconds": NUMBER},
+    }
+)
 TORN = (".*.json.*", ".*.jsonl.*", ".*.safetensors.*", ".tmp*")  # what a killed process was writing
 
 
@@ -39,7 +85,7 @@ class RunFolder:
         """
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
-            self._compare(read_json(self.path / "config.json"))
+            self._compare(read_json(self.path / "config.json", FORMAT, HOLDS))
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
             self._sweep()
@@ -59,8 +105,6 @@ class RunFolder:
                     torn.unlink()
 
     def _compare(self, old: dict[str, Any]) -> None:
-        if old.get("format") != FORMAT:
-            raise ValueError(f"{self.path}/config.json has format {old.get('format')!r}, not {FORMAT!r}")
         for name, was, now in _differences(old, self.about):
             raise ValueError(
                 f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
@@ -83,29 +127,46 @@ class RunFolder:
 
     def _add_history(self, epoch: Epoch) -> None:
         line = {k: v for k, v in vars(epoch).items() if k != "profile"}
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "history.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(_line(line))
 
     def _cut_history(self, done: int) -> None:
         write_text(
             self.path / "history.jsonl",
-            "".join(json.dumps(line) + "\n" for line in history(self.path) if line["epoch"] <= done),
+            "".join(_line(line) for line in history(self.path) if line["epoch"] <= done),
         )
 
     def _restore(self, run: Trainer, path: Path) -> int:
-        tensors, about = read_tensors(path)
-        if about.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
+        tensors, about = read_tensors(path, FORMAT)
         part = _by_prefix(tensors)
-        fill(run.net, part["model"], path)
-        for name, parameter in run.net.named_parameters():
-            if name in part.get("momentum", {}):
-                momentum = part["momentum"][name].to(parameter)
-                run.optimizer.state[parameter]["momentum_buffer"] = momentum
-        torch.set_rng_state(part["random"]["cpu"])
-        if "cuda" in part["random"]:
-            torch.cuda.set_rng_state(part["random"]["cuda"], run.device)
-        return int(about["epoch"])
+        epoch, last = about.get("epoch", ""), run.recipe.epochs
+        if not re.fullmatch(r"\d{1,9}", epoch) or int(epoch) > last:
+            raise ValueError(f"{path}: epoch must be a number from 0 to {last}, got {epoch!r}")
+        momentum, parameters = part.get("momentum", {}), dict(run.net.named_parameters())
+        for name, tensor in momentum.items():
+            if name not in parameters or _kind(tensor) != _kind(parameters[name]):
+                raise ValueError(f"{path}: momentum/{name} fits no parameter of the network")
+        fill(run.net, part.get("model", {}), path)
+        for name, tensor in momentum.items():
+            parameter = parameters[name]
+            run.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter)
+        self._set_random(part.get("random", {}), run.device, path)
+        return int(epoch)
+
+    def _set_random(self, states: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
+        known = Array(str(len(torch.get_rng_state())), torch.uint8)
+        known.check(states.get("cpu"), {}, f"{path}: random/cpu")
+        try:
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"], device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: random is no random state: {one_line(error)}") from None
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -132,7 +193,7 @@ def _state(run: Trainer) -> dict[str, Tensor]:
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        prefix, name = key.split("/", 1)
+        prefix, _, name = key.partition("/")
         parts.setdefault(prefix, {})[name] = tensor
     return parts
 
@@ -149,10 +210,16 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = 
     Raises:
         ValueError: If they do not fit.
     """
+    own = {key: tensor for key, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    for key, tensor in own.items():
+        if key in weights and weights[key].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(
+                f"{path} does not fit {name}: {key} must be {tensor.dtype}, got {weights[key].dtype}"
+            )
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {name}: {error}") from None
+        raise ValueError(f"{path} does not fit {name}: {one_line(error)}") from None
 
 
 def environment() -> dict[str, Any]:
@@ -164,14 +231,37 @@ def environment() -> dict[str, Any]:
 
 
 def history(folder: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's history.jsonl, one an epoch; a torn last line is left out."""
+    """Lines of a run's history.jsonl, one an epoch; a torn last line is left out.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        What each line holds; nothing if there is no such file.
+
+    Raises:
+        ValueError: If a line that is not torn is damaged.
+    """
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    with reading(path):
+        *whole, torn = path.read_bytes().split(b"\n")
+    lines = [_read_line(text, f"{path}, line {i}") for i, text in enumerate(whole, start=1)]
+    if torn:
+        with suppress(ValueError):
+            lines.append(_read_line(torn, ""))
+    epochs = [line["epoch"] for line in lines]
+    if epochs != sorted(set(epochs)):
+        raise ValueError(f"{path}: epochs must ascend, got {one_line(epochs, 60)}")
     return lines
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(line)) + "\n"
+
+
+def _read_line(text: bytes, where: str) -> dict[str, Any]:
+    line = unsealed(parse_json(text, where), where)
+    LINE(line, f"{where}: ")
+    return line
