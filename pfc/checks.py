@@ -37,11 +37,13 @@ def kind(words: str, fits: Callable[[Any], bool]) -> Form:
     return form
 
 
-def rows(each: Form) -> Form:
-    """A list whose parts are all of one form."""
+def rows(each: Form, size: int | None = None) -> Form:
+    """A list whose parts are all of one form, of some size or of any."""
 
     def form(value: Any, where: str) -> None:
         LIST(value, where)
+        if size is not None and len(value) != size:
+            raise ValueError(f"{where} must have {size} parts, got {short(value)}")
         for i, part in enumerate(value):
             each(part, f"{where}[{i}]")
 
@@ -114,6 +116,7 @@ COUNT = kind("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
 POSITIVE = kind("a whole number above 0", lambda v: _whole(v) and v > 0)
 NUMBER = kind("a number", _number)
 FINITE = kind("a finite number", lambda v: _number(v) and not isinstance(v, str))
+ABOVE = kind("a number above 0", lambda v: _number(v) and not isinstance(v, str) and v > 0)
 FRACTION = kind(
     "a number from 0 to 1",
     lambda v: v == "nan" or (not isinstance(v, str) and _number(v) and 0 <= v <= 1),

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from torch import Tensor
 
 from pfc import figures as draw
-from pfc.checks import COUNT, FINITE, FLAG, NUMBER, TEXT, rows, table
+from pfc.checks import ABOVE, COUNT, FLAG, NUMBER, TEXT, rows, table
 from pfc.files import plain, read_json, write_json
 from pfc.progress import shown
 from pfc.theory import descent as plain_descent
@@ -31,8 +31,8 @@ METRICS = ("pfc1", "pfc2", "pfc3")
 ALIGNED = ("cosine", "distance", "moved", "size")
 _METRICS = dict.fromkeys(METRICS, NUMBER)
 _ROW = {
-    "lam": FINITE,
-    **dict.fromkeys(("objective", "gradient_norm", *METRICS, *ALIGNED, "cpu_seconds"), NUMBER),
+    **{"lam": ABOVE, "objective": ABOVE},
+    **dict.fromkeys(("gradient_norm", *METRICS, *ALIGNED, "cpu_seconds"), NUMBER),
 }
 SWEEP = table(  # what the file of a sweep must hold
     {
@@ -304,7 +304,7 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: Any) -> Any:
     """What a file says of a number that is not finite, as the number."""
-    return float(value) if value in {"nan", "inf", "-inf"} else value
+    return float(value) if isinstance(value, str) and value in {"nan", "inf", "-inf"} else value
 
 
 def _print_sweep(

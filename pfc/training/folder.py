@@ -46,7 +46,7 @@ HOLDS = table(  # what config.json must hold; all else is free
         "recipe": form_of(Recipe),
         "data": table({
             **{"spec": TEXT, "split": TEXT, "limit": maybe(POSITIVE), "seed": COUNT},
-            **{"shape": rows(POSITIVE), "classes": POSITIVE},
+            **{"shape": rows(POSITIVE, 3), "classes": POSITIVE},
             "normalisation": table({"mean": rows(FINITE), "std": rows(FINITE), "source": TEXT}),
         }),
         "seed": COUNT,

@@ -233,6 +233,9 @@ def restored(told: Mapping[str, Any]) -> Gap:
     """
     try:
         form_of(Gap)(told, "it")
-        return rebuilt(Gap, told)
+        found: Gap = rebuilt(Gap, told)
+        if any(cycles.negative and not cycles.witness for cycles in found.cycles):
+            raise ValueError("negative cycles need a witness")
+        return found
     except ValueError as error:
         raise ValueError(f"this is no verdict on transport: {error}") from None
