@@ -76,6 +76,22 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place that can't be written to, before hours are spent on what shall stand there.
+
+    Args:
+        path: The file to be written; its folder is made.
+
+    Raises:
+        ValueError: If a folder is there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file: choose another name")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
@@ -272,14 +288,20 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
             parse_constant=_no_constant,
             parse_float=_no_overflow,
         )
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # no half of a surrogate pair, which can't be shown
+        _no_depth(content)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair can't be shown
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeError are ValueErrors
         raise ValueError(f"{where} is not JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where} holds a JSON {type(content).__name__}, not an object")
     return content
+
+
+def _no_depth(value: Any, left: int = 50) -> None:
+    if not left:
+        raise ValueError("it is nested more than 50 deep")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _no_depth(part, left - 1)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

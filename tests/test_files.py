@@ -66,10 +66,11 @@ def test_json_comes_back_and_a_changed_number_is_seen(tmp_path):
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
         (b'{"a": 1, "a": 1}', "is not JSON: the name 'a' stands twice"),
         (b'{"a": ' * 10_000 + b"1" + b"}" * 10_000, "is not JSON: maximum recursion depth"),
+        (b'{"a": ' * 60 + b"1" + b"}" * 60, "is not JSON: it is nested more than 50 deep"),
         (b'{"a": "\\ud800"}', "is not JSON: 'utf-8' codec can't encode"),
         (b"[1]", "holds a JSON list, not an object"),
     ],
-    ids=["cut", "bytes", "nan", "float", "int", "twice", "deep", "surrogate", "list"],
+    ids=["cut", "bytes", "nan", "float", "int", "twice", "deep", "deeper", "surrogate", "list"],
 )
 def test_what_is_no_strict_json_is_refused(tmp_path, text, message):
     (tmp_path / "a.json").write_bytes(text)

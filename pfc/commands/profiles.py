@@ -12,7 +12,7 @@ from torch import nn
 from pfc import data as sets
 from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
 from pfc.commands.training import draw_run
-from pfc.files import check_format, read_tensors, refuse_pickle
+from pfc.files import check_format, check_place, read_tensors, refuse_pickle
 from pfc.line import End
 from pfc.profile import load
 from pfc.profile import measure as measure_layers
@@ -77,7 +77,7 @@ def measure(
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # no hours for a place that can't be written to
+        check_place(out)
     model, images = _model_and_data(source, data, split, limit, epoch, weights)
     images = _normalised(images, mean, std) if mean or std else images
     try:

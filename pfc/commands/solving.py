@@ -299,7 +299,7 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     for part in ("solutions", "descent"):
         old[part] = [{k: _number(v) for k, v in row.items()} for row in old[part]]
-    return {**old, "data": {k: _number(v) for k, v in old["data"].items()}}
+    return {**old, "data": {metric: float(old["data"][metric]) for metric in METRICS}}
 
 
 def _number(value: Any) -> Any:

@@ -108,4 +108,7 @@ def _kept_transport(path: Path) -> "Gap | None":
         return None
     holds = table({"layers": rows(TEXT), "sentences": rows(TEXT), "transport": maybe(form_of(Gap))})
     told = read_json(path, THEORY, holds)["transport"]
-    return None if told is None else restored(told)
+    try:
+        return None if told is None else restored(told)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

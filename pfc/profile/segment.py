@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.checks import Array, check_arrays
+from pfc.checks import Array, check_arrays, short
 from pfc.line import ENDS, End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
@@ -218,7 +218,7 @@ class Segment:
         start, names = told["start"], tuple(told["layers"])
         if len(names) < 2 or tuple(layers[start : start + len(names)]) != names:
             raise ValueError(
-                f"{path}: {prefix} must be two or more layers from layer {start} on, got {names}"
+                f"{path}: {prefix} must be two or more layers from layer {start} on, got {short(names)}"
             )
         sizes = {"L": len(names) - 1, "C": len(path_numbers(len(names) - 1))}
         check_arrays(own, ARRAYS, sizes, f"{path}: {prefix}")

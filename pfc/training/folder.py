@@ -147,6 +147,7 @@ class RunFolder:
         for name, tensor in momentum.items():
             if name not in parameters or _kind(tensor) != _kind(parameters[name]):
                 raise ValueError(f"{path}: momentum/{name} fits no parameter of the network")
+        _check_model(run.net, part.get("model", {}), path)
         fill(run.net, part.get("model", {}), path)
         for name, tensor in momentum.items():
             parameter = parameters[name]
@@ -188,6 +189,18 @@ def _state(run: Trainer) -> dict[str, Tensor]:
     if run.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(run.device)
     return tensors
+
+
+def _check_model(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a state of other tensors than the network's own, also where torch would take them."""
+    own = {name: _kind(t) for name, t in net.state_dict().items() if isinstance(t, Tensor)}
+    kept = {name: _kind(tensor) for name, tensor in tensors.items()}
+    for name in own.keys() | kept.keys():
+        if own.get(name) != kept.get(name):
+            has, known = (
+                f"{k[0]} of {list(k[1])}" if k else "nothing" for k in (kept.get(name), own.get(name))
+            )
+            raise ValueError(f"{path} does not fit this network: model/{name} is {has}, not {known}")
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
