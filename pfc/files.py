@@ -5,10 +5,12 @@ reads tensors; what else a file must hold is a form of `pfc.checks`, in the modu
 """
 
 import errno
+import glob
 import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -57,30 +59,43 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file beside `path`, then move it there in one step.
+    """Let `write` make a new file in a folder of its own beside `path`, then move it there in one step.
 
     Args:
         path: Where the finished file stands; its folder is made.
-        write: Is given the path of the new, empty file and fills it.
+        write: Is given the path of the new file and makes it; what else it leaves beside is removed.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            os.close(handle)
-            write(Path(name))
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
+            new = Path(place) / path.name
+            write(new)
+            os.chmod(new, 0o644)
+            os.replace(new, path)
 
 
-def check_place(path: Path) -> None:
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what a killed process was writing.
+
+    Args:
+        folder: Where it wrote.
+        pattern: Of the hidden names beside the files.
+    """
+    for torn in folder.glob(pattern):
+        if torn.is_dir():
+            shutil.rmtree(torn, ignore_errors=True)
+        else:
+            torn.unlink(missing_ok=True)
+
+
+def check_place(path: Path, *beside: str) -> None:
     """Refuse a place that can't be written to, before hours are spent on what shall stand there.
+
+    What a killed process was writing there is removed.
 
     Args:
         path: The file to be written; its folder is made.
+        *beside: Names of files that are written with it.
 
     Raises:
         ValueError: If a folder is there.
@@ -90,6 +105,8 @@ def check_place(path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
+        for name in (path.name, *beside):
+            sweep(path.parent, f".{glob.escape(name)}.????????")
 
 
 def write_text(path: Path, text: str) -> None:

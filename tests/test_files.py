@@ -14,7 +14,7 @@ import torch
 import pfc
 from pfc import checks
 from pfc.checks import Array, check_arrays, form_of, restored, rows, table
-from pfc.files import check_format, read_json, read_tensors, write_json, write_tensors
+from pfc.files import check_format, check_place, read_json, read_tensors, write_json, write_tensors
 from pfc.training import Run
 
 ANY = table({})
@@ -144,6 +144,18 @@ def test_a_pickle_is_refused_wherever_a_path_is_taken(tmp_path):
     sound = tmp_path / "sound.pt"
     write_tensors(sound, {"a": torch.zeros(2)})
     assert read_tensors(sound)[0]["a"].equal(torch.zeros(2)), "a name is no proof"
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    mine = [".p.json.bak", ".p.json", ".python.disabled", ".p.json.123456789", "p.json.12345678"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    torn = tmp_path / ".p.json.ab_12xyz"
+    torn.mkdir()
+    (torn / ".tmpAbCdEf").write_bytes(b"half")
+    (tmp_path / ".p-theory.json.ab_12xyz").mkdir()
+    check_place(tmp_path / "p.json", "p-theory.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def mufm(
     chosen = sorted(set(LAMS if lams is None else lams))
     _check(constants, chosen, bias=bias)
     folder = out or Path("runs") / "mufm"
-    check_place(folder / ("figure5.json" if sweep else "figure4.json"))
+    figure = "figure5" if sweep else "figure4"
+    check_place(folder / f"{figure}.json", f"{figure}.png", f"{figure}.svg")
     samples = _samples(data, split, limit, features, layer, epoch, constants)
     work = samples.size * constants.steps * (len(chosen) if sweep else 1)
     if descent and (bias or work > MOST_WORK):

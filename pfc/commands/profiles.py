@@ -77,7 +77,7 @@ def measure(
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if out is not None:
-        check_place(out)
+        check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
     model, images = _model_and_data(source, data, split, limit, epoch, weights)
     images = _normalised(images, mean, std) if mean or std else images
     try:

@@ -27,7 +27,7 @@ from pfc.checks import (
     rows,
     table,
 )
-from pfc.files import check_format, read_json, read_tensors, refuse_pickle, write_json, write_tensors
+from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
 from pfc.profile.prediction import Prediction
@@ -351,7 +351,8 @@ def _places(path: Path) -> tuple[Path, Path]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(path: str | Path) -> Profile:
@@ -377,11 +378,10 @@ def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
     beside, coming = _places(path)
     if coming.exists() and _digest(coming) == digest:
         beside = coming
-    arrays, about = read_tensors(beside)
+    refuse_pickle(beside)
     if _digest(beside) != digest:
         raise ValueError(f"{beside} does not belong to {path}; measure again")
-    check_format(about.get("format"), FORMAT, beside)
-    return arrays
+    return read_tensors(beside, FORMAT)[0]
 
 
 def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor], path: Path) -> Profile:

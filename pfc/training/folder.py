@@ -31,6 +31,7 @@ from pfc.files import (
     read_tensors,
     reading,
     sealed,
+    sweep,
     unsealed,
     write_json,
     write_tensors,
@@ -59,7 +60,8 @@ LINE = table(  # of history.jsonl, whose format config.json tells
         **{"learning_rate": NUMBER, "seconds": NUMBER},
     }
 )
-TORN = (".*.json.*", ".*.jsonl.*", ".*.safetensors.*", ".tmp*")  # what a killed process was writing
+WRITTEN = ("json", "jsonl", "safetensors", "safetensors.next", "png", "svg")
+TORN = (*(f".*.{kind}.*" for kind in WRITTEN), ".tmp*")  # what a killed process was writing
 
 
 class RunFolder:
@@ -99,10 +101,9 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing, where runs write and nowhere else."""
-        for place in (self.path, self.path / "profiles", self.path / "weights"):
+        for place in (self.path, *(self.path / name for name in ("profiles", "weights", "figures"))):
             for pattern in TORN:
-                for torn in place.glob(pattern):
-                    torn.unlink()
+                sweep(place, pattern)
 
     def _compare(self, old: dict[str, Any]) -> None:
         for name, was, now in _differences(old, self.about):
