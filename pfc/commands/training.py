@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+import torch
 from cyclopts import Parameter
 
 from pfc import data as sets
@@ -119,6 +120,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
+    torch.manual_seed(options.seed)  # else the random state that is kept would be that of the process
     for epoch in train_epochs(
         recipe.build(images, options.seed),
         images,
