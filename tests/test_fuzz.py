@@ -152,7 +152,7 @@ def read_state(home, rng):
 
 
 def read_theory(home, rng):
-    found = _kept_transport(home / "p-theory.json")
+    found = _kept_transport(home / "p-theory.json", pfc.load(home / "p.json"))
     told = json.loads((home / "p-theory.json").read_text())["transport"]
     assert (found is None) == (told is None)
     if found is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.checks import one_line, restored
+from pfc.checks import restored
 from pfc.files import read_json, read_tensors, refuse_pickle
 from pfc.profile import Profile, load
 from pfc.training.folder import FORMAT, HOLDS, fill, history
@@ -129,8 +129,9 @@ class Run:
         try:
             with torch.device("meta"):  # shapes alone, until they are known to be those of the file
                 net = self.recipe.network(tuple(told["shape"]), told["classes"])
-        except (ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{self.folder / 'config.json'}: {one_line(error)}") from None
+        except (ValueError, RuntimeError, TypeError) as error:  # torch's, of sizes beyond its numbers
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{self.folder / 'config.json'} tells of no network: {why}") from None
         with warnings.catch_warnings(action="ignore"):  # that nothing is copied
             fill(net, weights, path)
         fill(net.to_empty(device="cpu"), weights, path)
