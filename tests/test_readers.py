@@ -217,6 +217,16 @@ def test_arrays_that_cannot_be(run, name, change, message):
         pfc.load(last(run))
 
 
+def test_one_class_is_no_segment(run):
+    def changed(tensors):
+        for name, axis in {"count": 0, "scatter": 1, "cross": 0, "means": 1, "steps": 0}.items():
+            tensors[f"segment/0/{name}"] = tensors[f"segment/0/{name}"].narrow(axis, 0, 1)
+
+    with_arrays(run, changed)
+    with pytest.raises(ValueError, match="segment/0/count must be of two or more classes with samples"):
+        pfc.load(last(run))
+
+
 def test_negative_cycles_need_a_witness(run, digits):
     net, profile = Run(run).network(), pfc.load(last(run))
     found = transport(net, digits.batches(), profile, exact=10, progress=False)
