@@ -1,20 +1,21 @@
 """The command line: names and help of the commands; what they do is imported when they run."""
 
+import errno
+import os
+import signal
 import sys
 import warnings
-
-from cyclopts import App, CycloptsError
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from pfc import __version__
 
-app = App(
-    name="pfc",
-    version=__version__,
-    help="Measure progressive feedforward collapse: how a network pulls its classes together, layer by "
-    "layer. Start with `pfc run`, which needs no data and no network.",
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,
-)
+if TYPE_CHECKING:
+    from cyclopts import App
+
 HELP = {
     "run": """Train until collapse, measure every layer, draw the figures and say what was found.
 
@@ -43,8 +44,8 @@ Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3
 
 Example: `pfc figures runs/digits`""",
 }
-for name, text in HELP.items():
-    app.command(f"pfc.commands:{name}", name=name, help=text)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+GOES_ON = "a run keeps what it has done and goes on with --resume, a sweep by the same command"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,25 +55,128 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Of the command line; the process's own if `None`.
 
     Raises:
-        SystemExit: With code 2 on bad input, 130 on an interrupt.
+        SystemExit: With code 2 on bad input, 130 on an interrupt, 143 if terminated.
     """
+    with _signals(own=arguments is None) as signals:
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments, signals)
+        except BaseException as error:
+            if (code := _code(error, signals.received)) is None:
+                raise
+            with suppress(OSError):
+                _flush()
+            raise SystemExit(code) from None
+
+
+def _run(arguments: list[str], signals: "Signals") -> None:
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line
+        app = _app()
+        if arguments[:1] in [[name] for name in HELP]:
+            import_module("pfc.commands")
+        signals.working = True
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        _flush()
+    signals.check()
+
+
+def _app() -> "App":
+    from cyclopts import App
+
+    app = App(
+        name="pfc",
+        version=__version__,
+        help="Measure progressive feedforward collapse: how a network pulls its classes together, "
+        "layer by layer. Start with `pfc run`, which needs no data and no network.",
+        help_format="markdown",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, text in HELP.items():
+        app.command(f"pfc.commands:{name}", name=name, help=text)
+    return app
+
+
+def _code(error: BaseException, received: int) -> int | None:
+    """The exit code of an error, which is told in a line; `None` if it is a fault of ours."""
+    from cyclopts import CycloptsError
+
+    if received or isinstance(error, KeyboardInterrupt):
+        number = signal.Signals(received or signal.SIGINT)
+        _say(f"{WORDS[number]}; {GOES_ON}")
+        return 128 + number
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has gone
+        return 1
+    if isinstance(error, ValueError | OSError | CycloptsError):
+        _say(" ".join(_words(error).split()))
+        return 2
+    return None
+
+
+def _words(error: Exception) -> str:
+    """The message of an error; what names no file is the standard output, if there is no room for it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if error.filename is None and error.strerror:
+            return f"the standard output can't be written: {error.strerror}"
+    return str(error)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody may be there to read it
+        print(f"pfc: {text}", file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    """Send off what was printed; what can't be is dropped, so that leaving does not try again."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _one_line
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except BrokenPipeError:  # the reader, such as `head`, has gone
-        sys.stderr.close()
-        raise SystemExit(1) from None
-    except (ValueError, OSError, CycloptsError) as error:
-        print(f"pfc: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(
-            "pfc: interrupted; a run keeps what it has done and goes on with --resume, a sweep by "
-            "the same command",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+class Signals:
+    """What becomes of SIGINT and SIGTERM.
+
+    While nothing is begun, and at the second one, they end the process at once; else they interrupt what
+    runs, which puts its files in order.
+
+    Args:
+        own: Whether the process is ours to leave.
+    """
+
+    def __init__(self, own: bool) -> None:
+        self.own, self.working, self.received = own, False, 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.own and (self.received or not self.working):
+            word = WORDS[signal.Signals(number)]
+            why = GOES_ON if self.working else "nothing was begun"
+            os.write(2, f"pfc: {word}; {why}\n".encode())
+            os._exit(128 + number)
+        self.received = number
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Interrupt what has not noticed."""
+        if self.received:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals(*, own: bool) -> Iterator[Signals]:
+    """Our way with signals while the block runs; then the system's if the process is ours to end."""
+    signals, before = Signals(own), {}
+    with suppress(ValueError):  # no thread but the main one may
+        for number in WORDS:
+            if (old := signal.getsignal(number)) is not signal.SIG_IGN:  # as `nohup` and `&` ask
+                signal.signal(number, signals)
+                before[number] = signal.SIG_DFL if own else old
+    try:
+        yield signals
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:

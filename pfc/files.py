@@ -1,34 +1,112 @@
-"""Files that are old or new, never torn: written beside their place, then moved into it."""
+"""Files that are old or new, never torn: written beside their place, then moved into it.
 
+Every file says its format and carries a checksum. One function compares formats, one reads JSON, one
+reads tensors; what else a file must hold is a form of `pfc.checks`, in the module that writes it.
+"""
+
+import errno
+import glob
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pfc.checks import Form, one_line, short
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+CONVERT = (
+    "a pickle is never loaded: convert weights with "
+    "safetensors.torch.save_file(torch.load(..., weights_only=True), ...)"
+)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what fails while the block writes a file by the file's name, and a full disk as what it is.
+
+    Args:
+        path: The file that is written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: Of the same kind and number, if one is raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        told = type(error)(
+            f"no room on the disk for {path}: make room, then run the same again ({why})"
+            if error.errno in NO_ROOM
+            else f"{path} can't be written: {why}"
+        )
+        told.errno = error.errno
+        raise told from None
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file beside `path`, then move it there in one step.
+    """Let `write` make a new file in a folder of its own beside `path`, then move it there in one step.
 
     Args:
         path: Where the finished file stands; its folder is made.
-        write: Is given the path of the new, empty file and fills it.
+        write: Is given the path of the new file and makes it; what else it leaves beside is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
+            new = Path(place) / path.name
+            write(new)
+            os.chmod(new, 0o644)
+            os.replace(new, path)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what a killed process was writing.
+
+    Args:
+        folder: Where it wrote.
+        pattern: Of the hidden names beside the files.
+    """
+    for torn in folder.glob(pattern):
+        if torn.is_dir():
+            shutil.rmtree(torn, ignore_errors=True)
+        else:
+            torn.unlink(missing_ok=True)
+
+
+def check_place(path: Path, *beside: str) -> None:
+    """Refuse a place that can't be written to, before hours are spent on what shall stand there.
+
+    What a killed process was writing there is removed.
+
+    Args:
+        path: The file to be written; its folder is made.
+        *beside: Names of files that are written with it.
+
+    Raises:
+        ValueError: If a folder is there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file: choose another name")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        for name in (path.name, *beside):
+            sweep(path.parent, f".{glob.escape(name)}.????????")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,67 +123,247 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content in the form of `plain`, with a checksum of itself at its end."""
+    ready = json.loads(json.dumps(plain(content), allow_nan=False))
+    return {**ready, "checksum": _seal(ready)}
+
+
+def unsealed(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content without its checksum, which is compared; older files have none.
+
+    Args:
+        content: As it was read.
+        where: What it was read from, for the message.
+
+    Returns:
+        All but the checksum.
+
+    Raises:
+        ValueError: If they do not belong together.
+    """
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    if "checksum" in content and content["checksum"] != _seal(rest):
+        raise ValueError(
+            f"{where} is damaged: its content and its checksum differ (if it was changed by hand, take "
+            "the checksum out)"
+        )
+    return rest
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON in one step, in the form of `plain`."""
-    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+    """Write strict JSON in one step, sealed."""
+    write_text(path, json.dumps(sealed(content), indent=1) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    """Write named tensors with string metadata as safetensors in one step."""
-    from safetensors.torch import save_file
-
+    """Write named tensors with string metadata as safetensors in one step: the same bytes every time."""
     ready = {  # copies: tied weights share memory, which the format refuses
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    replace_file(path, lambda new: save_file(ready, new, metadata=metadata))
+    about = {**metadata, "checksum": _checksum(ready, metadata)}
+    replace_file(path, lambda new: _save(ready, new, about))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(told[1]), os.strerror(int(told[1]))) from None
+        raise
+    with path.open("r+b") as file:  # the library leaves the metadata in an order of chance
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    names = sorted(tensors)
+    told = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
+    total = zlib.crc32(json.dumps([told, metadata], sort_keys=True).encode())
+    for name in names:
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def check_format(found: Any, ours: str, path: Path) -> None:
+    """Refuse a file of a format that this version does not read.
+
+    Args:
+        found: What the file says it is.
+        ours: What is read, such as `"pfc-profile-1"`: a name and a version.
+        path: The file.
+
+    Raises:
+        ValueError: If they differ; a newer version is called so.
+    """
+    if found == ours:
+        return
+    kind, _, version = ours.rpartition("-")
+    if isinstance(found, str) and (newer := re.fullmatch(rf"{kind}-([1-9]\d{{0,8}})", found)):
+        if int(newer[1]) > int(version):
+            raise ValueError(
+                f"{path} was written by a newer pfc ({found}); this one reads {ours}: update pfc"
+            )
+    raise ValueError(f"{path} has format {short(found)}; this version reads {ours!r}")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a pickle, by its ending or its first bytes, with the way to convert it.
+
+    Args:
+        path: Anything; what is no file is no pickle.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    start = b""
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(9)
+    named = path.suffix.lower() in PICKLES
+    if start and start[8:9] != b"{" and (named or re.match(rb"\x80[\x02-\x05]|PK\x03\x04", start)):
+        raise ValueError(f"{path} is a pickle, and {CONVERT}")
+
+
+def read_json(path: Path, ours: str, holds: Form) -> dict[str, Any]:
+    """Read a JSON object of a format: strict JSON, its checksum if it has one, and what it must hold.
 
     Args:
         path: The file.
+        ours: The format that is read.
+        holds: What stands in it.
+
+    Returns:
+        The object without its checksum.
+
+    Raises:
+        ValueError: If there is no such file, or it is something else or damaged.
+    """
+    refuse_pickle(path)
+    with reading(path):
+        text = path.read_bytes()
+    content = parse_json(text, str(path))
+    check_format(content.get("format"), ours, path)
+    content = unsealed(content, str(path))
+    holds(content, f"{path}: ")
+    return content
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell what the system says of a file that can't be read.
+
+    Args:
+        path: The file that is read.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If there is none, or the system refuses it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file")
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror or error}") from None
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """The object in a strict JSON text.
+
+    Args:
+        text: In UTF-8.
+        where: What it was read from, for the message.
 
     Returns:
         The object.
 
     Raises:
-        ValueError: If there is no such file, or it holds no JSON object.
+        ValueError: If it is no JSON object, has a name twice, or is nested without end.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        content = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_once,
+            parse_constant=_no_constant,
+            parse_float=_no_overflow,
+        )
+        _no_depth(content)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair can't be shown
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeError are ValueErrors
+        raise ValueError(f"{where} is not JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object")
+        raise ValueError(f"{where} holds a JSON {type(content).__name__}, not an object")
     return content
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
+def _no_depth(value: Any, left: int = 50) -> None:
+    if not left:
+        raise ValueError("it is nested more than 50 deep")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _no_depth(part, left - 1)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"the name {short(name)} stands twice")
+        content[name] = value
+    return content
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _no_overflow(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def read_tensors(path: Path, ours: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file, and compare its checksum if it has one.
 
     Args:
         path: The file.
+        ours: The format that is read; `None` for files of others, which need to say none.
 
     Returns:
-        Its tensors by name, and its metadata.
+        Its tensors by name, and its metadata without the checksum.
 
     Raises:
-        ValueError: If there is no such file, or it is not safetensors.
+        ValueError: If there is no such file, or it is something else or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            if ours is not None:
+                check_format(about.get("format"), ours, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file ({error}); a pickle is never loaded: convert it with "
-            "safetensors.torch.save_file(torch.load(..., weights_only=True), ...)"
-        ) from None
+    except (SafetensorError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        refuse_pickle(path)
+        raise ValueError(f"{path} is not a safetensors file ({one_line(error)}); {CONVERT}") from None
+    if (checksum := about.pop("checksum", None)) not in {None, _checksum(tensors, about)}:
+        raise ValueError(f"{path} is damaged: its content and its checksum {short(checksum)} differ")
+    return tensors, about

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from pfc.files import writing
+
 NAME = "lock"
 
 
@@ -28,8 +30,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: If another holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = _taken(folder / NAME)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder / NAME):
+        file = _taken(folder / NAME)
     free = weakref.finalize(file, _remove, file.fileno(), folder / NAME, os.getpid())  # at exit, too
     try:
         yield

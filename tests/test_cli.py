@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from statistics import median
 
@@ -156,8 +157,19 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     assert sorted(p.stem for p in tmp_path.glob("q*.png")) == ["q-layers"]
     main(["measure", str(run_folder), "--no-segments"])
     assert "Theorem" not in capsys.readouterr().out
+    told = (tmp_path / "p-theory.json").read_text()
+    main(["measure", str(run_folder), "--epoch", "0", "--out", str(out), "--no-theory"])
+    (tmp_path / "p-theory.json").write_text(told)
+    capsys.readouterr()
+    with warnings.catch_warnings(action="always"):
+        main(["figures", str(out)])
+    warned = capsys.readouterr().err.strip()
+    assert (
+        warned
+        == f"pfc: {tmp_path}/p-theory.json tells of another profile, so it is not drawn: measure again"
+    )
     (tmp_path / "p-theory.json").write_text('{"format": "pfc-theory-9"}')
-    assert "has format 'pfc-theory-9'; this version reads 'pfc-theory-1'" in refused(
+    assert "by a newer pfc (pfc-theory-9); this one reads pfc-theory-1: update pfc" in refused(
         capsys, "figures", out
     )
 

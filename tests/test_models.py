@@ -85,9 +85,10 @@ def test_figure_5_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     message = refused(capsys, *lams, "--weight-decay", "0.01")
     assert "holds a sweep with another weight_decay: choose another folder by --out" in message
     (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-1"}')
-    assert "lacks a part of a sweep: choose another folder by --out" in refused(capsys, *lams)
+    message = "figure5.json: settings is missing; or choose another folder by --out"
+    assert message in refused(capsys, *lams)
     (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-9"}')
-    assert "has format 'pfc-mufm-9'; this version reads 'pfc-mufm-1'" in refused(capsys, *lams)
+    assert "by a newer pfc (pfc-mufm-9); this one reads pfc-mufm-1: update pfc" in refused(capsys, *lams)
 
 
 def test_real_pixels_are_scaled_and_centred(tmp_path):

@@ -148,6 +148,7 @@ def test_means_and_traces_of_a_segment_are_those_of_the_features(profile):
 
 def damaged(path, change):
     content = json.loads(path.read_text())
+    del content["checksum"]  # as a file of an older version has none
     change(content)
     path.write_text(json.dumps(content))
 
@@ -155,12 +156,33 @@ def damaged(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format="pfc-profile-99"), "has format 'pfc-profile-99'; this version reads"),
-        (lambda c: c.pop("columns"), "lacks a part"),
-        (lambda c: c.update(layers=3), "lacks a part"),
-        (lambda c: c.update(columns={"pfc1": ["one"]}), "lacks a part"),
+        (
+            lambda c: c.update(format="pfc-profile-2"),
+            r"was written by a newer pfc \(pfc-profile-2\); this one reads pfc-profile-1: update pfc",
+        ),
+        (
+            lambda c: c.update(format="pfc-run-1"),
+            "has format 'pfc-run-1'; this version reads 'pfc-profile",
+        ),
+        (lambda c: c.pop("format"), "has format None; this version reads 'pfc-profile-1'"),
+        (lambda c: c.pop("columns"), "p.json: columns is missing"),
+        (lambda c: c.update(layers=3), "p.json: layers must be a list, got 3"),
+        (
+            lambda c: c.update(columns={"pfc1": ["one"]}),
+            r"p.json: columns.pfc1\[0\] must be a number, got 'one'",
+        ),
+        (lambda c: c["columns"]["pfc1"].pop(), "layers, shapes and columns must be as many"),
+        (lambda c: c["layers"].__setitem__(1, c["layers"][0]), "each layer of its own name"),
         (lambda c: c.update(arrays="0"), "does not belong to"),
-        (lambda c: c["segments"].append({"start": 0, "layers": []}), "lacks a part"),
+        (
+            lambda c: c["segments"].append({"start": 0, "layers": []}),
+            r"p.json: segment/1/ must be two or more layers from layer 0 on, got \(\)",
+        ),
+        (lambda c: c["segments"].append(dict(c["segments"][0])), "p.json: segment/1/count is missing"),
+        (
+            lambda c: c["about"].update(classes=5),
+            r"layer/stem/count must be torch.float64 of shape \[5\], got torch.float64 of \[4\]",
+        ),
     ],
 )
 def test_damaged_profiles_are_refused(profile, tmp_path, change, message):

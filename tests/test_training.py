@@ -317,9 +317,9 @@ def test_errors_name_what_was_given(digits, tmp_path):
         trained(digits, tmp_path / "run", resume=True)
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace("pfc-run-1", "pfc-run-9"))
-    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+    with pytest.raises(ValueError, match=r"by a newer pfc \(pfc-run-9\); this one reads pfc-run-1"):
         Run(tmp_path / "run")
-    with pytest.raises(ValueError, match="has format 'pfc-run-9'"):
+    with pytest.raises(ValueError, match=r"by a newer pfc \(pfc-run-9\); this one reads pfc-run-1"):
         trained(digits, tmp_path / "run", resume=True)
 
 
@@ -333,9 +333,17 @@ def test_a_torn_last_line_of_the_history_is_cut(digits, tmp_path):
 
 def test_what_a_killed_process_was_writing_is_swept_away(digits, tmp_path):
     trained(digits, tmp_path / "run", stop=2)
-    torn = [tmp_path / "run" / ".state.safetensors.ab12", tmp_path / "run" / "weights" / ".tmpXy3"]
+    places = (
+        "weights/.tmpXy3",
+        "figures/.layers.png.ab12",
+        "profiles/.epoch-0001.safetensors.next.ab12",
+    )
+    torn = [tmp_path / "run" / place for place in (".state.safetensors.ab12", *places)]
     for path in torn:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
+    (tmp_path / "run" / ".config.json.ab12").mkdir()
+    torn.append(tmp_path / "run" / ".config.json.ab12")
     trained(digits, tmp_path / "run", resume=True)
     assert not any(path.exists() for path in torn)
 

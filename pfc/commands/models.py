@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from pfc import data as sets
 from pfc.commands.solving import USUAL, Constants, Samples, Task, iterations
 from pfc.commands.solving import sweep as sweep_over
+from pfc.files import check_place
 from pfc.profile import features as collect
 from pfc.profile import measure
 from pfc.theory.toy import toy
@@ -58,6 +59,9 @@ def mufm(
     """
     chosen = sorted(set(LAMS if lams is None else lams))
     _check(constants, chosen, bias=bias)
+    folder = out or Path("runs") / "mufm"
+    figure = "figure5" if sweep else "figure4"
+    check_place(folder / f"{figure}.json", f"{figure}.png", f"{figure}.svg")
     samples = _samples(data, split, limit, features, layer, epoch, constants)
     work = samples.size * constants.steps * (len(chosen) if sweep else 1)
     if descent and (bias or work > MOST_WORK):
@@ -69,7 +73,7 @@ def mufm(
         centre=samples.real if centre is None else centre,
         bias="free" if bias else False,
         descent=(not bias and work <= USUAL_WORK) if descent is None else descent,
-        folder=out or Path("runs") / "mufm",
+        folder=folder,
     )
     if sweep:
         sweep_over(task, chosen)

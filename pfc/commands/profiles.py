@@ -12,7 +12,7 @@ from torch import nn
 from pfc import data as sets
 from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
 from pfc.commands.training import draw_run
-from pfc.files import read_tensors
+from pfc.files import check_format, check_place, read_tensors, refuse_pickle
 from pfc.line import End
 from pfc.processes import launched
 from pfc.profile import load
@@ -20,6 +20,7 @@ from pfc.profile import measure as measure_layers
 from pfc.profile.batches import Home
 from pfc.profile.segment import Position
 from pfc.training import Run, fill
+from pfc.training.folder import FORMAT as RUN
 
 
 def measure(
@@ -83,7 +84,7 @@ def measure(
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # no hours for a place that can't be written to
+        check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
     model, images = _model_and_data(source, data, split, limit, epoch, weights)
     images = _normalised(images, mean, std) if mean or std else images
     with launched(device) as (ranks, device):
@@ -125,6 +126,7 @@ def _model_and_data(
         if data is None and limit is None:
             return kept.network(epoch), kept.data(split)
         return kept.network(epoch), kept.normalised(sets.load(data or kept.recipe.data, split, limit))
+    refuse_pickle(Path(source))
     if ":" not in source:
         raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
     if data is None:
@@ -148,7 +150,10 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} gave {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        fill(model, read_tensors(weights)[0], weights, source)
+        tensors, about = read_tensors(weights)
+        if about.get("format", "").startswith("pfc-"):
+            check_format(about["format"], RUN, weights)
+        fill(model, tensors, weights, source)
     return model
 
 

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from torch import Tensor
 
 from pfc import figures as draw
+from pfc.checks import ABOVE, COUNT, FLAG, NUMBER, TEXT, rows, table
 from pfc.files import plain, read_json, write_json
 from pfc.progress import shown
 from pfc.theory import descent as plain_descent
@@ -28,6 +29,21 @@ NARROW = 200  # features up to which the relaxation is solved too, for a smaller
 CERTIFIED = 1e-4  # proven relative gap up to which a point is drawn as proven; ours
 METRICS = ("pfc1", "pfc2", "pfc3")
 ALIGNED = ("cosine", "distance", "moved", "size")
+_METRICS = dict.fromkeys(METRICS, NUMBER)
+_ROW = {
+    **{"lam": ABOVE, "objective": ABOVE},
+    **dict.fromkeys(("gradient_norm", *METRICS, *ALIGNED, "cpu_seconds"), NUMBER),
+}
+SWEEP = table(  # what the file of a sweep must hold
+    {
+        "settings": table({"constants": table({})}),
+        "data": table(_METRICS),
+        "solutions": rows(
+            table({**_ROW, "certificate": NUMBER, "gap": NUMBER, "certified": FLAG, "proven": TEXT})
+        ),
+        "descent": rows(table({**_ROW, "steps": COUNT})),
+    }
+)
 
 
 def _from(source: str) -> dict[str, str]:
@@ -271,11 +287,10 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What an earlier call with the same settings has done; nothing if there is none."""
     if not path.exists():
         return {}
-    old = read_json(path)
-    if old.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {old.get('format')!r}; this version reads {FORMAT!r}")
-    if not all(name in old for name in ("settings", "data", "solutions", "descent")):
-        raise ValueError(f"{path} lacks a part of a sweep: choose another folder by --out")
+    try:
+        old = read_json(path, FORMAT, SWEEP)
+    except ValueError as error:
+        raise ValueError(f"{error}; or choose another folder by --out") from None
     if old["settings"] != plain(settings):
         flat, was = ({**s, **s["constants"]} for s in (plain(settings), old["settings"]))
         changed = [k for k, v in flat.items() if was.get(k) != v and k not in {"constants", "sources"}]
@@ -284,12 +299,12 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     for part in ("solutions", "descent"):
         old[part] = [{k: _number(v) for k, v in row.items()} for row in old[part]]
-    return {**old, "data": {k: _number(v) for k, v in old["data"].items()}}
+    return {**old, "data": {metric: float(old["data"][metric]) for metric in METRICS}}
 
 
 def _number(value: Any) -> Any:
     """What a file says of a number that is not finite, as the number."""
-    return float(value) if value in {"nan", "inf", "-inf"} else value
+    return float(value) if isinstance(value, str) and value in {"nan", "inf", "-inf"} else value
 
 
 def _print_sweep(

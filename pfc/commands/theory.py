@@ -1,5 +1,6 @@
 """What theory says of a profile: printed, kept as JSON, drawn."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -12,7 +13,8 @@ from torch import nn
 
 from pfc import data as sets
 from pfc import figures as draw
-from pfc.files import read_json, write_json
+from pfc.checks import TEXT, form_of, maybe, rows, table
+from pfc.files import read_json, sealed, write_json
 from pfc.line import End
 from pfc.profile import Profile
 from pfc.profile import transport as transport_of
@@ -69,7 +71,12 @@ def tell(
     prediction = profile.prediction(transport=found)
     print(prediction)
     if path is not None:
-        write_json(path, {"format": THEORY, **prediction.told()})
+        write_json(path, {"format": THEORY, "profile": _mark(profile), **prediction.told()})
+
+
+def _mark(profile: Profile) -> str:
+    """What tells a profile from others: a checksum of its columns."""
+    return str(sealed({"layers": profile.layers, "columns": profile.columns})["checksum"])
 
 
 def fair(images: sets.Images, most: int, weighting: str) -> sets.Images:
@@ -93,19 +100,27 @@ def draw_profile(
     figure = draw.layers(profile, position=position, end=end if theory else None)
     yield from draw.save(figure, folder / f"{stem}layers")
     if theory and profile.segments:
-        found = _kept_transport(told)
+        found = _kept_transport(told, profile)
         yield from draw.save(draw.path(profile), folder / f"{stem}path")
         certified = draw.certificates(profile, transport=found)
         yield from draw.save(certified, folder / f"{stem}certificates")
 
 
-def _kept_transport(path: Path) -> "Gap | None":
+def _kept_transport(path: Path, profile: Profile) -> "Gap | None":
     """The transport that was computed with a profile, if it was."""
-    from pfc.theory.transport import restored
+    from pfc.theory.transport import Gap, restored
 
     if not path.exists():
         return None
-    content = read_json(path)
-    if content.get("format") != THEORY:
-        raise ValueError(f"{path} has format {content.get('format')!r}; this version reads {THEORY!r}")
-    return None if content.get("transport") is None else restored(content["transport"])
+    parts = {"layers": rows(TEXT), "sentences": rows(TEXT), "transport": maybe(form_of(Gap))}
+    content = read_json(path, THEORY, table(parts, optional={"profile": TEXT}))
+    if content.get("profile") not in {None, _mark(profile)}:  # one of the two was written later
+        warnings.warn(
+            f"{path} tells of another profile, so it is not drawn: measure again", stacklevel=3
+        )
+        return None
+    told = content["transport"]
+    try:
+        return None if told is None else restored(told)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

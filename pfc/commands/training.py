@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+import torch
 from cyclopts import Parameter
 
 from pfc import data as sets
@@ -127,6 +128,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     with launched(options.device) as (ranks, device):
         if ranks.first:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
+        torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
         for epoch in train_epochs(
             recipe.build(images, options.seed),
             images,

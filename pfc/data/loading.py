@@ -4,7 +4,6 @@ import json
 import os
 import re
 import warnings
-import zlib
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,12 +12,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from pfc.checks import FINITE, TEXT, Array, check_arrays, rows, table
 from pfc.data.decoding import decoded
 from pfc.data.images import Images, Normalisation
 from pfc.data.sources import Source, find
-from pfc.files import read_tensors, write_tensors
+from pfc.files import parse_json, read_tensors, write_tensors
 
 FORMAT = "pfc-images-1"
+HOLDS = table({"classes": rows(TEXT), "mean": rows(FINITE), "std": rows(FINITE), "source": TEXT})
+TENSORS = {"images": Array("N C H W", torch.uint8), "labels": Array("N", torch.int64)}
 
 
 def load(
@@ -132,32 +134,28 @@ def _cache_file(source: Source, split: str) -> Path:
     return Path(os.environ.get("PFC_CACHE") or user_cache_path("pfc")) / f"{name}.safetensors"
 
 
-def _checksum(images: Tensor, labels: Tensor) -> int:
-    return zlib.crc32(labels.numpy().data, zlib.crc32(images.numpy().data))
-
-
 def _to_cache(path: Path, whole: Images) -> None:
-    from safetensors import SafetensorError
-
-    about = asdict(whole.normalisation) | {
-        "classes": whole.classes,
-        "checksum": _checksum(whole.images, whole.labels),
-    }
+    about = asdict(whole.normalisation) | {"classes": whole.classes}
     tensors = {"images": whole.images, "labels": whole.labels}
     try:
-        write_tensors(path, tensors, pfc=json.dumps(about))
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, format=FORMAT, pfc=json.dumps(about))
+    except OSError as error:
         warnings.warn(f"no cache, so the next load decodes anew: {error}", stacklevel=4)
 
 
 def _from_cache(path: Path, spec: str, split: str) -> Images | None:
     """The split as it was decoded before, or `None` if there is no sound file of it."""
     try:
-        tensors, metadata = read_tensors(path)
-        images, labels, about = tensors["images"], tensors["labels"], json.loads(metadata["pfc"])
-        if about["checksum"] != _checksum(images, labels):
+        tensors, metadata = read_tensors(path, FORMAT)
+        about = parse_json(metadata.get("pfc", "").encode(), str(path))
+        HOLDS(about, f"{path}: ")
+        sizes = {"C": len(about["mean"])}
+        check_arrays(tensors, TENSORS, sizes, f"{path}: ")
+        images, labels, classes = tensors["images"], tensors["labels"], tuple(about["classes"])
+        if not sizes["N"] or not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             return None
-        constants = Normalisation(tuple(about["mean"]), tuple(about["std"]), about["source"])
-        return Images(images, labels, tuple(about["classes"]), constants, spec, split)
-    except (ValueError, KeyError, OSError):
+        mean, std = (tuple(map(float, about[name])) for name in ("mean", "std"))
+        constants = Normalisation(mean, std, about["source"])
+        return Images(images, labels, classes, constants, spec, split)
+    except ValueError:
         return None

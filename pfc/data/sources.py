@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfc.files import refuse_pickle
+
 ROWS = 256  # read at a time, so that the encoded bytes are never all in memory
 
 # The hub's words for a split, looked for in the names of files and folders.
@@ -45,6 +47,7 @@ class Source:
 def find(spec: str, progress: bool) -> Source:
     """Find a set by its name: a folder of parquet or of images, or a set on the hub."""
     folder = Path(spec).expanduser()
+    refuse_pickle(folder)
     if folder.is_dir():
         files = _files(folder, {".parquet"})
         return _parquet(spec, folder, files) if files else _image_folder(spec, folder)

@@ -7,13 +7,27 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pfc import metrics
-from pfc.files import read_json, read_tensors, write_json, write_tensors
+from pfc.checks import (
+    COUNT,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Array,
+    check_arrays,
+    maybe,
+    one_of,
+    rows,
+    table,
+)
+from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
 from pfc.profile.prediction import Prediction
@@ -32,6 +46,25 @@ COLUMNS = (
     *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
 )
 MAIN = (*COLUMNS[:5], "nc3", "nc4", "cdnv")  # as text; the rest is in the table
+HOLDS = table(  # what the JSON file must hold; all else is free
+    {
+        "about": table(
+            {
+                **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
+                **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
+            },
+            optional={"data": maybe(TEXT), "pool": TEXT},
+        ),
+        "layers": rows(TEXT),
+        "shapes": rows(rows(POSITIVE)),
+        "columns": table(
+            {}, optional={"pfc3": rows(FRACTION), "nc4": rows(FRACTION)}, others=rows(NUMBER)
+        ),
+        "segments": rows(table({"start": COUNT, "layers": rows(TEXT)}, optional={"sampled": COUNT})),
+        "arrays": TEXT,
+    }
+)
+MOMENTS = {"count": Array("K"), "mean": Array("K D"), "scatter": Array("K"), "low": Array("K D")}
 RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
 
 
@@ -297,12 +330,7 @@ class Profile:
             for name, array in segment.arrays().items()
         }
         for name, moments in self.moments.items() if means else ():
-            arrays |= {
-                f"layer/{name}/{part}": getattr(moments, part)
-                for part in ("count", "mean", "scatter", "low")
-            }
-        beside = path.with_suffix(".safetensors")
-        write_tensors(beside, arrays, format=FORMAT)
+            arrays |= {f"layer/{name}/{part}": getattr(moments, part) for part in MOMENTS}
         content = {
             "format": FORMAT,
             "about": dict(self.about),
@@ -310,9 +338,36 @@ class Profile:
             "shapes": [list(shape) for shape in self.shapes],
             "columns": dict(self.columns),
             "segments": [segment.told() for segment in self.segments],
-            "arrays": hashlib.sha256(beside.read_bytes()).hexdigest(),
         }
-        write_json(path, content)
+        _write_both(path, content, arrays)
+
+
+def _write_both(path: Path, content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+    """Write a profile's two files: at every moment the JSON file and its own arrays are there.
+
+    The arrays wait under another name until the JSON file is replaced, and take their place then.
+    """
+    beside, coming = _places(path)
+    if coming.exists() and path.exists() and _digest(coming) in path.read_text(errors="replace"):
+        coming.replace(beside)  # a killed process had replaced the JSON file only
+    try:
+        write_tensors(coming, arrays, format=FORMAT)
+        write_json(path, {**content, "arrays": _digest(coming)})
+    except BaseException:
+        coming.unlink(missing_ok=True)
+        raise
+    coming.replace(beside)
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """Where the arrays of a profile stand, and where they wait for its JSON file."""
+    beside = path.with_suffix(".safetensors")
+    return beside, beside.with_name(f"{beside.name}.next")
+
+
+def _digest(path: Path) -> str:
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(path: str | Path) -> Profile:
@@ -327,41 +382,55 @@ def load(path: str | Path) -> Profile:
     Raises:
         ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
     """
+    refuse_pickle(Path(path))
     path = _json_path(path)
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT!r}")
-    beside = path.with_suffix(".safetensors")
-    arrays, _ = read_tensors(beside)
-    if hashlib.sha256(beside.read_bytes()).hexdigest() != content.get("arrays"):
+    content = read_json(path, FORMAT, HOLDS)
+    return _restored(content, _arrays(path, content["arrays"]), path)
+
+
+def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
+    """The arrays of a profile: of its two places, from the one that has what the JSON file names."""
+    beside, coming = _places(path)
+    if coming.exists() and _digest(coming) == digest:
+        beside = coming
+    refuse_pickle(beside)
+    if _digest(beside) != digest:
         raise ValueError(f"{beside} does not belong to {path}; measure again")
-    try:
-        return _restored(content, arrays)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} lacks a part or has one of the wrong kind: {error!r}") from None
+    return read_tensors(beside, FORMAT)[0]
 
 
-def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Profile:
-    about = content["about"]
-    layers = tuple(content["layers"])
-    moments = {
-        name: ClassMoments(
-            *(arrays[f"layer/{name}/{part}"] for part in ("count", "mean", "scatter", "low"))
+def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor], path: Path) -> Profile:
+    about, layers = content["about"], tuple(content["layers"])
+    shapes = tuple(tuple(shape) for shape in content["shapes"])
+    columns = {name: tuple(map(float, values)) for name, values in content["columns"].items()}
+    lengths = {len(layers), len(shapes), *map(len, columns.values())}
+    if len(lengths) > 1 or len(set(layers)) < len(layers) or not layers:
+        raise ValueError(
+            f"{path}: layers, shapes and columns must be as many, each layer of its own name"
         )
-        for name in layers
-        if f"layer/{name}/mean" in arrays
-    }
     return Profile(
         layers=layers,
-        shapes=tuple(tuple(shape) for shape in content["shapes"]),
-        columns={name: tuple(map(float, values)) for name, values in content["columns"].items()},
-        moments=moments,
+        shapes=shapes,
+        columns=columns,
+        moments={
+            name: _moments(f"layer/{name}/", prod(shape), about["classes"], arrays, path)
+            for name, shape in zip(layers, shapes, strict=True)
+            if f"layer/{name}/mean" in arrays
+        },
         segments=tuple(
-            Segment.restored(s, about, arrays, f"segment/{i}/")
-            for i, s in enumerate(content["segments"])
+            Segment.restored(told, layers, about, arrays, f"segment/{i}/", path)
+            for i, told in enumerate(content["segments"])
         ),
         about=about,
     )
+
+
+def _moments(
+    prefix: str, features: int, classes: int, arrays: Mapping[str, Tensor], path: Path
+) -> ClassMoments:
+    parts = {name: arrays[prefix + name] for name in MOMENTS if prefix + name in arrays}
+    check_arrays(parts, MOMENTS, {"K": classes, "D": features}, f"{path}: {prefix}")
+    return ClassMoments(**parts)
 
 
 def _short(x: float) -> str:

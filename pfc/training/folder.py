@@ -2,18 +2,66 @@
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pfc.files import read_json, read_tensors, write_json, write_tensors, write_text
+from pfc.checks import (
+    COUNT,
+    FINITE,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Array,
+    form_of,
+    maybe,
+    one_line,
+    rows,
+    table,
+)
+from pfc.files import (
+    parse_json,
+    read_json,
+    read_tensors,
+    reading,
+    sealed,
+    sweep,
+    unsealed,
+    write_json,
+    write_tensors,
+    write_text,
+    writing,
+)
+from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
-TORN = (".*.json.*", ".*.jsonl.*", ".*.safetensors.*", ".tmp*")  # what a killed process was writing
+HOLDS = table(  # what config.json must hold; all else is free
+    {
+        "recipe": form_of(Recipe),
+        "data": table({
+            **{"spec": TEXT, "split": TEXT, "limit": maybe(POSITIVE), "seed": COUNT},
+            **{"shape": rows(POSITIVE, 3), "classes": POSITIVE},
+            "normalisation": table({"mean": rows(FINITE), "std": rows(FINITE), "source": TEXT}),
+        }),
+        "seed": COUNT,
+        "precision": TEXT,
+    }
+)
+LINE = table(  # of history.jsonl, whose format config.json tells
+    {
+        **{"epoch": POSITIVE, "loss": NUMBER, "accuracy": FRACTION},
+        **{"learning_rate": NUMBER, "seconds": NUMBER},
+    }
+)
+WRITTEN = ("json", "jsonl", "safetensors", "safetensors.next", "png", "svg")
+TORN = (*(f".*.{kind}.*" for kind in WRITTEN), ".tmp*")  # what a killed process was writing
 
 
 class RunFolder:
@@ -39,7 +87,7 @@ class RunFolder:
         """
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
-            self._compare(read_json(self.path / "config.json"))
+            self._compare(read_json(self.path / "config.json", FORMAT, HOLDS))
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
             self._sweep()
@@ -53,14 +101,11 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing, where runs write and nowhere else."""
-        for place in (self.path, self.path / "profiles", self.path / "weights"):
+        for place in (self.path, *(self.path / name for name in ("profiles", "weights", "figures"))):
             for pattern in TORN:
-                for torn in place.glob(pattern):
-                    torn.unlink()
+                sweep(place, pattern)
 
     def _compare(self, old: dict[str, Any]) -> None:
-        if old.get("format") != FORMAT:
-            raise ValueError(f"{self.path}/config.json has format {old.get('format')!r}, not {FORMAT!r}")
         for name, was, now in _differences(old, self.about):
             raise ValueError(
                 f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
@@ -85,29 +130,53 @@ class RunFolder:
 
     def _add_history(self, epoch: Epoch) -> None:
         line = {k: v for k, v in vars(epoch).items() if k != "profile"}
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "history.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(_line(line))
 
     def _cut_history(self, done: int) -> None:
         write_text(
             self.path / "history.jsonl",
-            "".join(json.dumps(line) + "\n" for line in history(self.path) if line["epoch"] <= done),
+            "".join(_line(line) for line in history(self.path) if line["epoch"] <= done),
         )
 
     def restore(self, run: Trainer) -> int:
         """Bring `run` to the kept state; its epoch."""
         path = self.path / "state.safetensors"
-        tensors, about = read_tensors(path)
-        if about.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {about.get('format')!r}, not {FORMAT!r}")
+        tensors, about = read_tensors(path, FORMAT)
         part = _by_prefix(tensors)
-        fill(run.net, part["model"], path)
-        for name, parameter in run.net.named_parameters():
-            if name in part.get("momentum", {}):
-                momentum = part["momentum"][name].to(parameter)
-                run.optimizer.state[parameter]["momentum_buffer"] = momentum
-        _set_random(run, part["random"])
-        return int(about["epoch"])
+        epoch, last = about.get("epoch", ""), run.recipe.epochs
+        if not re.fullmatch(r"\d{1,9}", epoch) or int(epoch) > last:
+            raise ValueError(f"{path}: epoch must be a number from 0 to {last}, got {epoch!r}")
+        momentum, parameters = part.get("momentum", {}), dict(run.net.named_parameters())
+        for name, tensor in momentum.items():
+            if name not in parameters or _kind(tensor) != _kind(parameters[name]):
+                raise ValueError(f"{path}: momentum/{name} fits no parameter of the network")
+        _check_model(run.net, part.get("model", {}), path)
+        fill(run.net, part.get("model", {}), path)
+        for name, tensor in momentum.items():
+            parameter = parameters[name]
+            run.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter)
+        self._set_random(part.get("random", {}), run, path)
+        return int(epoch)
+
+    def _set_random(self, states: Mapping[str, Tensor], run: Trainer, path: Path) -> None:
+        """This process's random state; a process that was not there takes the first one's."""
+        known = Array(str(len(torch.get_rng_state())), torch.uint8)
+        own = {
+            name: states.get(f"{name}.{run.ranks.rank}", states.get(name)) for name in ("cpu", "cuda")
+        }
+        known.check(own["cpu"], {}, f"{path}: random/cpu")
+        try:
+            torch.set_rng_state(own["cpu"])
+            if own["cuda"] is not None and run.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda"], run.device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: random is no random state: {one_line(error)}") from None
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -128,18 +197,6 @@ def gathered_random(run: Trainer) -> list[dict[str, Tensor]]:
     return [{name: part[rank] for name, part in parts.items()} for rank in range(run.ranks.size)]
 
 
-def _set_random(run: Trainer, states: Mapping[str, Tensor]) -> None:
-    """This process's random state; a process that was not there takes the first one's."""
-    own = {
-        name: states.get(f"{name}.{run.ranks.rank}", states[name])
-        for name in ("cpu", "cuda")
-        if name in states
-    }
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and run.device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda"], run.device)
-
-
 def _state(run: Trainer, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     tensors = {f"model/{name}": tensor for name, tensor in run.net.state_dict().items()}
     for name, parameter in run.net.named_parameters():
@@ -152,10 +209,22 @@ def _state(run: Trainer, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
     return tensors
 
 
+def _check_model(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a state of other tensors than the network's own, also where torch would take them."""
+    own = {name: _kind(t) for name, t in net.state_dict().items() if isinstance(t, Tensor)}
+    kept = {name: _kind(tensor) for name, tensor in tensors.items()}
+    for name in own.keys() | kept.keys():
+        if own.get(name) != kept.get(name):
+            has, known = (
+                f"{k[0]} of {list(k[1])}" if k else "nothing" for k in (kept.get(name), own.get(name))
+            )
+            raise ValueError(f"{path} does not fit this network: model/{name} is {has}, not {known}")
+
+
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        prefix, name = key.split("/", 1)
+        prefix, _, name = key.partition("/")
         parts.setdefault(prefix, {})[name] = tensor
     return parts
 
@@ -172,10 +241,16 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = 
     Raises:
         ValueError: If they do not fit.
     """
+    own = {key: tensor for key, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    for key, tensor in own.items():
+        if key in weights and weights[key].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(
+                f"{path} does not fit {name}: {key} must be {tensor.dtype}, got {weights[key].dtype}"
+            )
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {name}: {error}") from None
+        raise ValueError(f"{path} does not fit {name}: {one_line(error)}") from None
 
 
 def environment() -> dict[str, Any]:
@@ -187,14 +262,37 @@ def environment() -> dict[str, Any]:
 
 
 def history(folder: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's history.jsonl, one an epoch; a torn last line is left out."""
+    """Lines of a run's history.jsonl, one an epoch; a torn last line is left out.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        What each line holds; nothing if there is no such file.
+
+    Raises:
+        ValueError: If a line that is not torn is damaged.
+    """
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    with reading(path):
+        *whole, torn = path.read_bytes().split(b"\n")
+    lines = [_read_line(text, f"{path}, line {i}") for i, text in enumerate(whole, start=1)]
+    if torn:
+        with suppress(ValueError):
+            lines.append(_read_line(torn, ""))
+    epochs = [line["epoch"] for line in lines]
+    if epochs != sorted(set(epochs)):
+        raise ValueError(f"{path}: epochs must ascend, got {one_line(epochs, 60)}")
     return lines
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(line)) + "\n"
+
+
+def _read_line(text: bytes, where: str) -> dict[str, Any]:
+    line = unsealed(parse_json(text, where), where)
+    LINE(line, f"{where}: ")
+    return line

@@ -1,16 +1,20 @@
 """Read a run from its folder."""
 
+import re
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.files import read_json, read_tensors
+from pfc.checks import restored
+from pfc.files import read_json, read_tensors, refuse_pickle
 from pfc.profile import Profile, load
-from pfc.training.folder import FORMAT, fill, history
+from pfc.training.folder import FORMAT, HOLDS, fill, history
 from pfc.training.recipes import Recipe
 
 
@@ -26,23 +30,22 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        refuse_pickle(self.folder)
         if not (self.folder / "config.json").exists():
             raise ValueError(f"{folder} holds no run: there is no config.json in it")
-        self.config = read_json(self.folder / "config.json")
-        if self.config.get("format") != FORMAT:
-            raise ValueError(f"{folder} has format {self.config.get('format')!r}; this reads {FORMAT!r}")
-        for part in ("recipe", "data"):
-            if not isinstance(self.config.get(part), dict):
-                raise ValueError(f"{folder}/config.json lacks its {part}")
+        self.config = read_json(self.folder / "config.json", FORMAT, HOLDS)
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe, with what was changed for this run."""
-        told: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.config["recipe"].items()
-        }
-        return Recipe(**told)
+        """The recipe, with what was changed for this run.
+
+        Raises:
+            ValueError: If config.json tells of one that can't be.
+        """
+        try:
+            return restored(Recipe, self.config["recipe"])
+        except ValueError as error:
+            raise ValueError(f"{self.folder / 'config.json'}: {error}") from None
 
     @property
     def theory_file(self) -> Path:
@@ -67,7 +70,8 @@ class Run:
         return {epoch: load(path) for epoch, path in paths.items()}
 
     def _by_epoch(self, pattern: str) -> dict[int, Path]:
-        return {int(path.stem.split("-")[1]): path for path in sorted(self.folder.glob(pattern))}
+        paths = sorted(self.folder.glob(pattern))
+        return {int(path.stem[6:]): path for path in paths if re.fullmatch(r"epoch-\d{4,9}", path.stem)}
 
     def data(self, split: str | None = None) -> sets.Images:
         """The images of the run; of another split all of them.
@@ -119,7 +123,16 @@ class Run:
         if not kept or (epoch is not None and epoch not in kept):
             raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
         path = kept[max(kept) if epoch is None else epoch]
-        told = self.config["data"]
-        net = self.recipe.network(tuple(told["shape"]), told["classes"])
-        fill(net, read_tensors(path)[0], path)
+        weights, told = read_tensors(path, FORMAT)[0], self.config["data"]
+        if sum(self.recipe.blocks) > len(weights):  # else it could take for ever to build
+            raise ValueError(f"{path} does not fit this network: it has {len(weights)} tensors")
+        try:
+            with torch.device("meta"):  # shapes alone, until they are known to be those of the file
+                net = self.recipe.network(tuple(told["shape"]), told["classes"])
+        except (ValueError, RuntimeError, TypeError) as error:  # torch's, of sizes beyond its numbers
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{self.folder / 'config.json'} tells of no network: {why}") from None
+        with warnings.catch_warnings(action="ignore"):  # that nothing is copied
+            fill(net, weights, path)
+        fill(net.to_empty(device="cpu"), weights, path)
         return net

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfc.checks import form_of
+from pfc.checks import restored as rebuilt
 from pfc.metrics import Weighting, class_weights
 from pfc.progress import shown
 from pfc.theory.transport.atoms import Atoms, transport_to_means
@@ -229,25 +231,11 @@ def restored(told: Mapping[str, Any]) -> Gap:
     Raises:
         ValueError: If a part is missing or of the wrong kind.
     """
-    one = {"exact": Exact, "gelbrich": Gelbrich, "atoms": Atoms}
-    some = {"subsets": Subset, "cycles": Cycles}
     try:
-        parts: dict[str, Any] = {name: _part(Gap, name, value) for name, value in told.items()}
-        for name, kind in one.items():
-            parts[name] = None if told[name] is None else _restored(kind, told[name])
-        for name, kind in some.items():
-            parts[name] = tuple(_restored(kind, part) for part in told[name])
-        return Gap(**parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"this is no verdict on transport: {error!r}") from None
-
-
-def _restored(kind: Any, told: Mapping[str, Any]) -> Any:
-    return kind(**{name: _part(kind, name, value) for name, value in told.items()})
-
-
-def _part(kind: Any, name: str, value: Any) -> Any:
-    """One field as its class has it."""
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if kind.__dataclass_fields__[name].type is float else value
+        form_of(Gap)(told, "it")
+        found: Gap = rebuilt(Gap, told)
+        if any(cycles.negative and not cycles.witness for cycles in found.cycles):
+            raise ValueError("negative cycles need a witness")
+        return found
+    except ValueError as error:
+        raise ValueError(f"this is no verdict on transport: {error}") from None
