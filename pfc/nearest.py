@@ -76,7 +76,7 @@ def project(
 ) -> Float64[Tensor, "B R"]:
     """Coordinates of the centred rows of `H`, upcast tile by tile."""
     centre = span.centre
-    if span.central and H.dtype == torch.float64:  # needs no copy: to subtract at last loses nothing
+    if H.dtype == torch.float64 and span.central:  # needs no copy: to subtract at last loses nothing
         return torch.addmm(-(centre @ bases), H, bases)
     z = bases.new_zeros(len(H), bases.shape[1])
     for columns in column_tiles(H):

@@ -93,9 +93,9 @@ class Batches:
             left = None if self.limit is None else self.limit - seen
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
-            args, kwargs, y = _move((args, kwargs, y), self.device)
-            exact = y.cpu() if self.device.type == "mps" else y  # which has no float64
-            yield Batch(number, args, kwargs, BatchLabels.of(exact))
+            args, kwargs = _move((args, kwargs), self.device)
+            place = torch.device("cpu") if self.device.type == "mps" else self.device  # no float64 there
+            yield Batch(number, args, kwargs, BatchLabels.of(y, place))
             seen += len(y)
             if self.limit is not None and seen >= self.limit:
                 return
@@ -131,9 +131,10 @@ def _labels(y: Any, number: int) -> Int64[Tensor, " B"]:
         )
     if not len(y):
         raise ValueError(f"batch {number} has no sample")
+    y = y.cpu().long()  # a loader's own labels are there, and tell all without asking a device
     if y.min() < 0:
         raise ValueError(f"batch {number} has the label {int(y.min())}; classes are counted from 0")
-    return y.long()
+    return y
 
 
 def cut(item: Any, left: int, size: int) -> Any:
@@ -165,7 +166,7 @@ class Fingerprint:
     """
 
     def __init__(self) -> None:
-        self.of_class: dict[int, Float64[Tensor, 3]] = {}
+        self.sums: Float64[Tensor, "K 3"] | None = None
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
 
     def update(self, batch: Batch) -> None:
@@ -176,8 +177,14 @@ class Fingerprint:
         if x is not None and x.device.type != "mps" and len(x) == len(batch):
             mark = self._mark(x.reshape(len(x), -1)).to(mark.device)
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
-        for k, total in zip(labels.present.tolist(), labels.sums(rows).cpu(), strict=True):
-            self.of_class[k] = self.of_class.get(k, torch.zeros(3, dtype=torch.float64)) + total
+        have = mark.new_zeros(0, 3) if self.sums is None else self.sums
+        self.sums = _room(have, labels.numbers[-1] + 1).index_add_(0, labels.y, rows)
+
+    @property
+    def of_class(self) -> dict[int, Float64[Tensor, "3"]]:
+        """What is kept of each class that has inputs."""
+        sums = () if self.sums is None else self.sums.cpu().unbind()
+        return {k: total for k, total in enumerate(sums) if total[0] > 0}
 
     def _mark(self, x: Tensor) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
@@ -197,9 +204,10 @@ class Fingerprint:
             ValueError: If it did not.
         """
         remedy = "turn off random augmentation (and shuffling, under a limit), or take passes=1"
-        for k in sorted({*self.of_class, *again.of_class}):
+        ours, theirs = self.of_class, again.of_class
+        for k in sorted({*ours, *theirs}):
             zero = torch.zeros(3, dtype=torch.float64)
-            a, b = self.of_class.get(k, zero), again.of_class.get(k, zero)
+            a, b = ours.get(k, zero), theirs.get(k, zero)
             if a[0] != b[0]:
                 raise ValueError(
                     f"the second pass saw other samples than the first: {int(b[0])} of class {k} after "
@@ -211,3 +219,9 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"
                 )
+
+
+def _room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:
+    """The same rows, and zero ones for further classes."""
+    more = classes - len(sums)
+    return torch.cat([sums, sums.new_zeros(more, 3)]) if more > 0 else sums

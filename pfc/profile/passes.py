@@ -2,6 +2,7 @@
 
 from functools import partial
 from math import prod
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from pfc.line import LineCrossings
 from pfc.metrics import Weighting
-from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.profile.batches import Batch, Batches, Fingerprint
 from pfc.profile.result import warn
@@ -17,6 +18,8 @@ from pfc.profile.survey import Survey, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
+
+LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 
 
 class FirstPass:
@@ -54,6 +57,7 @@ class FirstPass:
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
         self._batch = 0
+        self._bad: Int64[Tensor, " L"]
         self._of_layer: dict[str, tuple[list[str], SegmentMoments]] = {}
 
     def run(self, batches: Batches, step: Step) -> int:
@@ -67,9 +71,12 @@ class FirstPass:
             if self.again:
                 self.inputs.update(batch)
             self.survey.forward(batch, partial(self._see, batch.labels))
-            self._finite(batch)
+            self._note_finite(batch)
             done = batch.number + 1
+            if batch.labels.y.device.type in AT_HAND or done % LOOK == 0:
+                self._finite()
             step(done, "pass 1")
+        self._finite()
         self._check()
         return done
 
@@ -81,7 +88,7 @@ class FirstPass:
             # one logit is two classes, or no class at all
             self.classes = outputs if outputs > 1 else own_classes
         self.growing = self.classes is None
-        K = self.classes or int(batch.labels.present[-1]) + 1
+        K = self.classes or batch.labels.numbers[-1] + 1
         place = batch.labels.y.device
         features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
         for names in self.survey.segments if self.paired else []:
@@ -95,6 +102,7 @@ class FirstPass:
             if name not in self.moments:
                 self.moments[name] = ClassMoments.empty(K, features[name], place)
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
+        self._bad = torch.full((len(self.moments),), -1, device=place)
 
     @property
     def answered(self) -> bool:
@@ -103,7 +111,7 @@ class FirstPass:
         return self.survey.head is not None and self.survey.head.out_features >= K
 
     def _make_room(self, batch: Batch) -> None:
-        largest = int(batch.labels.present[-1])
+        largest = batch.labels.numbers[-1]
         if self.classes is not None and largest >= self.classes:
             raise ValueError(
                 f"batch {batch.number} has the label {largest}, but there are {self.classes} classes "
@@ -133,10 +141,16 @@ class FirstPass:
             )
         return self._kept.pop(name)
 
-    def _finite(self, batch: Batch) -> None:
-        for name, moments in self.moments.items():
-            if not bool(torch.isfinite(moments.scatter.sum())):
-                raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch.number}")
+    def _note_finite(self, batch: Batch) -> None:
+        """Keep the first batch after which a layer's scatter is not finite; asks no device."""
+        fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
+        self._bad = torch.where(fine | (self._bad >= 0), self._bad, batch.number)
+
+    def _finite(self) -> None:
+        bad = zip(self._bad.tolist(), self.moments, strict=True)
+        first = min((b for b in bad if b[0] >= 0), key=itemgetter(0), default=None)
+        if first:
+            raise ValueError(f"layer {first[1]!r} gave NaN or infinite features on batch {first[0]}")
 
     def _check(self) -> None:
         count = next(iter(self.moments.values())).count
@@ -175,6 +189,10 @@ class SecondPass:
         self.samples = 0
         self.right = 0
         self.disagree = 0
+        count = next(iter(first.moments.values())).count
+        self._seen = (count > 0).nonzero().flatten()  # the classes behind the means, in their order
+        self._expected = frozenset(self._seen.tolist())
+        self._tally = self._seen.new_zeros(2)
         self._decided: dict[str, Tensor] = {}
 
     def run(self, batches: Batches, step: Step, done: int) -> None:
@@ -186,14 +204,13 @@ class SecondPass:
             if answers is not None and self.first.answered:
                 self._compare(answers, batch.labels)
             step(done + batch.number + 1, "pass 2")
+        self.right, self.disagree = self._tally.tolist()
         self.first.inputs.compare(self.inputs)
         for name, nearest in self.nearest.items():
             nearest.check(name)
 
     def _known(self, batch: Batch) -> None:
-        place = next(iter(self.nearest.values())).span.place
-        largest = int(batch.labels.present[-1])
-        if largest >= len(place) or (place[batch.labels.present] < 0).any():
+        if not self._expected.issuperset(batch.labels.numbers):
             raise ValueError(
                 f"the second pass saw other samples than the first: batch {batch.number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
@@ -221,8 +238,6 @@ class SecondPass:
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
         self.samples += len(answers)
-        self.right += int((answers == labels.y).sum())
-        for name, decided in self._decided.items():
-            place = self.nearest[name].span.place
-            mean_class = (place >= 0).nonzero().flatten()[decided]
-            self.disagree += int((mean_class != answers).sum())
+        self._tally[0] += (answers == labels.y).sum()
+        for decided in self._decided.values():
+            self._tally[1] += (self._seen[decided] != answers).sum()
