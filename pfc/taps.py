@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Pool = str | Callable[[Tensor], Tensor]
+Precision = Literal["bfloat16", "float16"]
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
 
 CLASSIFIER_INPUT = "classifier.input"
@@ -306,8 +307,25 @@ def why_silent(model: nn.Module) -> str:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode on `device`, no gradients, no autocast, eager; all is put back at the end."""
+def undisturbed(
+    model: nn.Module, device: torch.device, precision: Precision | None = None
+) -> Iterator[None]:
+    """Evaluation mode on `device`, no gradients, eager; all is put back at the end.
+
+    Args:
+        model: The network without wrappers.
+        device: Where it will run.
+        precision: Type of the autocast in which it will run; in none if `None`, whatever is around.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If there is no such precision.
+    """
+    if precision not in {None, *get_args(Precision)}:
+        raise ValueError(f"precision must be None, 'bfloat16' or 'float16', got {precision!r}")
+    dtype = None if precision is None else getattr(torch, precision)
     modes = [(module, module.training) for module in model.modules()]
     home = next((t.device for t in (*model.parameters(), *model.buffers())), device)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -315,7 +333,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(_random_state(device))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:

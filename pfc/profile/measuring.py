@@ -18,7 +18,7 @@ from pfc.profile.result import COLUMNS, Profile, warn
 from pfc.profile.segment import Segment
 from pfc.profile.survey import Survey, survey
 from pfc.progress import shown
-from pfc.taps import Layers, Pool, undisturbed, unwrapped
+from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -37,11 +37,12 @@ def measure(
     limit: int | None = None,
     device: str | torch.device | None = None,
     classifier: str | nn.Module | None = None,
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> Profile:
     """Measure progressive feedforward collapse at every chosen layer of a classifier.
 
-    Two forward passes in evaluation mode, without gradients and autocast; statistics are float64 and
+    Two forward passes in evaluation mode, without gradients; statistics are float64 and
     exact, in memory O(K D) a layer. The model's modes, hooks, gradients, random state and outputs are
     left as they were, also after an exception.
 
@@ -63,6 +64,9 @@ def measure(
         limit: Stop after so many samples.
         device: Where to run; the model's own place if `None`.
         classifier: The last linear layer by name or as a module; found by itself if `None`.
+        precision: `"bfloat16"` or `"float16"` to run the forward passes under autocast, as a network
+            trained so is used; `None` computes in the model's own types, also inside an autocast. The
+            statistics are float64 either way, of the features as they came.
         progress: Show progress on the standard error.
 
     Returns:
@@ -81,13 +85,14 @@ def measure(
     place = _place(model, device)
     batches = Batches(data, limit, place)
     total = None if batches.total is None else passes * batches.total
-    with undisturbed(unwrapped(model), place), shown("measure", total, enabled=progress) as step:
+    quiet = undisturbed(unwrapped(model), place, precision)
+    with quiet, shown("measure", total, enabled=progress) as step:
         first = FirstPass(model, layers, classifier, pool, classes, segments=segments, again=passes == 2)
         done = first.run(batches, step)
         second = SecondPass(first, weighting) if passes == 2 else None
         if second is not None:
             second.run(batches, step, done)
-    return assemble(first, second, weighting, batches.name)
+    return assemble(first, second, weighting, batches.name, precision)
 
 
 def features(
@@ -98,6 +103,7 @@ def features(
     limit: int | None = None,
     pool: Pool = "flatten",
     device: str | torch.device | None = None,
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Float[Tensor, "N D"]], Int64[Tensor, " N"]]:
     """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
@@ -109,6 +115,7 @@ def features(
         limit: Stop after so many samples.
         pool: As for `measure`.
         device: As for `measure`.
+        precision: As for `measure`.
         progress: As for `measure`.
 
     Returns:
@@ -122,7 +129,8 @@ def features(
     labels: list[Tensor] = []
     looked: Survey | None = None
     batches = Batches(data, limit, place)
-    with undisturbed(unwrapped(model), place), shown("collect", batches.total, enabled=progress) as step:
+    quiet = undisturbed(unwrapped(model), place, precision)
+    with quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
             looked = looked or survey(model, batch, layers, None, pool)
             looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
@@ -166,7 +174,10 @@ def transport(
     if pool not in {"flatten", "mean", "cls"}:
         raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
     ends = [chosen.layers[0], chosen.layers[-1]]
-    found, y = features(model, data, ends, pool=pool, device=device, progress=progress)
+    precision = profile.about.get("precision")
+    found, y = features(
+        model, data, ends, pool=pool, device=device, precision=precision, progress=progress
+    )
     start, end = (found[name] for name in ends)
     return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
 
@@ -178,7 +189,11 @@ def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
 
 
 def assemble(
-    first: FirstPass, second: SecondPass | None, weighting: Weighting, data: str | None
+    first: FirstPass,
+    second: SecondPass | None,
+    weighting: Weighting,
+    data: str | None,
+    precision: Precision | None = None,
 ) -> Profile:
     """The profile of two passes, or of the first alone."""
     looked = first.survey
@@ -219,7 +234,7 @@ def assemble(
         },
         moments={name: moments.cpu() for name, moments in first.moments.items()},
         segments=segments,
-        about={"data": data, **_about(first, second, weighting)},
+        about={"data": data, "precision": precision, **_about(first, second, weighting)},
     )
 
 
