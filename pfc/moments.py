@@ -165,8 +165,10 @@ class ClassMoments:
             self.mean, self.low = torch.cat([self.mean, room]), torch.cat([self.low, room])
 
     def present(self) -> "ClassMoments":
-        """The same moments without the classes that have no sample."""
+        """The same moments without the classes that have no sample; no copy where all have some."""
         seen = self.count > 0
+        if bool(seen.all()):
+            return self
         return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen], self.low[seen])
 
     def cpu(self) -> "ClassMoments":

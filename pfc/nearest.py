@@ -50,10 +50,11 @@ class MeansSpan:
         """
         seen = moments.count > 0
         place = torch.where(seen, seen.cumsum(0) - 1, -1)
-        pi = class_weights(moments.count[seen], weighting)
-        centre, M = pi @ moments.mean[seen], moments.present().centred(pi)
+        moments = moments.present()
+        pi = class_weights(moments.count, weighting)
+        centre, M = pi @ moments.mean, moments.centred(pi)
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
-        size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean[seen], dim=1).max()
+        size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean, dim=1).max()
         floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
         rank = int((values > floor).sum())
         basis = directions[:rank].mT.contiguous()

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -306,6 +306,12 @@ def why_silent(model: nn.Module) -> str:
     return "tap a layer that the forward pass uses"
 
 
+def eager() -> AbstractContextManager[object]:
+    """Compiled modules run as they were written, so that hooks see them."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
 @contextmanager
 def undisturbed(
     model: nn.Module, device: torch.device, precision: Precision | None = None
@@ -334,8 +340,7 @@ def undisturbed(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eager())
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             if device != home:  # a model spread over devices stays as it is

@@ -94,13 +94,17 @@ class Batches:
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
             args, kwargs = _move((args, kwargs), self.device)
-            place = torch.device("cpu") if self.device.type == "mps" else self.device  # no float64 there
-            yield Batch(number, args, kwargs, BatchLabels.of(y, place))
+            yield Batch(number, args, kwargs, BatchLabels.of(y, exact(self.device)))
             seen += len(y)
             if self.limit is not None and seen >= self.limit:
                 return
         if not seen:
             raise ValueError("the data gave no batch at all; is the loader empty?")
+
+
+def exact(device: torch.device) -> torch.device:
+    """Where statistics of features on a device are kept: there, if it has float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
@@ -109,7 +113,7 @@ def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         if name is None:
             raise ValueError(f"batch {number} is a dict without 'labels'; it has {list(item)}")
         inputs = {key: value for key, value in item.items() if key not in {"labels", "label"}}
-        return (), inputs, _labels(item[name], number)
+        return (), inputs, checked_labels(item[name], number)
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
             f"batch {number} must be a pair (x, y) or a dict with 'labels', got {type(item).__name__}"
@@ -117,11 +121,23 @@ def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         )
     x, y = item
     if isinstance(x, Mapping):
-        return (), dict(x), _labels(y, number)
-    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, _labels(y, number)
+        return (), dict(x), checked_labels(y, number)
+    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, checked_labels(y, number)
 
 
-def _labels(y: Any, number: int) -> Int64[Tensor, " B"]:
+def checked_labels(y: Any, number: int) -> Int64[Tensor, " B"]:
+    """The labels of a batch, on the CPU.
+
+    Args:
+        y: Class of each sample.
+        number: The batch's number, for the message.
+
+    Returns:
+        The same as a tensor.
+
+    Raises:
+        ValueError: If they are no class indices.
+    """
     y = torch.as_tensor(y)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
         remedy = "; of one-hot labels take y.argmax(1)" if y.ndim == 2 else ""
@@ -138,9 +154,9 @@ def _labels(y: Any, number: int) -> Int64[Tensor, " B"]:
 
 
 def cut(item: Any, left: int, size: int) -> Any:
-    """The first `left` samples of everything that has `size` of them."""
+    """A copy of the first `left` samples of everything that has `size` of them."""
     if isinstance(item, Tensor):
-        return item[:left] if item.ndim and len(item) == size else item
+        return item[:left].clone() if item.ndim and len(item) == size else item
     if isinstance(item, Mapping):
         return {key: cut(value, left, size) for key, value in item.items()}
     if isinstance(item, tuple | list):

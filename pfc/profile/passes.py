@@ -1,5 +1,7 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from operator import itemgetter
@@ -65,24 +67,46 @@ class FirstPass:
         done = 0
         for batch in batches:
             if not done:
-                self._begin(batch, batches.classes)
-            self._batch = batch.number
-            self._make_room(batch)
-            if self.again:
-                self.inputs.update(batch)
-            self.survey.forward(batch, partial(self._see, batch.labels))
-            self._note_finite(batch)
+                self.begin(batch, batches.classes)
+            with self.seeing(batch):
+                self.survey.model(*batch.args, **batch.kwargs)
             done = batch.number + 1
             if batch.labels.y.device.type in AT_HAND or done % LOOK == 0:
                 self._finite()
             step(done, "pass 1")
-        self._finite()
-        self._check()
+        self.finish()
         return done
 
-    def _begin(self, batch: Batch, own_classes: int | None) -> None:
+    @contextmanager
+    def seeing(self, batch: Batch) -> Iterator[None]:
+        """Add a batch that the block runs through the model."""
+        self._batch = batch.number
+        self._make_room(batch)
+        if self.again:
+            self.inputs.update(batch)
+        with self.survey.watching(batch, partial(self._see, batch.labels)):
+            yield
+        self._note_finite(batch)
+
+    def finish(self) -> None:
+        """Check what was gathered.
+
+        Raises:
+            ValueError: If features were not finite, or samples of less than two classes were seen.
+        """
+        self._finite()
+        self._check()
+
+    def begin(self, batch: Batch, own_classes: int | None, looked: Survey | None = None) -> None:
+        """Make room for what will be gathered.
+
+        Args:
+            batch: The first one.
+            own_classes: The data's own number of classes, if they have one.
+            looked: What will be measured; found by a look at the model if `None`.
+        """
         model, layers, classifier, pool = self.asked
-        self.survey = survey(model, batch, layers, classifier, pool)
+        self.survey = looked or survey(model, batch, layers, classifier, pool)
         if self.classes is None:
             outputs = self.survey.head.out_features if self.survey.head else 1
             # one logit is two classes, or no class at all

@@ -1,6 +1,7 @@
 """A first look at a model: which layers run, in what order and shape, and where the classifier is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -78,6 +79,13 @@ class Survey:
         Raises:
             ValueError: If a layer does not run once, or its shape is not the one surveyed.
         """
+        with self.watching(batch, see) as answers:
+            self.model(*batch.args, **batch.kwargs)
+        return answers[-1] if answers else None
+
+    @contextmanager
+    def watching(self, batch: Batch, see: See) -> Iterator[list[Int64[Tensor, " B"]]]:
+        """As `forward`, for a block that runs the model once; yields where the answers will be."""
         answers: list[Tensor] = []
 
         def at_layer(name: str, output: Tensor) -> None:
@@ -90,9 +98,8 @@ class Survey:
         place = batch.labels.y.device
         edge = (at_input, lambda logits: answers.append(logits.argmax(1).to(place)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
-            self.model(*batch.args, **batch.kwargs)
+            yield answers
             watch.finish(batch.number)
-        return answers[-1] if answers else None
 
     def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
         H = output if name == CLASSIFIER_INPUT else pooled(output, self.pool)
