@@ -1,6 +1,6 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -80,13 +80,32 @@ class FirstPass:
     @contextmanager
     def seeing(self, batch: Batch) -> Iterator[None]:
         """Add a batch that the block runs through the model."""
-        self._batch = batch.number
-        self._make_room(batch)
+        self._batch, labels = batch.number, batch.labels
+        self.make_room(labels.numbers[-1], batch.number)
         if self.again:
             self.inputs.update(batch)
-        with self.survey.watching(batch, partial(self._see, batch.labels)):
+        see = partial(self._see, labels)
+        with self.survey.watching(batch.number, len(batch), labels.y.device, see):
             yield
-        self._note_finite(batch)
+        self._note_finite(batch.number)
+
+    def add(
+        self,
+        rows: Mapping[str, Float[Tensor, "B D"]],
+        labels: BatchLabels,
+        numbers: Int64[Tensor, " B"],
+    ) -> None:
+        """Add the features of several batches at once.
+
+        Args:
+            rows: Of every layer, in the order of the forward pass.
+            labels: Of all rows.
+            numbers: The batch that each row is of.
+        """
+        for name, H in rows.items():
+            self._see(labels, name, H)
+        bad = [~rows[name].sum(1, dtype=torch.float64).isfinite() for name in self.moments]
+        self._note_finite(numbers[torch.stack(bad).int().argmax(1)])
 
     def finish(self) -> None:
         """Check what was gathered.
@@ -134,11 +153,19 @@ class FirstPass:
         K = len(next(iter(self.moments.values())).count)
         return self.survey.head is not None and self.survey.head.out_features >= K
 
-    def _make_room(self, batch: Batch) -> None:
-        largest = batch.labels.numbers[-1]
+    def make_room(self, largest: int, batch: int) -> None:
+        """Make room for a batch's classes.
+
+        Args:
+            largest: Of its labels.
+            batch: Its number, for the message.
+
+        Raises:
+            ValueError: If there are not so many classes.
+        """
         if self.classes is not None and largest >= self.classes:
             raise ValueError(
-                f"batch {batch.number} has the label {largest}, but there are {self.classes} classes "
+                f"batch {batch} has the label {largest}, but there are {self.classes} classes "
                 f"(0..{self.classes - 1})"
             )
         if self.growing:
@@ -165,10 +192,10 @@ class FirstPass:
             )
         return self._kept.pop(name)
 
-    def _note_finite(self, batch: Batch) -> None:
+    def _note_finite(self, batch: int | Int64[Tensor, " L"]) -> None:
         """Keep the first batch after which a layer's scatter is not finite; asks no device."""
         fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
-        self._bad = torch.where(fine | (self._bad >= 0), self._bad, batch.number)
+        self._bad = torch.where(fine | (self._bad >= 0), self._bad, batch)
 
     def _finite(self) -> None:
         bad = zip(self._bad.tolist(), self.moments, strict=True)

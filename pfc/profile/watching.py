@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import BatchLabels
@@ -17,6 +19,23 @@ from pfc.profile.passes import FirstPass
 from pfc.profile.result import Profile
 from pfc.profile.survey import Survey, survey
 from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
+
+GROUP = (
+    2**20
+)  # features that are gathered before they are summed, 4 MB: small steps cost calls, not work
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """The features of one small step."""
+
+    number: int
+    y: Int64[Tensor, " B"]
+    rows: dict[str, Float[Tensor, "B D"]]
+
+    def keep(self, name: str, H: Float[Tensor, "B D"]) -> None:
+        """A copy: the network may write over its own."""
+        self.rows[name] = H.clone()
 
 
 class Monitor:
@@ -81,6 +100,8 @@ class Monitor:
         self._looked: Survey | None = None
         self._first: FirstPass | None = None
         self._number = 0
+        self._place, self._features = torch.device("cpu"), 0
+        self._waiting: list[_Step] = []
 
     @contextmanager
     def batch(self, y: Any) -> Iterator[None]:
@@ -96,43 +117,73 @@ class Monitor:
             ValueError: If the labels are no class indices, a layer does not run once, or its shape is
                 another than before.
         """
-        place = device_of(None, self._asked[0])
-        labels = BatchLabels.of(checked_labels(y, self._number), exact(place))
+        y = checked_labels(y, self._number)
         try:
             with eager(), ExitStack() as stack:
-                self._watch(Batch(self._number, (), {}, labels), stack)
+                self._watch(y, stack)
                 yield
             if self._first is None:
                 raise ValueError(f"the network did not run in the block of batch {self._number}")
         except BaseException:
-            self._first, self._number = None, 0
+            self._forget()
             raise
         self._number += 1
+        if sum(len(step.y) for step in self._waiting) * self._features >= GROUP:
+            self._add_waiting()
 
-    def _watch(self, batch: Batch, stack: ExitStack) -> None:
+    def _forget(self) -> None:
+        self._first, self._number = None, 0
+        self._waiting.clear()
+
+    def _watch(self, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
         """See this batch; the very first look needs the inputs, which the network's call brings."""
         if self._looked is not None:
-            self._see(batch, stack)
+            self._see(y, stack)
             return
 
         def look(_net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             handle.remove()
-            self._looked = self._look(replace(batch, args=args, kwargs=kwargs))
-            self._see(batch, stack)
+            self._look(y, args, kwargs)
+            self._see(y, stack)
 
         handle = unwrapped(self._asked[0]).register_forward_pre_hook(look, with_kwargs=True)
         stack.callback(handle.remove)
 
-    def _look(self, batch: Batch) -> Survey:
+    def _look(self, y: Int64[Tensor, " B"], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model, layers, classifier, pool = self._asked
-        with undisturbed(unwrapped(model), device_of(None, model)):
-            return survey(model, batch, layers, classifier, pool)
+        device = device_of(None, model)
+        self._place = exact(device)
+        batch = Batch(self._number, args, kwargs, BatchLabels.of(y, self._place))
+        with undisturbed(unwrapped(model), device):
+            self._looked = survey(model, batch, layers, classifier, pool)
+        self._features = sum(prod(shape) for shape in self._looked.shapes.values())
 
-    def _see(self, batch: Batch, stack: ExitStack) -> None:
+    def _see(self, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
+        """A large step is summed in its hooks, a small one waits for others."""
+        assert self._looked is not None
+        large = len(y) * self._features >= GROUP
+        if self._first is None or large:
+            batch = Batch(self._number, (), {}, BatchLabels.of(y, self._place))
         if self._first is None:
             self._first = FirstPass(*self._asked, self._classes, segments=self._paired, again=False)
             self._first.begin(batch, None, self._looked)
-        stack.enter_context(self._first.seeing(batch))
+        if large:
+            stack.enter_context(self._first.seeing(batch))
+            return
+        self._first.make_room(int(y.max()), self._number)
+        step = _Step(self._number, y, {})
+        self._waiting.append(step)
+        stack.enter_context(self._looked.watching(step.number, len(y), self._place, step.keep))
+
+    def _add_waiting(self) -> None:
+        """Sum up the small steps."""
+        steps, self._waiting = self._waiting, []
+        if not steps or self._first is None:
+            return
+        rows = {name: torch.cat([step.rows[name] for step in steps]) for name in steps[0].rows}
+        labels = BatchLabels.of(torch.cat([step.y for step in steps]), self._place)
+        numbers = torch.tensor([step.number for step in steps for _ in step.y], device=self._place)
+        self._first.add(rows, labels, numbers)
 
     def profile(self) -> Profile:
         """The metrics of one pass over what was seen since the last profile; gathers anew from here.
@@ -143,7 +194,9 @@ class Monitor:
         Raises:
             ValueError: If no batch was seen, features were not finite, or less than two classes came.
         """
-        first, self._first, self._number = self._first, None, 0
+        self._add_waiting()
+        first = self._first
+        self._forget()
         if first is None:
             raise ValueError(
                 "no batch was seen since the last profile: run the network in `with monitor.batch(y):`"
