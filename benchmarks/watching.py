@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import pfc
 
-EPOCHS, REPEATS = 12, 9
+EPOCHS, REPEATS = 12, 5
 LIMITS = (20, 50, 100, 200, 500, 1_000)
 RECIPE = pfc.RECIPES["digits"]
 
@@ -25,11 +25,14 @@ RECIPE = pfc.RECIPES["digits"]
 class Training:
     """A network, its optimizer and its shuffled batches."""
 
-    def __init__(self, data: pfc.data.Images, rate: float = RECIPE.learning_rate) -> None:
+    def __init__(self, data: pfc.data.Images, net: nn.Module | None = None) -> None:
         self.data = data
-        self.net = RECIPE.build(data, seed=0)
+        self.net = net or RECIPE.build(data, seed=0)
         self.optimizer = torch.optim.SGD(
-            self.net.parameters(), lr=rate, momentum=0.9, weight_decay=RECIPE.weight_decay
+            self.net.parameters(),
+            lr=RECIPE.learning_rate,
+            momentum=0.9,
+            weight_decay=RECIPE.weight_decay,
         )
 
     def batches(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
@@ -115,13 +118,17 @@ def main() -> None:
     training = Training(data)
     early = few(copy.deepcopy(training.net), data)
     rows = by_epoch(training)
+    large = pfc.ConvResNet(1, (8, 8), 10, blocks=(2, 2), width=32)
     keep(
         __file__,
         {
             "what": f"{RECIPE.name}: {EPOCHS} epochs of {len(data)} samples, batches of "
             f"{RECIPE.batch_size}; the last layer",
             "epochs": rows,
-            "cost_percent_of_the_training_steps": costs(training),
+            "cost_percent_of_the_training_steps": {
+                "perceptron of the recipe, width 64": costs(training),
+                "convolutions, 32 and 64 channels": costs(Training(data, large)),
+            },
             "limit, trained": few(training.net, data),
             "limit, untrained": early,
         },
