@@ -74,7 +74,7 @@ class LineCrossings:
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
         """The two bases side by side: both layers are projected on both."""
-        return torch.cat([self.first.basis, self.last.basis], dim=1)
+        return torch.cat([self.first.basis.mT, self.last.basis.mT]).mT
 
     @cached_property
     def overlap(self) -> Float64[Tensor, "R1 R2"]:

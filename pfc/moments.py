@@ -16,7 +16,6 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 TILE = {"cpu": 2**17, "cuda": 2**22}  # float64 numbers worked on at once: 1 MiB is a core's cache
-FEW_CLASSES = 64  # up to here class sums are a matrix product, above a scatter
 AT_HAND = {"cpu"}  # devices whose numbers can be looked at without waiting for a queue of work
 
 
@@ -30,7 +29,7 @@ class BatchLabels:
         place: Position of each sample's class in `present`.
         first: Number of the first sample of each class in `present`.
         count: Samples of each class in `present`.
-        one_hot: Membership in the classes of `present`; `None` if they are many.
+        one_hot: Membership in the classes of `present`, where sums are the faster by it; else `None`.
         numbers: The classes of `present` once more, known without asking a device.
     """
 
@@ -64,12 +63,11 @@ class BatchLabels:
         present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
         order = torch.argsort(place, stable=True)
         first = order[count.cumsum(0) - count]
-        few = len(present) <= FEW_CLASSES or device.type == "cuda"
         numbers = tuple(present.tolist())
         y, present, place, first, count = (
             part.to(device, non_blocking=True) for part in (y, present, place, first, count)
         )
-        one_hot = (present[:, None] == y).double() if few else None
+        one_hot = None if device.type in AT_HAND else (present[:, None] == y).double()
         return cls(y, present, place, first, count.double(), one_hot, numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:

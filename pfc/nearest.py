@@ -15,6 +15,8 @@ from torch import Tensor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, column_tiles, row_tiles, upcast
 
+FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
+
 
 @dataclass(frozen=True, eq=False)
 class MeansSpan:
@@ -57,7 +59,7 @@ class MeansSpan:
         size = 32 * len(M) ** 0.5 * torch.linalg.vector_norm(moments.mean, dim=1).max()
         floor = torch.finfo(torch.float64).eps * torch.maximum(max(M.shape) * values[0], size)
         rank = int((values > floor).sum())
-        basis = directions[:rank].mT.contiguous()
+        basis = directions[:rank].contiguous().mT
         return cls(centre, basis, values[:rank], M @ basis, place)
 
     @cached_property
@@ -76,16 +78,30 @@ def project(
     H: Float[Tensor, "B D"], span: MeansSpan, bases: Float64[Tensor, "D R"]
 ) -> Float64[Tensor, "B R"]:
     """Coordinates of the centred rows of `H`, upcast tile by tile."""
-    centre = span.centre
-    if H.dtype == torch.float64 and span.central:  # needs no copy: to subtract at last loses nothing
-        return torch.addmm(-(centre @ bases), H, bases)
-    z = bases.new_zeros(len(H), bases.shape[1])
-    for columns in column_tiles(H):
-        for rows in row_tiles(H, columns):
-            X = upcast(H[rows, columns], "project")
-            X -= centre[columns]
-            z[rows].addmm_(X, bases[columns])
-    return z
+    flat = bases.mT.contiguous()
+    few = len(flat) <= FEW
+    z = bases.new_zeros(len(flat), len(H)).mT if few else bases.new_zeros(len(H), len(flat))
+    if H.dtype == torch.float64 and span.central:  # needs no copy
+        _add(z, H, flat, few=few)
+    else:
+        for columns in column_tiles(H):
+            for rows in row_tiles(H, columns):
+                X = upcast(H[rows, columns], "project")
+                X = X if span.central else X.sub_(span.centre[columns])
+                _add(z[rows], X, flat[:, columns], few=few)
+    if span.central:  # to subtract at last loses nothing
+        z -= span.centre @ bases
+    return z.contiguous()
+
+
+def _add(
+    z: Float64[Tensor, "B R"], X: Float64[Tensor, "B C"], flat: Float64[Tensor, "R C"], *, few: bool
+) -> None:
+    """Add the products of rows with rows; in the order that is the faster for so many of `flat`."""
+    if few:
+        z.mT.addmm_(flat, X.mT)
+    else:
+        z.addmm_(X, flat.mT)
 
 
 @dataclass(eq=False)
