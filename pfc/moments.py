@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-TILE = {"cpu": 2**17, "cuda": 2**22}  # float64 numbers worked on at once: 1 MiB is a core's cache
+TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
 AT_HAND = {"cpu"}  # devices whose numbers can be looked at without waiting for a queue of work
 
 

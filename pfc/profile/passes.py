@@ -179,7 +179,7 @@ class FirstPass:
             self.moments[name].update(H, labels)
             return
         names, segment = self._of_layer[name]
-        self._kept[name] = H.clone()  # the network may write over it
+        self._kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
         if name == names[-1]:
             gram = segment.update([self._take(each, name) for each in names], labels)
             self.paths[name].update(gram, labels.y)
