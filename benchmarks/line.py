@@ -2,7 +2,8 @@
 
 `python benchmarks/line.py` compares all of the second pass's work for a line (both layers projected, the
 intervals of every sample, sorting) with the float64 inner products that the curve needs: each end
-against the class means of both, 4 K a sample, in the same batches, the upcast of float32 included.
+against the class means of both, 4 K a sample, in the same batches, the upcast of float32 included. These
+are plain products H @ M; with the few means first they take less than half the time.
 """
 
 import sys
@@ -24,7 +25,7 @@ def products(ends: list[Tensor], M: Tensor) -> None:
     """The inner products alone."""
     for start in range(0, N, BATCH):
         for H in ends:
-            M.mT @ H[start : start + BATCH].double().mT  # the faster order
+            H[start : start + BATCH].double() @ M
 
 
 def curve(ends: list[Tensor], y: Tensor, spans: list[MeansSpan], *, all_ends: bool) -> StepCurve:
@@ -47,7 +48,7 @@ def features() -> tuple[list[Tensor], Tensor, Tensor]:
         torch.randn(2, K, D, generator=g, dtype=torch.float64) * torch.tensor([0.3, 3.0])[:, None, None]
     )
     noise = [3 * torch.randn(N, D, generator=g, dtype=torch.float64) for _ in range(2)]
-    return [m[y] + e for m, e in zip(means, noise, strict=True)], y, means.reshape(-1, D).mT
+    return [m[y] + e for m, e in zip(means, noise, strict=True)], y, means.reshape(-1, D).mT.contiguous()
 
 
 def main() -> None:
