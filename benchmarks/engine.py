@@ -1,7 +1,9 @@
 """Benchmark A: exact statistics of 5 layers of 60,000 x 1,000 float32 features against the floor.
 
 `python benchmarks/engine.py` compares `pfc.measure` on stored features with the least that any tool
-must do, in float32: read the features twice, one class-sum product, one product with K columns.
+must do, in float32: read the features twice, one class-sum product, one product with K columns. As plain
+products these are not the fastest: beside this floor stands one of class sums row by row and a product
+in the better order.
 """
 
 import sys
@@ -59,6 +61,16 @@ def floor(features: list[Tensor], y: Tensor) -> None:
         H @ columns
 
 
+def fastest_floor(features: list[Tensor], y: Tensor) -> None:
+    """The same in the order of rows and columns that is the fastest here."""
+    rows = torch.ones(K, D)
+    for H in features:
+        for _ in range(2):
+            H.sum()
+        torch.zeros(K, D).index_add_(0, y, H)
+        rows @ H.mT
+
+
 def errors(profile: pfc.Profile, features: list[Tensor], y: Tensor) -> float:
     """Largest relative error of PFC1 against two passes over one float64 copy."""
     worst = 0.0
@@ -89,14 +101,22 @@ def main() -> None:
     )  # loads the libraries, which are no one's state
     memory = {f"passes={p}": peak_memory(measured(p)) for p in (2, 1)}
     error = errors(measured(1)(), features, y)
-    runs = {"floor": lambda: floor(features, y), "passes=1": measured(1), "passes=2": measured(2)}
+    runs = {
+        "floor": lambda: floor(features, y),
+        "passes=1": measured(1),
+        "passes=2": measured(2),
+        "fastest floor": lambda: fastest_floor(features, y),
+    }
     seconds = side_by_side(runs, REPEATS)
+    plain = {name: times for name, times in seconds.items() if name != "fastest floor"}
+    fastest = {name: times for name, times in seconds.items() if name != "floor"}
     record = {
         "what": f"{LAYERS} layers of {N} x {D} float32 features, {K} classes, batches of {BATCH}",
         "floor": "read twice, class-sum product, K-column product, float32",
         "cpu_seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
-        "ratio": ratios(seconds, "floor"),
-        "aim": {"passes=1": 1.8, "passes=2": 3.5, "extra_memory_mb": 20, "relative_error": 1e-9},
+        "ratio": ratios(plain, "floor"),
+        "ratio_to_the_fastest_floor": ratios(fastest, "fastest floor"),
+        "aim": {"passes=1": 1.2, "passes=2": 1.8, "extra_memory_mb": 20, "relative_error": 1e-9},
         "extra_memory_mb": memory,
         "relative_error_of_pfc1": error,
     }

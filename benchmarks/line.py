@@ -2,7 +2,8 @@
 
 `python benchmarks/line.py` compares all of the second pass's work for a line (both layers projected, the
 intervals of every sample, sorting) with the float64 inner products that the curve needs: each end
-against the class means of both, 4 K a sample, in the same batches, the upcast of float32 included.
+against the class means of both, 4 K a sample, in the same batches, the upcast of float32 included. These
+are plain products H @ M; with the few means first they take less than half the time.
 """
 
 import sys

@@ -1,11 +1,13 @@
 """Benchmark B: what measuring adds to the forward passes of a network of ResNet-18's size.
 
 `python benchmarks/network.py FOLDER` takes test images of CIFAR-10 from a folder of parquet (or the hub
-name uoft-cs/cifar10), taps all eight blocks, flattened, and compares with bare forward passes.
+name uoft-cs/cifar10), taps all eight blocks, flattened, and compares with bare forward passes. Where
+there is a CUDA device it does so there too, in float32 and in bfloat16, timed by the device's events.
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from record import keep, one_thread, ratios, side_by_side
@@ -13,6 +15,57 @@ from record import keep, one_thread, ratios, side_by_side
 import pfc
 
 BATCH, BATCHES, REPEATS = 128, 3, 3
+MANY = 20  # times the batches, on a device that is done with them at once
+
+
+def device_seconds(run: Callable[[], object]) -> float:
+    """Seconds between two events of the device's queue around `run`."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    run()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def on_device(
+    net: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[str, object]:
+    """The same ratios on a CUDA device, by precision; nothing without one."""
+    if not torch.cuda.is_available():
+        return {}
+    net, many = net.cuda(), [(x.cuda(), y) for x, y in batches] * MANY
+    found: dict[str, object] = {"device": torch.cuda.get_device_name()}
+    for precision in (None, "bfloat16"):
+
+        def bare(dtype: str | None = precision) -> None:
+            autocast = torch.autocast("cuda", torch.bfloat16, enabled=dtype is not None)
+            with torch.no_grad(), autocast:
+                for x, _ in many:
+                    net(x)
+
+        def measured(passes: int, segments: bool, dtype: str | None = precision) -> None:
+            pfc.measure(
+                net,
+                many,
+                layers="stages.*.blocks.*",
+                passes=passes,
+                segments=segments,
+                precision=dtype,
+                progress=False,
+            )
+
+        runs = {
+            "bare forward": bare,
+            "one pass": partial(measured, 1, False),
+            "one pass with segments": partial(measured, 1, True),
+            "two passes, all metrics": partial(measured, 2, True),
+        }
+        for run in runs.values():
+            run()  # kernels are chosen at the first run
+        seconds = {name: [device_seconds(run) for _ in range(REPEATS)] for name, run in runs.items()}
+        found[precision or "float32"] = {"seconds": seconds, "ratio": ratios(seconds, "bare forward")}
+    return {"cuda": found}
 
 
 def main(spec: str) -> None:
@@ -51,6 +104,7 @@ def main(spec: str) -> None:
         "what": f"{parameters / 1e6:.1f}M weights, 8 blocks flattened, {BATCHES} batches of {BATCH}",
         "cpu_seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
         "ratio": ratios(seconds, "bare forward"),
+        **on_device(net, batches),
         "aim": {"one pass": 1.15, "one pass with segments": 1.25, "two passes, all metrics": 2.3},
     }
     keep(__file__, record)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pfc import theory as theory
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
+    from pfc.profile import Monitor as Monitor
     from pfc.profile import Profile as Profile
     from pfc.profile import features as features
     from pfc.profile import load as load
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
-    **dict.fromkeys(("Profile", "features", "load", "measure"), "pfc.profile"),
+    **dict.fromkeys(("Monitor", "Profile", "features", "load", "measure"), "pfc.profile"),
     **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)

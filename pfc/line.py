@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from pfc.moments import AT_HAND
 from pfc.nearest import MeansSpan
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
+WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +69,12 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    _waiting: list[tuple[End, tuple[Tensor, Tensor, Tensor, Tensor]]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
         """The two bases side by side: both layers are projected on both."""
-        return torch.cat([self.first.basis, self.last.basis], dim=1)
+        return torch.cat([self.first.basis.mT, self.last.basis.mT]).mT
 
     @cached_property
     def overlap(self) -> Float64[Tensor, "R1 R2"]:
@@ -106,10 +109,20 @@ class LineCrossings:
             f2 = _gap(own, points, p)
             inner = ((a @ overlap) * points).sum(1) - z_A[:, r:] @ points.mT - on_A @ a.mT
             f1 = inner - inner.gather(1, p[:, None])
+            self._waiting.append((end, (f0, f1, f2, p)))
+        waiting = sum(3 * f0.numel() for _, (f0, *_) in self._waiting)
+        if y.device.type in AT_HAND or waiting > WAITING:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
+        for end, (f0, f1, f2, p) in self._waiting:
             self.found.setdefault(end, []).append(_intervals(f0.cpu(), f1.cpu(), f2.cpu(), p.cpu()))
+        self._waiting.clear()
 
     def curves(self) -> dict[End, StepCurve]:
         """The step function of each end; an end that is undefined is absent."""
+        self.fetch()
         curves = {}
         for end, parts in self.found.items():
             events = [np.sort(np.concatenate([part[i] for part in parts])) for i in (0, 1)]

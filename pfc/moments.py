@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-TILE = {"cpu": 2**17, "cuda": 2**22}  # float64 numbers worked on at once: 1 MiB is a core's cache
-FEW_CLASSES = 64  # up to here class sums are a matrix product, above a scatter
+TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
+AT_HAND = {"cpu"}  # devices whose numbers can be looked at without waiting for a queue of work
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class BatchLabels:
         place: Position of each sample's class in `present`.
         first: Number of the first sample of each class in `present`.
         count: Samples of each class in `present`.
-        one_hot: Membership in the classes of `present`; `None` if they are many.
+        one_hot: Membership in the classes of `present`, where sums are the faster by it; else `None`.
+        numbers: The classes of `present` once more, known without asking a device.
     """
 
     y: Int64[Tensor, " B"]
@@ -38,13 +39,15 @@ class BatchLabels:
     first: Int64[Tensor, " P"]
     count: Float64[Tensor, " P"]
     one_hot: Float64[Tensor, "P B"] | None
+    numbers: tuple[int, ...]
 
     @classmethod
-    def of(cls, y: Int[Tensor, " B"]) -> "BatchLabels":
-        """Prepare the integer labels of a batch.
+    def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
+        """Prepare the integer labels of a batch: where they are, which on the CPU asks no device.
 
         Args:
             y: Class of each sample.
+            device: Where the features will be; the labels' own place if `None`.
 
         Returns:
             What every layer needs to know of them.
@@ -56,13 +59,16 @@ class BatchLabels:
             raise ValueError("a batch needs at least one sample, got labels of shape (0,)")
         if y.min() < 0:
             raise ValueError(f"labels must not be negative, got {int(y.min())}")
-        y = y.long()
+        y, device = y.long(), device or y.device
         present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
         order = torch.argsort(place, stable=True)
         first = order[count.cumsum(0) - count]
-        few = len(present) <= FEW_CLASSES or y.device.type == "cuda"
-        one_hot = (present[:, None] == y).double() if few else None
-        return cls(y, present, place, first, count.double(), one_hot)
+        numbers = tuple(present.tolist())
+        y, present, place, first, count = (
+            part.to(device, non_blocking=True) for part in (y, present, place, first, count)
+        )
+        one_hot = None if device.type in AT_HAND else (present[:, None] == y).double()
+        return cls(y, present, place, first, count.double(), one_hot, numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
         """Sum of the rows of each class present."""
@@ -74,7 +80,7 @@ class BatchLabels:
         """The labels of some rows; the classes keep their places."""
         one_hot = None if self.one_hot is None else self.one_hot[:, rows]
         place, y = self.place[rows], self.y[rows]
-        return BatchLabels(y, self.present, place, self.first, self.count, one_hot)
+        return BatchLabels(y, self.present, place, self.first, self.count, one_hot, self.numbers)
 
 
 @dataclass(eq=False)
@@ -121,7 +127,7 @@ class ClassMoments:
             ValueError: If there is no sample, the lengths differ, or a label is out of range.
         """
         labels = BatchLabels.of(y)
-        moments = cls.empty(classes or int(y.max()) + 1, H.shape[1], H.device)
+        moments = cls.empty(classes or labels.numbers[-1] + 1, H.shape[1], H.device)
         moments.update(H, labels)
         return moments
 
@@ -157,8 +163,10 @@ class ClassMoments:
             self.mean, self.low = torch.cat([self.mean, room]), torch.cat([self.low, room])
 
     def present(self) -> "ClassMoments":
-        """The same moments without the classes that have no sample."""
+        """The same moments without the classes that have no sample; no copy where all have some."""
         seen = self.count > 0
+        if bool(seen.all()):
+            return self
         return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen], self.low[seen])
 
     def cpu(self) -> "ClassMoments":
@@ -352,9 +360,9 @@ def _shift(
     """The mean so far; for a class not seen yet, its first sample."""
     S = layer.mean[labels.present, columns]
     new = n == 0
-    if new.any():
-        S[new] = H[labels.first[new], columns].double()
-    return S
+    if H.device.type in AT_HAND and not new.any():
+        return S
+    return torch.where(new[:, None], H[labels.first, columns].double(), S)
 
 
 def column_tiles(H: Float[Tensor, "B D"]) -> Iterator[slice]:
@@ -374,8 +382,8 @@ def _check(
     layers: Sequence[ClassMoments], batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
 ) -> None:
     K, D = layers[0].mean.shape
-    if labels.present[-1] >= K:
-        raise ValueError(f"labels must lie in 0..{K - 1}, got {int(labels.present[-1])}")
+    if labels.numbers[-1] >= K:
+        raise ValueError(f"labels must lie in 0..{K - 1}, got {labels.numbers[-1]}")
     for H in batch:
         if H.shape != (len(labels.y), D):
             raise ValueError(

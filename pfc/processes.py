@@ -244,6 +244,7 @@ class Group(Processes):
         return [part[:size].to(x.device) for part, size in zip(parts, sizes, strict=True)]
 
     def _in_place(self, x: Tensor, work: Any) -> Tensor:
+        """Exchange a tensor where the group does, in its memory's order, whatever its strides are."""
         moved = x.to(self._device).contiguous()
         self.exchanged += moved.nbytes
         self._finish(work(moved))

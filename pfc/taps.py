@@ -3,16 +3,17 @@
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Pool = str | Callable[[Tensor], Tensor]
+Precision = Literal["bfloat16", "float16"]
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
 
 CLASSIFIER_INPUT = "classifier.input"
@@ -305,9 +306,32 @@ def why_silent(model: nn.Module) -> str:
     return "tap a layer that the forward pass uses"
 
 
+def eager() -> AbstractContextManager[object]:
+    """Compiled modules run as they were written, so that hooks see them."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode on `device`, no gradients, no autocast, eager; all is put back at the end."""
+def undisturbed(
+    model: nn.Module, device: torch.device, precision: Precision | None = None
+) -> Iterator[None]:
+    """Evaluation mode on `device`, no gradients, eager; all is put back at the end.
+
+    Args:
+        model: The network without wrappers.
+        device: Where it will run.
+        precision: Type of the autocast in which it will run; in none if `None`, whatever is around.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If there is no such precision.
+    """
+    if precision not in {None, *get_args(Precision)}:
+        raise ValueError(f"precision must be None, 'bfloat16' or 'float16', got {precision!r}")
+    dtype = None if precision is None else getattr(torch, precision)
     modes = [(module, module.training) for module in model.modules()]
     home = next((t.device for t in (*model.parameters(), *model.buffers())), device)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -315,9 +339,8 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(_random_state(device))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
+        stack.enter_context(eager())
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             if device != home:  # a model spread over devices stays as it is

@@ -334,7 +334,7 @@ def test_half_precision_features_are_read_exactly():
         agrees(table.drop(columns=["nc3", "nc4"]).assign(nc3=math.nan, nc4=math.nan), name, row)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_on_another_device():
     model = fc_resnet()
     names = ["stem", "blocks.0", "blocks.1", "blocks.2"]

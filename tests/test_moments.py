@@ -104,11 +104,12 @@ def test_tiles_change_nothing(monkeypatch, tile):
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 
 
-def test_many_classes_take_the_other_way_to_sum(monkeypatch):
+def test_a_device_takes_the_other_way_to_sum(monkeypatch):
     H, y = problems.features(6, N=300, D=9, K=80)
     known = ClassMoments.of(H, y)
-    monkeypatch.setattr(pfc.moments, "FEW_CLASSES", 1)
     assert BatchLabels.of(y).one_hot is None
+    monkeypatch.setattr(pfc.moments, "AT_HAND", set())
+    assert BatchLabels.of(y).one_hot.shape == (80, 300)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 
 import pfc.moments
+import pfc.nearest
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from tests import problems
@@ -115,10 +116,16 @@ def test_other_features_are_noticed():
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e6])
-def test_coordinates_lose_nothing_to_a_common_offset(offset):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("few", [1, 64])
+def test_coordinates_lose_nothing_to_a_common_offset(offset, dtype, few, monkeypatch):
+    """In whatever order the product is taken, and whenever the centre is taken off."""
+    monkeypatch.setattr(pfc.nearest, "FEW", few)
     H, y = problems.features(4, N=50, D=9, K=4)
-    H = H + offset
+    H = (H + offset).to(dtype)
     span = MeansSpan.of(ClassMoments.of(H, y))
     assert span.central == (offset < 1e3)
-    known = (H - span.centre - span.low) @ span.basis
-    torch.testing.assert_close(project(H, span, span.basis), known, rtol=0, atol=1e-13)
+    known = (H.double() - span.centre - span.low) @ span.basis
+    found = project(H, span, span.basis)
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-13)
+    assert found.is_contiguous()

@@ -9,3 +9,4 @@ from pfc.profile.prediction import Prediction as Prediction
 from pfc.profile.result import Profile as Profile
 from pfc.profile.result import load as load
 from pfc.profile.segment import Segment as Segment
+from pfc.profile.watching import Monitor as Monitor

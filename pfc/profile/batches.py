@@ -83,18 +83,20 @@ class Batches:
         self.data, self.device, self.ranks = data, device, ranks
         self.limit = _least(own_part(limit, ranks), unpadded(data))
         self.statistics = statistics
-        host = statistics == "host" or device.type == "mps"  # which has no float64
-        self.home = torch.device("cpu") if host else device
+        self.home = torch.device("cpu") if statistics == "host" else exact(device)
 
-    def settle(self, size: int) -> None:
+    def settle(self, size: int) -> torch.device:
         """Keep statistics of so many bytes in the host's memory where the device has no room."""
         if self.statistics is None and self.home.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.home)
             self.home = self.home if size < ROOM * free else torch.device("cpu")
+        return self.home
 
     def at_home(self, batch: Batch) -> Batch:
-        """A batch whose labels lie where the statistics are."""
-        return replace(batch, labels=BatchLabels.of(batch.labels.y.to(self.home)))
+        """The same batch with its labels where the statistics are."""
+        if batch.labels.y.device == self.home:
+            return batch
+        return replace(batch, labels=BatchLabels.of(batch.labels.y.cpu(), self.home))
 
     @property
     def total(self) -> int | None:
@@ -136,8 +138,8 @@ class Batches:
             left = None if self.limit is None else self.limit - seen
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
-            args, kwargs, y = _move((args, kwargs, y), self.device)
-            yield Batch(number, args, kwargs, BatchLabels.of(y.to(self.home)))
+            args, kwargs = _move((args, kwargs), self.device)
+            yield Batch(number, args, kwargs, BatchLabels.of(y, self.home))
             seen += len(y)
             if self.limit is not None and seen >= self.limit:
                 return
@@ -205,13 +207,18 @@ def _least(a: int | None, b: int | None) -> int | None:
     return min((x for x in (a, b) if x is not None), default=None)
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where statistics of features on a device are kept: there, if it has float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     if isinstance(item, Mapping):
         name = next((name for name in ("labels", "label") if name in item), None)
         if name is None:
             raise ValueError(f"batch {number} is a dict without 'labels'; it has {list(item)}")
         inputs = {key: value for key, value in item.items() if key not in {"labels", "label"}}
-        return (), inputs, _labels(item[name], number)
+        return (), inputs, checked_labels(item[name], number)
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
             f"batch {number} must be a pair (x, y) or a dict with 'labels', got {type(item).__name__}"
@@ -219,11 +226,23 @@ def _parts(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         )
     x, y = item
     if isinstance(x, Mapping):
-        return (), dict(x), _labels(y, number)
-    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, _labels(y, number)
+        return (), dict(x), checked_labels(y, number)
+    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, checked_labels(y, number)
 
 
-def _labels(y: Any, number: int) -> Int64[Tensor, " B"]:
+def checked_labels(y: Any, number: int) -> Int64[Tensor, " B"]:
+    """The labels of a batch, on the CPU.
+
+    Args:
+        y: Class of each sample.
+        number: The batch's number, for the message.
+
+    Returns:
+        The same as a tensor.
+
+    Raises:
+        ValueError: If they are no class indices.
+    """
     y = torch.as_tensor(y)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
         remedy = "; of one-hot labels take y.argmax(1)" if y.ndim == 2 else ""
@@ -233,15 +252,16 @@ def _labels(y: Any, number: int) -> Int64[Tensor, " B"]:
         )
     if not len(y):
         raise ValueError(f"batch {number} has no sample")
+    y = y.cpu().long()  # a loader's own labels are there, and tell all without asking a device
     if y.min() < 0:
         raise ValueError(f"batch {number} has the label {int(y.min())}; classes are counted from 0")
-    return y.long()
+    return y
 
 
 def cut(item: Any, left: int, size: int) -> Any:
-    """The first `left` samples of everything that has `size` of them."""
+    """A copy of the first `left` samples of everything that has `size` of them."""
     if isinstance(item, Tensor):
-        return item[:left] if item.ndim and len(item) == size else item
+        return item[:left].clone() if item.ndim and len(item) == size else item
     if isinstance(item, Mapping):
         return {key: cut(value, left, size) for key, value in item.items()}
     if isinstance(item, tuple | list):
@@ -268,7 +288,7 @@ class Fingerprint:
     """
 
     def __init__(self) -> None:
-        self.of_class: dict[int, Float64[Tensor, 3]] = {}
+        self.sums: Float64[Tensor, "K 3"] | None = None
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
         self._exponent: int | None = None  # inputs are taken over this power of two
         self._origin = 0.0  # mark of the first input
@@ -291,8 +311,14 @@ class Fingerprint:
                 self._look(x)
             mark = (self._mark(x) - self._origin).to(mark.device)
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
-        for k, total in zip(labels.present.tolist(), labels.sums(rows).cpu(), strict=True):
-            self.of_class[k] = self.of_class.get(k, torch.zeros(3, dtype=torch.float64)) + total
+        have = mark.new_zeros(0, 3) if self.sums is None else self.sums
+        self.sums = _room(have, labels.numbers[-1] + 1).index_add_(0, labels.y, rows)
+
+    @property
+    def of_class(self) -> dict[int, Float64[Tensor, "3"]]:
+        """What is kept of each class that has inputs."""
+        sums = () if self.sums is None else self.sums.cpu().unbind()
+        return {k: total for k, total in enumerate(sums) if total[0] > 0}
 
     def begin(self, batch: Batch | None, ranks: Processes) -> None:
         """Take the first input of the first process that has one for the first of all."""
@@ -335,9 +361,8 @@ class Fingerprint:
         """
         if ranks.size == 1:
             return
-        ours = torch.zeros(classes, 3, dtype=torch.float64)
-        for k, total in self.of_class.items():
-            ours[k] = total
+        ours = torch.zeros(0, 3, dtype=torch.float64) if self.sums is None else self.sums.cpu()
+        ours = _room(ours, classes)
         parts = torch.stack(ranks.gather(ours[None])).flatten(0, 1)
         equal = torch.isclose(parts, parts[0], rtol=SAME, atol=0.0).all()
         if bool(equal & parts[..., 1:].any()):  # inputs of no known form leave no mark
@@ -346,7 +371,7 @@ class Fingerprint:
                 "samples: give each its own part, such as by a DistributedSampler, or pass group=False "
                 "to measure in each process alone"
             )
-        self.of_class = dict(enumerate(parts.sum(0)))
+        self.sums = parts.sum(0)
 
     def compare(self, again: "Fingerprint") -> None:
         """Check that the second pass read the samples of the first.
@@ -355,9 +380,10 @@ class Fingerprint:
             ValueError: If it did not.
         """
         remedy = "turn off random augmentation (and shuffling, under a limit), or take passes=1"
-        for k in sorted({*self.of_class, *again.of_class}):
+        ours, theirs = self.of_class, again.of_class
+        for k in sorted({*ours, *theirs}):
             zero = torch.zeros(3, dtype=torch.float64)
-            a, b = self.of_class.get(k, zero), again.of_class.get(k, zero)
+            a, b = ours.get(k, zero), theirs.get(k, zero)
             if a[0] != b[0]:
                 raise ValueError(
                     f"the second pass saw other samples than the first: {int(b[0])} of class {k} after "
@@ -373,3 +399,9 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"
                 )
+
+
+def _room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:
+    """The same rows, and zero ones for further classes."""
+    more = classes - len(sums)
+    return torch.cat([sums, sums.new_zeros(more, 3)]) if more > 0 else sums

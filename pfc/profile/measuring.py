@@ -20,7 +20,7 @@ from pfc.profile.result import COLUMNS, Profile, warn
 from pfc.profile.segment import Segment
 from pfc.profile.survey import Survey, survey
 from pfc.progress import shown
-from pfc.taps import Layers, Pool, undisturbed, unwrapped
+from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -41,11 +41,12 @@ def measure(
     classifier: str | nn.Module | None = None,
     statistics: Home | None = None,
     group: Any = None,
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> Profile:
     """Measure progressive feedforward collapse at every chosen layer of a classifier.
 
-    Two forward passes in evaluation mode, without gradients and autocast; statistics are float64 and
+    Two forward passes in evaluation mode, without gradients; statistics are float64 and
     exact, in memory O(K D) a layer. The model's modes, hooks, gradients, random state and outputs are
     left as they were, also after an exception.
 
@@ -69,13 +70,20 @@ def measure(
         segments: Also gather what pairs layers of one shape: positions, path and straight line.
         pool: What becomes of outputs with more than one axis a sample: `"flatten"`, `"mean"`, `"cls"`
             or a callable.
-        limit: Stop after so many samples, of all processes together.
+        limit: Stop after so many samples, of all processes together. With n of a class PFC1 is too
+            small, as the means scatter by 1/n of the spread within, and PFC3 too large, as each sample
+            draws its own mean near: of an untrained network on the digits PFC1 is 1.43 and PFC3 0.87 of
+            all 1,797 samples, 1.13 and 0.94 of 10 a class, 0.26 and 1 of 2 a class
+            (`benchmarks/watching.py`). The wider the layer, the more samples it takes.
         device: Where to run; the model's own place if `None`.
         classifier: The last linear layer by name or as a module; found by itself if `None`.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
             the features are then moved batch by batch; where they fit if `None`.
         group: The processes that measure together; `None` for all of an initialised process group,
             `False` for this one alone.
+        precision: `"bfloat16"` or `"float16"` to run the forward passes under autocast, as a network
+            trained so is used; `None` computes in the model's own types, also inside an autocast. The
+            statistics are float64 either way, of the features as they came.
         progress: Show progress on the standard error.
 
     Returns:
@@ -92,7 +100,7 @@ def measure(
         raise ValueError(f"classes must be at least 2, got {classes}")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
     place = _place(model, device)
-    with together(group, place) as ranks, undisturbed(unwrapped(model), place):
+    with together(group, place) as ranks, undisturbed(unwrapped(model), place, precision):
         batches = Batches(data, limit, place, ranks, statistics)
         total = None if batches.total is None else passes * batches.total
         with shown("measure", total, enabled=progress and ranks.first) as step:
@@ -110,7 +118,7 @@ def measure(
             second = SecondPass(first, weighting) if passes == 2 else None
             if second is not None:
                 second.run(batches, step, done)
-        return assemble(first, second, weighting, batches.name)
+        return assemble(first, second, weighting, batches.name, precision)
 
 
 def features(
@@ -121,6 +129,7 @@ def features(
     limit: int | None = None,
     pool: Pool = "flatten",
     device: str | torch.device | None = None,
+    precision: Precision | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Float[Tensor, "N D"]], Int64[Tensor, " N"]]:
     """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
@@ -132,6 +141,7 @@ def features(
         limit: Stop after so many samples.
         pool: As for `measure`.
         device: As for `measure`.
+        precision: As for `measure`.
         progress: As for `measure`.
 
     Returns:
@@ -145,7 +155,8 @@ def features(
     labels: list[Tensor] = []
     looked: Survey | None = None
     batches = Batches(data, limit, place)
-    with undisturbed(unwrapped(model), place), shown("collect", batches.total, enabled=progress) as step:
+    quiet = undisturbed(unwrapped(model), place, precision)
+    with quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
             looked = looked or survey(model, batch, layers, None, pool)
             looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
@@ -189,7 +200,10 @@ def transport(
     if pool not in {"flatten", "mean", "cls"}:
         raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
     ends = [chosen.layers[0], chosen.layers[-1]]
-    found, y = features(model, data, ends, pool=pool, device=device, progress=progress)
+    precision = profile.about.get("precision")
+    found, y = features(
+        model, data, ends, pool=pool, device=device, precision=precision, progress=progress
+    )
     start, end = (found[name] for name in ends)
     return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
 
@@ -201,7 +215,11 @@ def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
 
 
 def assemble(
-    first: FirstPass, second: SecondPass | None, weighting: Weighting, data: str | None
+    first: FirstPass,
+    second: SecondPass | None,
+    weighting: Weighting,
+    data: str | None,
+    precision: Precision | None = None,
 ) -> Profile:
     """The profile of two passes, or of the first alone."""
     looked = first.survey
@@ -246,7 +264,7 @@ def assemble(
         },
         moments={name: moments.cpu() for name, moments in first.moments.items()},
         segments=segments,
-        about={"data": data, **_about(first, second, weighting)},
+        about={"data": data, "precision": precision, **_about(first, second, weighting)},
     )
 
 

@@ -129,7 +129,7 @@ def one_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -> M
         return found
     rank = int(ranks.lead(torch.tensor([0 if found is None else len(found.values)])))
     span = MeansSpan.room(moments, rank) if found is None else found
-    for part in (span.centre, span.low, span.basis, span.values, span.points):
+    for part in (span.centre, span.low, span.basis.mT, span.values, span.points):
         _slicewise(part, ranks)
     return span
 
@@ -152,6 +152,7 @@ def merge_crossings(line: LineCrossings, ranks: Processes) -> None:
     """Bring together where all samples change sides along a line."""
     if ranks.size == 1:
         return
+    line.fetch()
     line.samples = int(ranks.total(torch.tensor([line.samples])))
     for end, points in line.points.items():
         if points is not None:

@@ -1,8 +1,11 @@
 """The two passes over the data: moments of every layer, then nearest class means."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from math import prod
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from pfc.line import LineCrossings
 from pfc.metrics import Weighting
-from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import NearestMean, project
 from pfc.processes import ALONE, Processes
 from pfc.profile.batches import Batch, Batches, Fingerprint, refuse_repeated
@@ -29,6 +32,8 @@ from pfc.profile.survey import Survey, agreed, survey
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
+
+LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 
 
 class FirstPass:
@@ -70,6 +75,7 @@ class FirstPass:
         self.inputs = Fingerprint()
         self._kept: dict[str, Tensor] = {}
         self._batch = self._largest = 0
+        self._bad: Int64[Tensor, " L"]
         self._of_layer: dict[str, tuple[list[str], SegmentMoments]] = {}
 
     def run(self, batches: Batches, step: Step) -> int:
@@ -78,39 +84,94 @@ class FirstPass:
         for batch in batches:
             self.ranks.look()
             if not done:
-                self._begin(batch, batches)
+                self._meet(batch, batches)
                 batch = batches.at_home(batch)
-            self._batch = batch.number
-            self._largest = max(self._largest, len(batch))
-            self._make_room(batch)
-            if self.again or self.ranks.size > 1:
-                self.inputs.update(batch)
-            self.survey.forward(batch, partial(self._see, batch.labels))
-            self._finite(batch)
+            with self.seeing(batch):
+                self.survey.model(*batch.args, **batch.kwargs)
             done = batch.number + 1
+            if batch.labels.y.device.type in AT_HAND or done % LOOK == 0:
+                self._finite()
             step(done, "pass 1")
         if not done:
-            self._begin(None, batches)
-        self._merge(batches.whole)
-        self._check()
+            self._meet(None, batches)
+        self.finish(batches.whole)
         return done
 
-    def _begin(self, batch: Batch | None, batches: Batches) -> None:
+    def _meet(self, batch: Batch | None, batches: Batches) -> None:
+        """Begin with the first batch, or without one, as all processes do."""
         model, layers, classifier, pool = self.asked
         found = None if batch is None else survey(model, batch, layers, classifier, pool)
-        self.survey = agreed(found, model, pool, self.ranks)
+        looked = agreed(found, model, pool, self.ranks)
         self.inputs.begin(batch, self.ranks)
+        largest = 0 if batch is None else batch.labels.numbers[-1]
+        K = self.begin(looked, largest, batches.classes)
+        self.open(K, batches.settle(cost([*looked.shapes.values()], K).peak))
+
+    @contextmanager
+    def seeing(self, batch: Batch) -> Iterator[None]:
+        """Add a batch that the block runs through the model."""
+        self._batch, labels = batch.number, batch.labels
+        self._largest = max(self._largest, len(batch))
+        self.make_room(labels.numbers[-1], batch.number)
+        if self.again or self.ranks.size > 1:
+            self.inputs.update(batch)
+        see = partial(self._see, labels)
+        with self.survey.watching(batch.number, len(batch), labels.y.device, see):
+            yield
+        self._note_finite(batch.number)
+
+    def add(
+        self,
+        rows: Mapping[str, Float[Tensor, "B D"]],
+        labels: BatchLabels,
+        numbers: Int64[Tensor, " B"],
+    ) -> None:
+        """Add the features of several batches at once.
+
+        Args:
+            rows: Of every layer, in the order of the forward pass.
+            labels: Of all rows.
+            numbers: The batch that each row is of.
+        """
+        for name, H in rows.items():
+            self._see(labels, name, H)
+        bad = [~rows[name].sum(1, dtype=torch.float64).isfinite() for name in self.moments]
+        self._note_finite(numbers[torch.stack(bad).int().argmax(1)])
+
+    def finish(self, whole: int | None = None) -> None:
+        """Make what was gathered that of all processes, and check it.
+
+        Args:
+            whole: Samples of the dataset behind the batches, where it knows.
+
+        Raises:
+            ValueError: If features were not finite, or samples of less than two classes were seen.
+        """
+        self._finite()
+        self._merge(whole)
+        self._check()
+
+    def begin(self, looked: Survey, largest: int, own_classes: int | None) -> int:
+        """Settle what will be measured.
+
+        Args:
+            looked: A look at the model.
+            largest: Label of the first batch.
+            own_classes: The data's own number of classes, if they have one.
+
+        Returns:
+            Number of classes; more may come if none of these know it.
+        """
+        self.survey = looked
         if self.classes is None:
             outputs = self.survey.head.out_features if self.survey.head else 1
             # one logit is two classes, or no class at all
-            self.classes = outputs if outputs > 1 else batches.classes
+            self.classes = outputs if outputs > 1 else own_classes
         self.growing = self.classes is None
-        K = self.classes or (1 if batch is None else int(batch.labels.present[-1]) + 1)
-        batches.settle(cost([*self.survey.shapes.values()], K).peak)
-        self._open(K, batches.home)
+        return self.classes or largest + 1
 
-    def _open(self, K: int, place: torch.device) -> None:
-        """Make the empty statistics of every layer and segment."""
+    def open(self, K: int, place: torch.device) -> None:
+        """Make the empty statistics of every layer and segment, of so many classes, at a place."""
         features = {name: prod(shape) for name, shape in self.survey.shapes.items()}
         for names in self.survey.segments if self.paired else []:
             if len(names) > 1:
@@ -125,6 +186,7 @@ class FirstPass:
                 self.moments[name] = ClassMoments.empty(K, features[name], place)
                 self.scales[name] = Scale()
         self.moments = {name: self.moments[name] for name in self.survey.shapes}
+        self._bad = torch.full((len(self.moments),), -1, device=place)
 
     @property
     def answered(self) -> bool:
@@ -132,11 +194,19 @@ class FirstPass:
         K = len(next(iter(self.moments.values())).count)
         return self.survey.head is not None and self.survey.head.out_features >= K
 
-    def _make_room(self, batch: Batch) -> None:
-        largest = int(batch.labels.present[-1])
+    def make_room(self, largest: int, batch: int) -> None:
+        """Make room for a batch's classes.
+
+        Args:
+            largest: Of its labels.
+            batch: Its number, for the message.
+
+        Raises:
+            ValueError: If there are not so many classes.
+        """
         if self.classes is not None and largest >= self.classes:
             raise ValueError(
-                f"batch {batch.number} has the label {largest}, but there are {self.classes} classes "
+                f"batch {batch} has the label {largest}, but there are {self.classes} classes "
                 f"(0..{self.classes - 1})"
             )
         if self.growing:
@@ -175,7 +245,7 @@ class FirstPass:
             self.moments[name].update(H, labels)
             return
         names, segment = self._of_layer[name]
-        self._kept[name] = H.clone()  # the network may write over it
+        self._kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
         if name == names[-1]:
             batch = [self._take(each, name) for each in names]
             gram = segment.update(self.scales[name].fit(names, batch, self._batch), labels)
@@ -189,10 +259,16 @@ class FirstPass:
             )
         return self._kept.pop(name)
 
-    def _finite(self, batch: Batch) -> None:
-        for name, moments in self.moments.items():
-            if not bool(torch.isfinite(moments.scatter.sum())):
-                raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch.number}")
+    def _note_finite(self, batch: int | Int64[Tensor, " L"]) -> None:
+        """Keep the first batch after which a layer's scatter is not finite; asks no device."""
+        fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
+        self._bad = torch.where(fine | (self._bad >= 0), self._bad, batch)
+
+    def _finite(self) -> None:
+        bad = zip(self._bad.tolist(), self.moments, strict=True)
+        first = min((b for b in bad if b[0] >= 0), key=itemgetter(0), default=None)
+        if first:
+            raise ValueError(f"layer {first[1]!r} gave NaN or infinite features on batch {first[0]}")
 
     def _check(self) -> None:
         for scale in self.scales.values():
@@ -235,6 +311,10 @@ class SecondPass:
         self.right = 0
         self.disagree = 0
         self.unknown = False
+        count = next(iter(first.moments.values())).count
+        self._seen = (count > 0).nonzero().flatten()  # the classes behind the means, in their order
+        self._expected = frozenset(self._seen.tolist())
+        self._tally = self._seen.new_zeros(3)  # right, in disagreement, unknown
         self._decided: dict[str, Tensor] = {}
 
     def run(self, batches: Batches, step: Step, done: int) -> None:
@@ -248,6 +328,8 @@ class SecondPass:
                 self._compare(answers, batch.labels)
             step(done + batch.number + 1, "pass 2")
         self._merge()
+        self.right, self.disagree, unknown = self._tally.tolist()
+        self.unknown = unknown > 0
         self.first.inputs.compare(self.inputs)
         for name, nearest in self.nearest.items():
             nearest.check(name)
@@ -267,14 +349,11 @@ class SecondPass:
         for line in self.crossings.values():
             merge_crossings(line, self.ranks)
         self.inputs.merge(len(next(iter(self.first.moments.values())).count), self.ranks)
-        told = torch.tensor([self.samples, self.right, self.disagree, int(self.unknown)])
-        self.samples, self.right, self.disagree, unknown = self.ranks.total(told).tolist()
-        self.unknown = unknown > 0
+        self.ranks.total(self._tally)
+        self.samples = int(self.ranks.total(torch.tensor([self.samples])))
 
     def _known(self, batch: Batch) -> None:
-        place = next(iter(self.nearest.values())).span.place
-        largest = int(batch.labels.present[-1])
-        if largest >= len(place) or (place[batch.labels.present] < 0).any():
+        if not self._expected.issuperset(batch.labels.numbers):
             raise ValueError(
                 f"the second pass saw other samples than the first: batch {batch.number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
@@ -302,10 +381,8 @@ class SecondPass:
         return nearest.take(z[:, r:], labels.y, H.dtype)
 
     def _compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
-        self.unknown |= bool((answers < 0).any())
+        self._tally[2] += (answers < 0).sum()
         self.samples += len(answers)
-        self.right += int((answers == labels.y).sum())
-        for name, decided in self._decided.items():
-            place = self.nearest[name].span.place
-            mean_class = (place >= 0).nonzero().flatten()[decided]
-            self.disagree += int((mean_class != answers).sum())
+        self._tally[0] += (answers == labels.y).sum()
+        for decided in self._decided.values():
+            self._tally[1] += (self._seen[decided] != answers).sum()

@@ -1,7 +1,8 @@
 """A first look at a model: which layers run, in what order and shape, and where the classifier is."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -81,30 +82,47 @@ class Survey:
         Raises:
             ValueError: If a layer does not run once, or its shape is not the one surveyed.
         """
+        with self.watching(batch.number, len(batch), batch.labels.y.device, see) as answers:
+            self.model(*batch.args, **batch.kwargs)
+        return answers[-1] if answers else None
+
+    @contextmanager
+    def watching(
+        self, number: int, size: int, place: torch.device, see: See
+    ) -> Iterator[list[Int64[Tensor, " B"]]]:
+        """As `forward`, for a block that runs the model once on a batch of that number and size.
+
+        Args:
+            number: For messages.
+            size: Samples.
+            place: Where the rows are wanted.
+            see: As for `forward`.
+
+        Yields:
+            Where the answers will be.
+        """
         answers: list[Tensor] = []
 
         def at_layer(name: str, output: Tensor) -> None:
-            see(name, self._rows(name, output, batch))
+            see(name, self._rows(name, output, number, size).to(place))
 
         def at_input(x: Tensor) -> None:
             if CLASSIFIER_INPUT in self.shapes:
                 at_layer(CLASSIFIER_INPUT, x)
 
-        place = batch.labels.y.device
         edge = (at_input, lambda logits: answers.append(_answers(logits).to(place)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
-            self.model(*batch.args, **batch.kwargs)
-            watch.finish(batch.number)
-        return answers[-1] if answers else None
+            yield answers
+            watch.finish(number)
 
-    def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
+    def _rows(self, name: str, output: Tensor, number: int, size: int) -> Float[Tensor, "B D"]:
         H = output if name == CLASSIFIER_INPUT else pooled(output, self.pool)
-        if H.shape != (len(batch), *self.shapes[name]):
+        if H.shape != (size, *self.shapes[name]):
             raise ValueError(
-                f"layer {name!r} gave shape {(*H.shape,)} on batch {batch.number} of {len(batch)} "
+                f"layer {name!r} gave shape {(*H.shape,)} on batch {number} of {size} "
                 f"samples; a sample's shape was {self.shapes[name]} before"
             )
-        return H.reshape(len(H), -1).to(batch.labels.y.device)
+        return H.reshape(size, -1)
 
 
 def survey(

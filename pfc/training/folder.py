@@ -163,13 +163,11 @@ class RunFolder:
     def _set_random(self, states: Mapping[str, Tensor], run: Trainer, path: Path) -> None:
         """This process's random state; a process that was not there takes the first one's."""
         known = Array(str(len(torch.get_rng_state())), torch.uint8)
-        own = {
-            name: states.get(f"{name}.{run.ranks.rank}", states.get(name)) for name in ("cpu", "cuda")
-        }
-        known.check(own["cpu"], {}, f"{path}: random/cpu")
+        own = {name: states.get(f"{name}.{run.ranks.rank}", state) for name, state in states.items()}
+        known.check(own.get("cpu"), {}, f"{path}: random/cpu")
         try:
             torch.set_rng_state(own["cpu"])
-            if own["cuda"] is not None and run.device.type == "cuda":
+            if "cuda" in own and run.device.type == "cuda":
                 torch.cuda.set_rng_state(own["cuda"], run.device)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: random is no random state: {one_line(error)}") from None
