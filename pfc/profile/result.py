@@ -16,6 +16,7 @@ from torch import Tensor
 from pfc import metrics
 from pfc.checks import (
     COUNT,
+    EXPONENT,
     FRACTION,
     NUMBER,
     POSITIVE,
@@ -53,7 +54,7 @@ HOLDS = table(  # what the JSON file must hold; all else is free
                 **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
                 **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
             },
-            optional={"data": maybe(TEXT), "pool": TEXT},
+            optional={"data": maybe(TEXT), "pool": TEXT, "exponents": table({}, others=EXPONENT)},
         ),
         "layers": rows(TEXT),
         "shapes": rows(rows(POSITIVE)),
