@@ -94,16 +94,16 @@ def work(task: str, rank: int, size: int, port: int, answers: Any) -> None:
     model, data = told["model"]().eval(), told["data"](rank=rank, size=size)
     with torch.no_grad():
         model(next(iter(data))[0])
-    before, started = peak(), time.perf_counter()
+    before, started = peak(), time.process_time()
     profile = pfc.measure(model, data, progress=False, **told["how"])
     samples = sum(map(len, data.numbers))
     cost = pfc.profile.cost(profile.shapes, K, processes=size, samples=samples)
     answers.put({
         "rank": rank,
-        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
         "peak_mb": round((peak() - before) / 2**20),
         "formula_peak_mb": round(cost.peak / 2**20),
-        "formula_state_mb": round(cost.state / 2**20),
+        "state_mb": round(cost.state / 2**20),
         "exchanged_mb": round(profile.about["exchanged"] / 2**20, 1),
         "formula_exchanged_mb": round(cost.exchanged / 2**20, 1),
         "metrics": {c: list(profile.columns[c]) for c in ("pfc1", "pfc2", "pfc3", "nc1")},

@@ -210,6 +210,18 @@ def test_no_batch_asks_anything(options, monkeypatch):
     assert not asked(monkeypatch, seeded(Plain).eval(), **options)
 
 
+class Doubled(Plain):
+    """Features of float64, whose sizes are watched."""
+
+    def forward(self, x):
+        return super().forward(x.double())
+
+
+@pytest.mark.usefixtures("queued")
+def test_no_batch_of_float64_features_asks_anything(monkeypatch):
+    assert not asked(monkeypatch, seeded(Doubled).double().eval())
+
+
 def test_on_the_cpu_the_same_test_sees_what_is_asked(monkeypatch):
     assert {"__bool__", "tolist"} <= set(asked(monkeypatch, seeded(Plain).eval()))
 

@@ -64,7 +64,7 @@ class Batches:
         limit: int | None,
         device: torch.device,
         ranks: Processes = ALONE,
-        statistics: Home | None = None,
+        statistics: str | None = None,
     ) -> None:
         if not isinstance(data, Iterable) and not hasattr(type(data), "__getitem__"):
             raise ValueError(

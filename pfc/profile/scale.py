@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
+
+from pfc.moments import AT_HAND
 
 SAFE = 400  # float64 features within 2^-400..2^400, about 1e120, are taken as they are; ours
 FAR = 465  # beyond 2^465, about 1e140, squares and their sums would leave float64; ours
@@ -23,12 +25,17 @@ class Scale:
     Args:
         exponent: The power.
         settled: Whether it stands.
-        largest: Of each layer, the largest size seen.
+        sizes: Of each layer, the largest size seen; on the features' device, which is seldom asked.
     """
 
     exponent: int = 0
     settled: bool = False
-    largest: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, Float64[Tensor, ""]] = field(default_factory=dict)
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """Of each layer, the largest size seen."""
+        return {name: float(size) for name, size in self.sizes.items()}
 
     def fit(
         self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], number: int
@@ -49,17 +56,27 @@ class Scale:
         if all(H.dtype != torch.float64 for H in batch):
             return list(batch)
         for name, H in zip(names, batch, strict=True):
-            self.largest[name] = max(self.largest.get(name, 0.0), float(H.abs().amax()))
-        if not self.settled and any(self.largest.values()):
-            self.settled, exponent = True, math.frexp(max(self.largest.values()))[1]
-            self.exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
-        for name in names:
-            if self._place(name) > FAR:
-                raise ValueError(
-                    f"layer {name!r} gave features of {self.largest[name]:.3g} on batch {number}, the "
-                    f"first were near {2.0**self.exponent:.3g}: float64 cannot square both; scale them"
-                )
+            size = H.abs().amax().double()
+            self.sizes[name] = torch.fmax(self.sizes.get(name, size), size)
+        if not self.settled:
+            self._settle()
+        if batch[0].device.type in AT_HAND:
+            self._refuse_larger(f" on batch {number}")
         return [self.over(H) for H in batch]
+
+    def _settle(self) -> None:
+        largest = max(self.largest.values())
+        if largest > 0:
+            self.settled, exponent = True, math.frexp(largest)[1]
+            self.exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
+
+    def _refuse_larger(self, where: str = "") -> None:
+        for name, size in self.largest.items():
+            if self._place(size) > FAR:
+                raise ValueError(
+                    f"layer {name!r} gave features of {size:.3g}{where}, the first were near "
+                    f"{2.0**self.exponent:.3g}: float64 cannot square both; scale them"
+                )
 
     def told(self) -> dict[str, Any]:
         """What the other processes are to know."""
@@ -68,28 +85,31 @@ class Scale:
     def merge(self, told: Sequence[dict[str, Any]]) -> int:
         """Take the largest power of two of all processes; by which power ours was smaller."""
         exponent = max((each["exponent"] for each in told if each["settled"]), default=0)
-        for each in told:
-            for name, size in each["largest"].items():
-                self.largest[name] = max(self.largest.get(name, 0.0), size)
+        names = dict.fromkeys(name for each in told for name in each["largest"])
+        self.sizes = {
+            name: torch.tensor(max(each["largest"].get(name, 0.0) for each in told), dtype=torch.float64)
+            for name in names
+        }
         shift = exponent - self.exponent if self.settled else 0
         self.exponent, self.settled = exponent, any(each["settled"] for each in told)
         return shift
 
-    def _place(self, name: str) -> int:
-        return math.frexp(self.largest[name])[1] - self.exponent
+    def _place(self, size: float) -> int:
+        return math.frexp(size)[1] - self.exponent
 
     def over(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Features over the power of two, exactly."""
         return H.double() * 2.0**-self.exponent if self.exponent else H
 
     def check(self) -> None:
-        """Check that the features of each layer were large enough for their squares.
+        """Check that the features of each layer were of a size for their squares.
 
         Raises:
             ValueError: If those of one vanish beside those of another layer of the segment.
         """
+        self._refuse_larger()
         for name, size in self.largest.items():
-            if size and self._place(name) < -FAR:
+            if size and self._place(size) < -FAR:
                 most = max(self.largest.values())
                 raise ValueError(
                     f"layer {name!r} has features of at most {size:.3g}, another of its shape of "
