@@ -50,7 +50,8 @@ def test_set_up_is_one_chain_with_the_constraints(mark):
     steps = chain.split(" && ")
     assert steps[0] == "python3 -m venv .venv"
     assert steps[1].startswith(".venv/bin/python -m pip install -c constraints.txt -e ")
-    assert steps[2] == {"run": ".venv/bin/pfc run", "tests": ".venv/bin/python -m pytest"}[mark]
+    tests = ".venv/bin/python -m pytest -n 2 --dist loadfile"
+    assert steps[2] == {"run": ".venv/bin/pfc run", "tests": tests}[mark]
 
 
 def test_ci_takes_its_commands_from_the_readme():
