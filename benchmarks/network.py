@@ -14,7 +14,7 @@ from record import keep, one_thread, ratios, side_by_side
 
 import pfc
 
-BATCH, BATCHES, REPEATS = 128, 3, 3
+BATCH, BATCHES, REPEATS = 128, 3, 7
 MANY = 20  # times the batches, on a device that is done with them at once
 
 
