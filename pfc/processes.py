@@ -67,6 +67,11 @@ class Processes:
         """The tensors of all, by rank; their lengths may differ."""
         return [x]
 
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Say what became of the other processes where an exchange with them fails in the block."""
+        yield
+
 
 class ProcessError(ConnectionError):
     """Another process failed, died, or never came."""
@@ -257,9 +262,17 @@ class Group(Processes):
                 break
             self.look()
             time.sleep(pause)
-        try:
+        with self.exchanging():
             work.wait()
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Say what became of the other processes where an exchange with them fails in the block."""
+        try:
+            yield
         except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
             self._look()
             self._stop(f"another process is gone: {str(error).splitlines()[0]}")
 

@@ -357,20 +357,34 @@ def test_what_processes_exchange(ranks):
         assert told == ["r0", "r1", "r2"]
 
 
-@pytest.mark.parametrize("dying", [0, 1])
-def test_a_process_that_is_killed_stops_the_other(dying):
-    """The first one has the store of the group, the second has not."""
-    command = [sys.executable, "-m", "tests.dying"]
-    port = str(free_port())
+def dying(dying, training):
+    """What two processes said, of which one was killed; they may take a minute."""
+    command, port = [sys.executable, "-m", "tests.dying"], str(free_port())
     both = [
-        subprocess.Popen([*command, str(rank), port, str(dying)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), port, str(dying), str(training)], stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert both[dying].returncode == -9
     assert both[1 - dying].returncode == 1
-    known = ["the store of the process group is gone", "process 1 of 2 gave no sign of life for 4 s"]
-    assert f"ProcessError: {known[dying]}" in said[1 - dying]
+    return said[1 - dying]
+
+
+@pytest.mark.parametrize(
+    ("which", "known"),
+    [
+        (0, "the store of the process group is gone"),  # which the first process has
+        (1, "process 1 of 2 gave no sign of life for 4 s"),
+    ],
+)
+def test_a_process_that_is_killed_stops_the_other(which, known):
+    assert f"ProcessError: {known}" in dying(which, 0)
+
+
+def test_a_process_that_is_killed_while_it_trains_stops_the_other():
+    assert "ProcessError: another process is gone: " in dying(1, 1)
 
 
 PLAIN = Recipe(

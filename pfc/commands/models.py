@@ -57,6 +57,8 @@ def mufm(
     Raises:
         ValueError: If an argument has no meaning.
     """
+    if lams is not None and not sweep:
+        raise ValueError("--lams are the coefficients of a --sweep; without one there is --lam")
     chosen = sorted(set(LAMS if lams is None else lams))
     _check(constants, chosen, bias=bias)
     folder = out or Path("runs") / "mufm"

@@ -143,7 +143,8 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index in self._order(number):
             self.ranks.look()
-            total += self._step(index)
+            with self.ranks.exchanging():
+                total += self._step(index)
         for buffer in self.net.buffers() if self.ranks.size > 1 else ():
             self.ranks.lead(buffer)  # each process has gathered batch statistics of its own
         loss, hits = (self.ranks.total(total) / len(self.data)).tolist()
