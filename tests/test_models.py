@@ -154,6 +154,7 @@ def test_cross_entropy_and_a_free_bias(tmp_path):
     [
         (["--lam", "0"], "--lam must be a positive number, got 0.0"),
         (["--weight-decay", "-1"], "--weight-decay must be a positive number, got -1.0"),
+        (["--lams", "1"], "--lams are the coefficients of a --sweep; without one there is --lam"),
         (["--sweep", "--lams", "1", "-2"], "--lams must be a positive number, got -2.0"),
         (["--sweep", "--lams"], "--lams needs at least one coefficient"),
         (["--sigma", "1e200", "--no-descent"], "squares overflow; scale them down"),

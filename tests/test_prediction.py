@@ -11,6 +11,7 @@ from torch import nn
 
 import pfc
 from pfc.files import write_json
+from pfc.profile.prediction import _percent
 from pfc.theory import transport
 from tests import problems
 from tests.test_profile import Walk
@@ -199,3 +200,10 @@ def test_sentences_of_each_verdict():
     theorem1, theorem2, *_ = line(H, 2 * H + 1, y)
     assert "on the line to the nearest simplex ETF nothing is defined" in theorem1
     assert "on the line to the nearest simplex ETF PFC2 is undefined" in theorem2
+
+
+@pytest.mark.parametrize(
+    ("part", "words"), [(0.0123, "1.2 %"), (0.5, "50 %"), (1.5, "150 %"), (20.0, "2000 %")]
+)
+def test_percentages_have_no_exponent(part, words):
+    assert _percent(part) == words

@@ -268,6 +268,8 @@ def test_errors_name_what_was_given(profile):
     )
     with pytest.raises(ValueError, match="pfc3 was not measured; it needs passes=2"):
         one_pass.effective_depth()
+    with pytest.raises(ValueError, match=r"column must be one of position, pfc1, .*, got 'PFC1'"):
+        profile.law("PFC1")
 
 
 def test_text_and_html_hold_every_layer(profile):

@@ -139,7 +139,7 @@ class Prediction:
 
     def _agrees(self) -> str:
         off = self.agreement["path"].off
-        told = [f"{100 * v:.2g} % of {m.upper()}'s change" for m, v in off.items() if math.isfinite(v)]
+        told = [f"{_percent(v)} of {m.upper()}'s change" for m, v in off.items() if math.isfinite(v)]
         if not told:
             return "No inner layer can be compared with the line."
         return f"Inner layers, placed by their path, stand off the line by {', '.join(told)}."
@@ -181,3 +181,8 @@ def _of_law(metric: str, law: Law) -> str:
 
 def _listed(turns: tuple[float, ...]) -> str:
     return ", ".join(f"{t:.3g}" for t in turns)
+
+
+def _percent(part: float) -> str:
+    """Two digits of a small one, all of a large one."""
+    return f"{100 * part:.0f} %" if part >= 1 else f"{100 * part:.2g} %"

@@ -144,6 +144,8 @@ class Profile:
         return metrics.effective_depth([1 - p for p in self._measured("pfc3")], eps)
 
     def _measured(self, column: str) -> tuple[float, ...]:
+        if column not in COLUMNS:
+            raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
         if column not in self.columns:
             raise ValueError(f"{column} was not measured; it needs passes=2")
         return self.columns[column]
