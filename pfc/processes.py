@@ -5,6 +5,7 @@ waits looks there, so that nobody waits for a process that died, raised, or neve
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ SILENT = 30.0  # seconds without one after which a process is taken for dead; ou
 LATE = 50.0  # seconds that a process may come later than another to what all do; ours
 LOOK = 1.0  # seconds between looks at the others while work goes on; ours
 LINGER = 5.0  # seconds that the process with the store stays for others to hear why it stops; ours
+
+GIVEN_UP = "given up"
 
 _calls: Counter[str] = Counter()  # how often each group met in this process
 
@@ -48,12 +51,33 @@ class Processes:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
+    def at(self, device: torch.device) -> None:
+        """This process computes there."""
+
     def look(self) -> None:
         """Raise what stopped another process, if anything did."""
 
     def meet(self, where: str, told: str = "") -> list[str]:
         """Wait for all; what each has told, by rank."""
         return [told]
+
+    def agree(self, **told: Any) -> None:
+        """Refuse where processes differ.
+
+        Args:
+            told: What must be the same in all, by its name.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        each = [json.loads(text) for text in self.meet("agreed", json.dumps(told))]
+        for rank, theirs in enumerate(each):
+            for name, value in theirs.items():
+                if not _alike(value, each[0][name]):
+                    raise ValueError(
+                        f"process {rank} has {name}={value!r}, process 0 {each[0][name]!r}: every "
+                        "process needs the same"
+                    )
 
     def total(self, x: Tensor) -> Tensor:
         """Sum over the processes, in place."""
@@ -85,13 +109,12 @@ class Group(Processes):
 
     Args:
         group: The group, or `None` for all processes.
-        device: Where this process computes.
     """
 
-    def __init__(self, group: Any, device: torch.device) -> None:
+    def __init__(self, group: Any) -> None:
         super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.group = group
-        self._device = _meeting_place(group, device)
+        self._device = torch.device("cpu")
         self._store = self._joined()
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._looked = time.monotonic()
@@ -99,7 +122,7 @@ class Group(Processes):
         self._over = threading.Event()
 
     def _joined(self) -> "Store":
-        """The store of this call: the latest that another process began, or the next one.
+        """The store of this call: all make the same calls in the same order.
 
         A call that another process has given up because this one did not come is passed over.
 
@@ -110,13 +133,15 @@ class Group(Processes):
 
         ranks = ",".join(map(str, dist.get_process_group_ranks(self.group or dist.group.WORLD)))
         store = distributed_c10d.PrefixStore(f"pfc/{ranks}", distributed_c10d._get_default_store())
-        begun = [f"call/{rank}" for rank in range(self.size)]
-        call = max([_calls[ranks] + 1, *(int(store.get(key)) for key in begun if store.check([key]))])
-        while _given_up(own := distributed_c10d.PrefixStore(str(call), store), self.size):
+        call = _calls[ranks] + 1
+        while (own := distributed_c10d.PrefixStore(str(call), store)).check([GIVEN_UP]):
             call += 1
         _calls[ranks] = call
-        store.set(begun[self.rank], str(call))
         return own
+
+    def at(self, device: torch.device) -> None:
+        """This process computes there."""
+        self._device = _meeting_place(self.group, device)
 
     def begin(self) -> None:
         """Give signs of life from now on."""
@@ -126,16 +151,20 @@ class Group(Processes):
         """Give no more signs of life, and tell the others what stopped this process, if anything did."""
         self._over.set()
         with suppress(RuntimeError):  # the store is gone
-            self._store.set(f"over/{self.rank}", "")
-            if error is not None and not self._stopped and not isinstance(error, GeneratorExit):
+            if isinstance(error, GeneratorExit):
+                self._store.set("stopped", self._words("it left the loop over the epochs"))
+            elif error is not None and not self._stopped:
                 self._tell(error)
+            self._store.set(f"over/{self.rank}", "")
+
+    def _words(self, what: str, *, bad_input: bool = False) -> str:
+        return json.dumps({"rank": self.rank, "bad input": bad_input, "what": what})
 
     def _tell(self, error: BaseException) -> None:
         """Say what stopped this process, with time for the others to hear: the store may go with it."""
         what = str(error) or type(error).__name__
-        told = {"rank": self.rank, "bad input": isinstance(error, ValueError), "what": what}
-        self._store.set("stopped", json.dumps(told))
-        keys = [f"over/{rank}" for rank in range(self.size)]
+        self._store.set("stopped", self._words(what, bad_input=isinstance(error, ValueError)))
+        keys = [f"over/{rank}" for rank in range(self.size) if rank != self.rank]
         until = time.monotonic() + LINGER
         while dist.get_rank() == 0 and time.monotonic() < until and not self._store.check(keys):
             time.sleep(0.05)
@@ -159,6 +188,9 @@ class Group(Processes):
         with self._asking():
             if self._store.check(["stopped"]):
                 self._raise(json.loads(self._store.get("stopped")))
+            if self._store.check([GIVEN_UP]):
+                who = self._store.get(GIVEN_UP).decode()
+                self._stop(f"process {who} of {self.size} waited {LATE:.0f} s for others and gave up")
             for rank in range(self.size):
                 self._hear(rank)
 
@@ -212,16 +244,17 @@ class Group(Processes):
             while not self._store.check(keys):
                 self.look()
                 if time.monotonic() - came > LATE:
-                    self._miss(where)
+                    self._miss()
                 time.sleep(next(pauses))
             return [self._store.get(key).decode() for key in keys]
 
-    def _miss(self, where: str) -> None:
+    def _miss(self) -> None:
         """Refuse to wait longer for a process that did not even begin; one that works may take long."""
         for rank in range(self.size):
             if rank != self.rank and not self._store.check([f"alive/{rank}"]):
+                self._store.set(GIVEN_UP, str(self.rank))
                 self._stop(
-                    f"process {rank} of {self.size} did not come to {where!r} within {LATE:.0f} s: "
+                    f"process {rank} of {self.size} did not come to this call within {LATE:.0f} s: "
                     "every process of the group must make this call, each with its own part of the "
                     "data; for one process alone pass group=False"
                 )
@@ -274,12 +307,17 @@ class Group(Processes):
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             self._look()
-            self._stop(f"another process is gone: {str(error).splitlines()[0]}")
+            said = str(error).splitlines()[0].rpartition("] ")[2]
+            self._stop(f"another process is gone: {said.partition('.')[0]}")
 
 
-def _given_up(store: "Store", size: int) -> bool:
-    over = any(store.check([f"over/{rank}"]) for rank in range(size))
-    return over and not store.check(["stopped"])
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values that were told are the same; numbers to rounding, which machines do apart."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9) or (math.isnan(a) and math.isnan(b))
+    return bool(a == b)
 
 
 def _pauses() -> Iterator[float]:
@@ -298,13 +336,12 @@ def _meeting_place(group: Any, device: torch.device) -> torch.device:
 
 
 @contextmanager
-def together(group: Any, device: torch.device) -> Iterator[Processes]:
+def together(group: Any) -> Iterator[Processes]:
     """The processes that share the work of a block; what stops one of them stops them all.
 
     Args:
         group: A `torch.distributed` group; `None` for all processes where there is more than one,
             `False` for this process alone.
-        device: Where this process computes.
 
     Yields:
         The processes.
@@ -317,7 +354,7 @@ def together(group: Any, device: torch.device) -> Iterator[Processes]:
         return
     if dist.get_rank(group) < 0:
         raise ValueError("this process is not in the group that it was given")
-    ranks = Group(group, device)
+    ranks = Group(group)
     ranks.begin()
     try:
         yield ranks

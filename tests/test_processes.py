@@ -325,7 +325,9 @@ def early(group, rank):
 def test_a_process_that_does_not_come_is_named(ranks):
     error, other = ranks.run(2, early)
     assert other is None
-    with pytest.raises(ProcessError, match=r"process 1 of 2 did not come to 'layers' within 1 s: every"):
+    with pytest.raises(
+        ProcessError, match=r"process 1 of 2 did not come to this call within 1 s: every"
+    ):
         raise error
 
 
@@ -338,7 +340,7 @@ def test_processes_find_each_other_again(ranks):
 
 
 def sums(group, rank):
-    with together(group, CPU) as ranks:
+    with together(group) as ranks:
         parts = ranks.gather(torch.arange(rank, dtype=torch.float64)[:, None] + rank)
         lead = ranks.lead(torch.full((2, 3), float(rank)).T)
         total = ranks.total(torch.full((2, 3), rank + 1).T)

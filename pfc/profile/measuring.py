@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,13 +95,20 @@ def measure(
             every batch, the data are empty, mislabelled, of one class or not finite, shapes change
             between batches, or the second pass sees other samples than the first.
     """
-    if passes not in {1, 2}:
-        raise ValueError(f"passes must be 1 or 2, got {passes}")
-    if classes is not None and classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
-    class_weights(torch.ones(2, dtype=torch.float64), weighting)
-    place = _place(model, device)
-    with together(group, place) as ranks, undisturbed(unwrapped(model), place, precision):
+    with together(group) as ranks, ExitStack() as stack:
+        place = _checked(model, device, passes, classes, weighting)
+        ranks.at(place)
+        ranks.agree(
+            passes=passes,
+            classes=classes,
+            weighting=weighting,
+            segments=segments,
+            limit=limit,
+            precision=precision,
+            pool=pool if isinstance(pool, str) else "callable",
+            network=_digest(model) if ranks.size > 1 else None,
+        )
+        stack.enter_context(undisturbed(unwrapped(model), place, precision))
         batches = Batches(data, limit, place, ranks, statistics)
         total = None if batches.total is None else passes * batches.total
         with shown("measure", total, enabled=progress and ranks.first) as step:
@@ -206,6 +214,29 @@ def transport(
     )
     start, end = (found[name] for name in ends)
     return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
+
+
+def _checked(
+    model: nn.Module,
+    device: str | torch.device | None,
+    passes: int,
+    classes: int | None,
+    weighting: Weighting,
+) -> torch.device:
+    """Where to compute, if all arguments have a meaning."""
+    if passes not in {1, 2}:
+        raise ValueError(f"passes must be 1 or 2, got {passes}")
+    if classes is not None and classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    class_weights(torch.ones(2, dtype=torch.float64), weighting)
+    return _place(model, device)
+
+
+def _digest(model: nn.Module) -> list[float]:
+    """Knows the weights and batch statistics of a network again: their sum, and the sum of their norms."""
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
+    return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:

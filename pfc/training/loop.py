@@ -94,7 +94,9 @@ def train(
             loss is no longer finite.
     """
     due = measured_epochs(recipe.epochs, measure_every)
-    with together(group, device_of(device, net)) as ranks:
+    with together(group) as ranks:
+        ranks.at(device_of(device, net))
+        ranks.agree(seed=seed, precision=precision, measured=due, samples=len(data), recipe=str(recipe))
         run = Trainer(net, data, recipe, seed, device, precision, threads, ranks)
         home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
         mine = home if ranks.first else None  # only the first process writes
