@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from itertools import islice
 
@@ -146,8 +147,9 @@ def exchanged(group, rank, kwargs):
 
 @pytest.mark.parametrize("kwargs", [{"passes": 1}, {"passes": 2}])
 def test_what_is_exchanged_is_known_beforehand(ranks, kwargs):
+    marks = 8 * (3 + 2 * 40)  # of three processes with 40 samples at most
     for found, known in ranks.run(3, exchanged, {**kwargs, "segments": False}):
-        assert found == known.exchanged
+        assert found == known.exchanged + marks
     for found, known in ranks.run(2, exchanged, kwargs):
         lines = 0 if kwargs["passes"] == 1 else 3 * 113 * 16
         assert known.exchanged < found <= known.exchanged + known.of_samples + lines
@@ -504,3 +506,84 @@ def test_training_under_torchrun(tmp_path):
     wrong = torchrun("measure", str(tmp_path / "run"), "--classifier", "none")
     assert wrong.returncode == 1
     assert "pfc: classifier 'none' is no linear layer of the model" in wrong.stderr
+
+
+def in_turn(group, rank):
+    """Calls of which some fail, in one process first, without any other meeting of the processes."""
+    told = []
+    for bad in (False, True, False, True, True, False):
+        own = data()[rank::3]
+        if bad:
+            own[-1] = (own[-1][0], own[-1][1] - 5 * (rank == 1))
+        try:
+            told.append(pfc.measure(net(), own, group=group, progress=False).about["samples"])
+        except ValueError:
+            told.append("refused")
+    return told
+
+
+def test_calls_stay_in_step_after_an_error(ranks):
+    for told in ranks.run(3, in_turn):
+        assert told == [113, "refused", 113, "refused", "refused", 113]
+
+
+def apart(group, rank, kwargs):
+    pfc.measure(net(), data()[rank::2], group=group, progress=False, **(kwargs if rank else {}))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"weighting": "sample"}, "process 1 has weighting='sample', process 0 'class': every process"),
+        ({"passes": 1}, "process 1 has passes=1, process 0 2: every process needs the same"),
+        ({"segments": False}, "process 1 has segments=False, process 0 True"),
+        ({"passes": 3}, "passes must be 1 or 2, got 3"),
+        ({"device": "nowhere"}, "no device 'nowhere' here"),
+    ],
+)
+def test_arguments_must_be_the_same_in_all_processes(ranks, kwargs, message):
+    for error in ranks.run(2, apart, kwargs):
+        with pytest.raises(ValueError, match=message):
+            raise error
+
+
+def other_network(group, rank):
+    model = net()
+    with torch.no_grad():
+        model.fc.bias += 1e-3 * rank
+    pfc.measure(model, data()[rank::2], group=group, progress=False)
+
+
+def test_another_network_in_a_process_is_refused(ranks):
+    for error in ranks.run(2, other_network):
+        with pytest.raises(ValueError, match="process 1 has network="):
+            raise error
+
+
+def overlapping(group, rank):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pfc.measure(net(), data()[4 * rank : 4 * rank + 6], group=group, progress=False)
+    return [str(each.message) for each in caught]
+
+
+def test_samples_that_are_in_two_processes_are_told(ranks):
+    """Batches 4 and 5 are in both of two processes."""
+    for (told,) in ranks.run(2, overlapping):
+        assert told.startswith("20 sample(s) of a process are in another too and count in both")
+
+
+def left(group, rank):
+    images = pfc.data.load("digits", limit=100)
+    run = pfc.train(PLAIN.build(images, 0), images, PLAIN, group=group, progress=False)
+    if rank:
+        next(run)
+        run.close()
+    else:
+        list(run)
+
+
+def test_leaving_the_loop_in_one_process_is_told_to_the_others(ranks):
+    error, _ = ranks.run(2, left)
+    with pytest.raises(ProcessError, match="process 1 of 2 stopped: it left the loop over the epochs"):
+        raise error

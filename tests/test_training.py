@@ -382,3 +382,11 @@ def test_a_run_is_read_without_its_data(digits, tmp_path, monkeypatch):
 def test_paths_may_be_text(digits, tmp_path):
     trained(digits, str(tmp_path / "run"), stop=1)
     assert (Path(tmp_path) / "run" / "config.json").exists()
+
+
+def test_epochs_that_a_damaged_history_has_lost_are_named(digits, tmp_path):
+    trained(digits, tmp_path, stop=5)
+    text = (tmp_path / "history.jsonl").read_text()
+    (tmp_path / "history.jsonl").write_text(text[:-20])
+    with pytest.warns(UserWarning, match=r"history.jsonl was damaged: .* epoch\(s\) 4 is lost"):
+        trained(digits, tmp_path, resume=True)

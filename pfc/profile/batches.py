@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
 from pfc.processes import ALONE, Processes
+from pfc.profile.result import warn
 from pfc.taps import first_tensor
 
 Home = Literal["device", "host"]
@@ -20,6 +22,7 @@ EMPTY = "the data gave no batch at all; is the loader empty?"
 ROOM = 0.7  # part of a device's free memory that statistics may take; ours
 MOST = 2.0**500  # a mark beyond it is cut off, for its square is no number; ours
 ROUNDING = 1e-13  # of an inner product, relative to the vector; ours
+NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another size; ours
 SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours
 
 
@@ -289,6 +292,7 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self.sums: Float64[Tensor, "K 3"] | None = None
+        self.marks: list[Float64[Tensor, "B 2"]] | None = None  # class and mark of each sample
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
         self._exponent: int | None = None  # inputs are taken over this power of two
         self._origin = 0.0  # mark of the first input
@@ -310,6 +314,8 @@ class Fingerprint:
             if self._exponent is None:
                 self._look(x)
             mark = (self._mark(x) - self._origin).to(mark.device)
+        if self.marks is not None:
+            self.marks.append(torch.stack([labels.y.double(), mark], dim=1))
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
         have = mark.new_zeros(0, 3) if self.sums is None else self.sums
         self.sums = _room(have, labels.numbers[-1] + 1).index_add_(0, labels.y, rows)
@@ -325,6 +331,7 @@ class Fingerprint:
         x = None if batch is None else first_tensor((batch.args, batch.kwargs))
         if ranks.size == 1:
             return
+        self.marks = []
         if x is not None and x.device.type != "mps" and batch is not None and len(x) == len(batch):
             self._look(x.reshape(len(x), -1))
         ours = (self._exponent, self._origin, self._length)
@@ -372,6 +379,19 @@ class Fingerprint:
                 "to measure in each process alone"
             )
         self.sums = parts.sum(0)
+        self._tell_shared(ranks)
+
+    def _tell_shared(self, ranks: Processes) -> None:
+        """Warn of samples that are in more than one process; the second pass need not look again."""
+        if self.marks is None:
+            return
+        ours = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *(each.cpu() for each in self.marks)])
+        self.marks = None
+        if shared := _shared(ranks.gather(ours)):
+            warn(
+                f"{shared} sample(s) of a process are in another too and count in both: if a sampler "
+                "repeats them, give measure the DataLoader with its DistributedSampler"
+            )
 
     def compare(self, again: "Fingerprint") -> None:
         """Check that the second pass read the samples of the first.
@@ -399,6 +419,16 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"
                 )
+
+
+def _shared(marks: Sequence[Float64[Tensor, "N 2"]]) -> int:
+    """How many samples have the class and the mark of another process's."""
+    rank = torch.cat([torch.full((len(each),), i) for i, each in enumerate(marks)])
+    y, mark = torch.cat([*marks]).unbind(1)
+    order = torch.from_numpy(np.lexsort((mark.numpy(), y.numpy())))
+    rank, y, mark = rank[order], y[order], mark[order]
+    near = mark.diff().abs() <= NEAR * mark.abs().max()
+    return int((near & (y.diff() == 0) & (rank.diff() != 0)).sum()) if bool(mark.any()) else 0
 
 
 def _room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:

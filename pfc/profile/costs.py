@@ -23,9 +23,10 @@ class Cost:
         exchanged: Given into exchanges with the other processes, three times K x D float64 numbers a
             layer and much less besides; a ring sends about twice as much. Not counted: what is of single
             samples, see `of_samples`.
-        of_samples: Given into exchanges at most for the paths and the straight line: 24 + 16 L bytes a
-            sample of this process and segment of L increments, of 131,072 samples at most, and for the
-            line 16 bytes for each time at which a sample changes sides, of which there are few.
+        of_samples: Given into exchanges of single samples: 16 bytes each, to know repeated ones, and for
+            the paths at most 24 + 16 L bytes each and for each segment of L increments, of 131,072
+            samples at most. The line takes 16 bytes more for each time at which a sample changes sides,
+            of which there are few.
         batch: Features kept for the length of a batch, a sample: all layers of the largest segment, in
             float32.
     """
@@ -84,7 +85,7 @@ def cost(
         state=FLOAT * state,
         peak=FLOAT * (state + 4 * K * max(features)),
         exchanged=FLOAT * exchanged,
-        of_samples=of_paths if R > 1 else 0,
+        of_samples=of_paths + 2 * FLOAT * samples if R > 1 else 0,
         batch=4 * max((sum(run) for run in runs), default=0),
     )
 

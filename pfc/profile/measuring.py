@@ -233,7 +233,7 @@ def _checked(
 
 
 def _digest(model: nn.Module) -> list[float]:
-    """Knows the weights and batch statistics of a network again: their sum, and the sum of their norms."""
+    """Knows the weights and batch statistics of a network again: their sum and their norms."""
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
     return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]

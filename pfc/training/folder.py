@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -135,10 +136,14 @@ class RunFolder:
             file.write(_line(line))
 
     def _cut_history(self, done: int) -> None:
-        write_text(
-            self.path / "history.jsonl",
-            "".join(_line(line) for line in history(self.path) if line["epoch"] <= done),
-        )
+        lines = [line for line in history(self.path) if line["epoch"] <= done]
+        if lost := sorted({*range(1, done + 1)} - {line["epoch"] for line in lines}):
+            warnings.warn(
+                f"{self.path / 'history.jsonl'} was damaged: what it told of epoch(s) "
+                f"{', '.join(map(str, lost))} is lost; the state is not",
+                stacklevel=2,
+            )
+        write_text(self.path / "history.jsonl", "".join(map(_line, lines)))
 
     def restore(self, run: Trainer) -> int:
         """Bring `run` to the kept state; its epoch."""

@@ -105,6 +105,7 @@ def train(
             done = mine.open(run, resume=resume) if mine else -1
             done = _follow(run, home, done)
             for number in range(done + 1, recipe.epochs + 1):
+                ranks.meet(f"epoch {number}")  # none goes on that waits for one that has left
                 epoch = run.epoch(number, profiled=number in due)
                 states = gathered_random(run) if home else []
                 if mine:
