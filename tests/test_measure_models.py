@@ -741,7 +741,8 @@ def test_wrong_arguments_are_refused(options, match):
 @pytest.mark.parametrize("weighting", ["samples", "both"])
 def test_an_unknown_weighting_is_refused(weighting, monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
-    monkeypatch.setattr(measuring, "class_weights", unwrap(measuring.class_weights))
+    for name in ("class_weights", "_checked"):
+        monkeypatch.setattr(measuring, name, unwrap(getattr(measuring, name)))
     with pytest.raises(ValueError, match=f"weighting must be 'class' or 'sample', got '{weighting}'"):
         unwrap(pfc.measure)(fc_resnet(), POINTS, weighting=weighting, progress=False)
 
