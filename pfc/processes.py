@@ -57,7 +57,7 @@ class Processes:
     def look(self) -> None:
         """Raise what stopped another process, if anything did."""
 
-    def meet(self, where: str, told: str = "") -> list[str]:
+    def meet(self, where: str, told: Any = None) -> list[Any]:
         """Wait for all; what each has told, by rank."""
         return [told]
 
@@ -70,7 +70,7 @@ class Processes:
         Raises:
             ValueError: If it is not.
         """
-        each = [json.loads(text) for text in self.meet("agreed", json.dumps(told))]
+        each = self.meet("agreed", told)
         for rank, theirs in enumerate(each):
             for name, value in theirs.items():
                 if not _alike(value, each[0][name]):
@@ -223,12 +223,12 @@ class Group(Processes):
         self._stopped = True
         raise kind(message) from None
 
-    def meet(self, where: str, told: str = "") -> list[str]:
+    def meet(self, where: str, told: Any = None) -> list[Any]:
         """Wait for all; what each has told, by rank.
 
         Args:
             where: A name, the same in all processes.
-            told: What the others are to know.
+            told: What the others are to know, as JSON can tell it.
 
         Returns:
             What each process has told.
@@ -240,13 +240,13 @@ class Group(Processes):
         keys = [f"{where}/{rank}" for rank in range(self.size)]
         came, pauses = time.monotonic(), _pauses()
         with self._asking():
-            self._store.set(keys[self.rank], told)
+            self._store.set(keys[self.rank], json.dumps(told))
             while not self._store.check(keys):
                 self.look()
                 if time.monotonic() - came > LATE:
                     self._miss()
                 time.sleep(next(pauses))
-            return [self._store.get(key).decode() for key in keys]
+            return [json.loads(self._store.get(key)) for key in keys]
 
     def _miss(self) -> None:
         """Refuse to wait longer for a process that did not even begin; one that works may take long."""

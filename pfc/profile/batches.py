@@ -1,7 +1,5 @@
 """Batches as measuring wants them: checked, on the device, known again in the second pass."""
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
 from pfc.processes import ALONE, Processes
 from pfc.profile.result import warn
+from pfc.profile.scale import exponent_of
 from pfc.taps import first_tensor
 
 Home = Literal["device", "host"]
@@ -306,11 +305,9 @@ class Fingerprint:
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
-        x = first_tensor((batch.args, batch.kwargs))
-        labels = batch.labels
+        x, labels = _inputs(batch), batch.labels
         mark = torch.zeros(len(batch), dtype=torch.float64, device=labels.y.device)
-        if x is not None and x.device.type != "mps" and len(x) == len(batch):
-            x = x.reshape(len(x), -1)
+        if x is not None:
             if self._exponent is None:
                 self._look(x)
             mark = (self._mark(x) - self._origin).to(mark.device)
@@ -328,23 +325,21 @@ class Fingerprint:
 
     def begin(self, batch: Batch | None, ranks: Processes) -> None:
         """Take the first input of the first process that has one for the first of all."""
-        x = None if batch is None else first_tensor((batch.args, batch.kwargs))
         if ranks.size == 1:
             return
         self.marks = []
-        if x is not None and x.device.type != "mps" and batch is not None and len(x) == len(batch):
-            self._look(x.reshape(len(x), -1))
+        x = None if batch is None else _inputs(batch)
+        if x is not None:
+            self._look(x)
         ours = (self._exponent, self._origin, self._length)
-        told = [json.loads(each) for each in ranks.meet("inputs", json.dumps(ours))]
-        first = next((each for each in told if each[0] is not None), ours)
+        first = next((each for each in ranks.meet("inputs", ours) if each[0] is not None), ours)
         self._exponent, self._origin, self._length = first
         self._waves.clear()  # which hold the exponent
 
     def _look(self, x: Tensor) -> None:
         far = x.dtype == torch.float64 and x.numel() > 0
         size = float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if far else 0.0
-        exponent = math.frexp(size)[1]
-        self._exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > 400 else 0
+        self._exponent = exponent_of(size)
         self._length = float((x[0].double() * 2.0**-self._exponent).nan_to_num(0.0, 0.0, 0.0).norm())
         self._origin = float(self._mark(x[:1]))
 
@@ -419,6 +414,14 @@ class Fingerprint:
                     f"the second pass saw other samples than the first: the inputs of class {k} differ; "
                     f"{remedy}"
                 )
+
+
+def _inputs(batch: Batch) -> Tensor | None:
+    """A row of numbers for each sample, where the network's first input is that."""
+    x = first_tensor((batch.args, batch.kwargs))
+    if x is None or x.device.type == "mps" or len(x) != len(batch):
+        return None
+    return x.reshape(len(x), -1)
 
 
 def _shared(marks: Sequence[Float64[Tensor, "N 2"]]) -> int:

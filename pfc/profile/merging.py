@@ -5,7 +5,6 @@ A mean is summed from the processes' shares, and then what that sum rounded away
 processes at once, which no common offset costs a digit.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -79,9 +78,7 @@ def one_scale(
         segment: What pairs the layers.
         sample: Their samples' paths.
     """
-    shift = scale.merge([
-        json.loads(each) for each in ranks.meet(f"scale {name}", json.dumps(scale.told()))
-    ])
+    shift = scale.merge(ranks.meet(f"scale {name}", scale.told()))
     if not shift:
         return
     once, twice = 2.0**-shift, 4.0**-shift

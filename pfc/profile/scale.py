@@ -15,6 +15,12 @@ SAFE = 400  # float64 features within 2^-400..2^400, about 1e120, are taken as t
 FAR = 465  # beyond 2^465, about 1e140, squares and their sums would leave float64; ours
 
 
+def exponent_of(size: float) -> int:
+    """The power of two over which numbers of this size are taken: 0 where their squares are safe."""
+    exponent = math.frexp(size)[1]
+    return max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
+
+
 @dataclass
 class Scale:
     """The power of two over which the features of a segment, or of a layer by itself, are measured.
@@ -67,8 +73,7 @@ class Scale:
     def _settle(self) -> None:
         largest = max(self.largest.values())
         if largest > 0:
-            self.settled, exponent = True, math.frexp(largest)[1]
-            self.exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
+            self.settled, self.exponent = True, exponent_of(largest)
 
     def _refuse_larger(self, where: str = "") -> None:
         for name, size in self.largest.items():

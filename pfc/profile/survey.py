@@ -1,6 +1,5 @@
 """A first look at a model: which layers run, in what order and shape, and where the classifier is."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +191,7 @@ def agreed(found: Survey | None, model: nn.Module, pool: Pool, ranks: Processes)
     Raises:
         ValueError: If none has a batch, or two measure different things.
     """
-    told = [json.loads(text) for text in ranks.meet("layers", json.dumps(found and _told(found)))]
+    told = ranks.meet("layers", found and _told(found))
     there = [rank for rank, each in enumerate(told) if each is not None]
     if not there:
         raise ValueError(EMPTY)

@@ -118,8 +118,7 @@ def train(
 
 def _follow(run: Trainer, home: RunFolder | None, done: int) -> int:
     """Bring the other processes to the state that the first one found; its epoch."""
-    told = run.ranks.meet("state", str(done))
-    done = int(told[0])
+    done = run.ranks.meet("state", done)[0]
     if home and done >= 0 and not run.ranks.first:
         home.restore(run)
     return done
