@@ -97,7 +97,7 @@ def work(task: str, rank: int, size: int, port: int, answers: Any) -> None:
     before, started = peak(), time.process_time()
     profile = pfc.measure(model, data, progress=False, **told["how"])
     samples = sum(map(len, data.numbers))
-    cost = pfc.profile.cost(profile.shapes, K, processes=size, samples=samples)
+    cost = pfc.measuring.cost(profile.shapes, K, processes=size, samples=samples)
     answers.put({
         "rank": rank,
         "cpu_seconds": round(time.process_time() - started, 1),

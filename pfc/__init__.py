@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from pfc import data as data
     from pfc import figures as figures
     from pfc import theory as theory
+    from pfc.measuring import Monitor as Monitor
+    from pfc.measuring import features as features
+    from pfc.measuring import measure as measure
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
-    from pfc.profile import Monitor as Monitor
     from pfc.profile import Profile as Profile
-    from pfc.profile import features as features
     from pfc.profile import load as load
-    from pfc.profile import measure as measure
     from pfc.training import RECIPES as RECIPES
     from pfc.training import Recipe as Recipe
     from pfc.training import train as train
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
-    **dict.fromkeys(("Monitor", "Profile", "features", "load", "measure"), "pfc.profile"),
+    **dict.fromkeys(("Monitor", "features", "measure"), "pfc.measuring"),
+    **dict.fromkeys(("Profile", "load"), "pfc.profile"),
     **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)

@@ -1,7 +1,7 @@
 """Files that are old or new, never torn: written beside their place, then moved into it.
 
 Every file says its format and carries a checksum. One function compares formats, one reads JSON, one
-reads tensors; what else a file must hold is a form of `pfc.checks`, in the module that writes it.
+reads tensors; what else a file must hold is a form of `pfc.schema`, in the module that writes it.
 """
 
 import errno
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfc.checks import Form, one_line, short
+from pfc.schema import Form, one_line, short
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfc
 from pfc.line import ENDS, LineCrossings
+from pfc.measuring import passes
+from pfc.measuring.loader import Batches
 from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import MeansSpan, NearestMean, project
-from pfc.profile import passes
-from pfc.profile.batches import Batches
 from pfc.theory.path import PathSample
 from tests import problems
 from tests.models import Net, Plain, batched, samples, seeded

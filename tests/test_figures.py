@@ -18,9 +18,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from pfc import figures
+from pfc.measuring import measure, transport
 from pfc.nets import ConvResNet, FCResNet
-from pfc.profile import measure, transport
-from pfc.profile.result import CollapseWarning
+from pfc.warning import CollapseWarning
 
 METRICS = ("pfc1", "pfc2", "pfc3")
 

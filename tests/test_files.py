@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import pfc
-from pfc import checks
-from pfc.checks import Array, check_arrays, form_of, restored, rows, table
+from pfc import schema
 from pfc.files import check_format, check_place, read_json, read_tensors, write_json, write_tensors
+from pfc.schema import Array, check_arrays, form_of, restored, rows, table
 from pfc.training import Run
 
 ANY = table({})
@@ -223,13 +223,13 @@ def test_a_form_says_where_and_what(change, message):
 @pytest.mark.parametrize(
     ("form", "good", "bad", "message"),
     [
-        (checks.COUNT, [0, 5], [-1, True, 0.0, None], "a whole number of at least 0"),
-        (checks.POSITIVE, [1], [0, "1"], "a whole number above 0"),
-        (checks.FINITE, [-1.5, 2], ["nan", None], "a finite number"),
-        (checks.FRACTION, [0, 0.5, 1, "nan"], [1.1, -0.1, "inf", True], "a number from 0 to 1"),
-        (rows(checks.TEXT), [[], ["a"]], ["a", {}], "a list"),
-        (table({}, others=checks.TEXT), [{"a": "b"}], [[]], "an object"),
-        (table({}, others=checks.TEXT), [{}], [{"a": 1}], "text"),
+        (schema.COUNT, [0, 5], [-1, True, 0.0, None], "a whole number of at least 0"),
+        (schema.POSITIVE, [1], [0, "1"], "a whole number above 0"),
+        (schema.FINITE, [-1.5, 2], ["nan", None], "a finite number"),
+        (schema.FRACTION, [0, 0.5, 1, "nan"], [1.1, -0.1, "inf", True], "a number from 0 to 1"),
+        (rows(schema.TEXT), [[], ["a"]], ["a", {}], "a list"),
+        (table({}, others=schema.TEXT), [{"a": "b"}], [[]], "an object"),
+        (table({}, others=schema.TEXT), [{}], [{"a": 1}], "text"),
     ],
 )
 def test_kinds_of_values(form, good, bad, message):

@@ -33,7 +33,7 @@ from pfc.commands import solving
 from pfc.commands.theory import _kept_transport
 from pfc.data.loading import _from_cache, _to_cache
 from pfc.files import plain, sealed, write_json
-from pfc.profile import transport
+from pfc.measuring import transport
 from pfc.training import Recipe, Run
 from pfc.training.folder import RunFolder
 from pfc.training.trainer import Trainer

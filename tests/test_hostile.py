@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import pfc
 from pfc.files import write_json
 from pfc.line import ENDS
+from pfc.measuring.loader import Batch, Fingerprint
 from pfc.moments import BatchLabels
-from pfc.profile.batches import Batch, Fingerprint
-from pfc.profile.result import CollapseWarning
+from pfc.warning import CollapseWarning
 from tests.hostile_twins import Truth
 from tests.models import batched
 from tests.test_path import numbers

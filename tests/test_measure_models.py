@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfc
+from pfc.measuring import entry
+from pfc.measuring.loader import Batches
 from pfc.moments import ClassMoments
-from pfc.profile import measuring
-from pfc.profile.batches import Batches
-from pfc.profile.result import CollapseWarning
+from pfc.warning import CollapseWarning
 from tests.models import Net, SharedRelu, batched, collected, randomised, samples, seeded
 from tests.oracles import naive_row
 
@@ -742,7 +742,7 @@ def test_wrong_arguments_are_refused(options, match):
 def test_an_unknown_weighting_is_refused(weighting, monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
     for name in ("class_weights", "_checked"):
-        monkeypatch.setattr(measuring, name, unwrap(getattr(measuring, name)))
+        monkeypatch.setattr(entry, name, unwrap(getattr(entry, name)))
     with pytest.raises(ValueError, match=f"weighting must be 'class' or 'sample', got '{weighting}'"):
         unwrap(pfc.measure)(fc_resnet(), POINTS, weighting=weighting, progress=False)
 
@@ -867,7 +867,7 @@ def test_layers_that_change_their_order_are_refused():
 def test_what_is_no_model_and_no_data_and_no_device_is_refused():
     x, y = samples()
     with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got str"):
-        inspect.unwrap(measuring._place)("net", None)
+        inspect.unwrap(entry._place)("net", None)
     for device in ("foo", "cuda:77"):
         with pytest.raises(ValueError, match=f"no device '{device}' here"):
             measured(fc_resnet(), batched(x, y), device=device)

@@ -469,7 +469,7 @@ def test_small_problems_run_on_one_thread_and_leave_the_threads_as_they_were(mon
     import scipy.optimize  # noqa: F401  # brings a pool of its own
     from threadpoolctl import threadpool_info
 
-    from pfc.place import SMALL, one_thread
+    from pfc.device import SMALL, one_thread
     from pfc.theory.mufm import solving
 
     def threads():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pfc
-from pfc.profile import measuring
+from pfc.measuring import entry
 from tests.models import Plain, batched, randomised, samples, seeded
 from tests.oracles import naive_row
 
@@ -112,14 +112,14 @@ def test_features_are_collected_in_the_precision_that_was_measured():
     profile = measured(model, IMAGES, precision="bfloat16")
     seen = []
     model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    pfc.profile.transport(model, IMAGES, profile, exact=20, progress=False)
+    pfc.measuring.transport(model, IMAGES, profile, exact=20, progress=False)
     assert seen
     assert all(seen)
 
 
 def test_an_unknown_precision_is_refused(monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
-    monkeypatch.setattr(measuring, "undisturbed", contextmanager(unwrap(measuring.undisturbed)))
+    monkeypatch.setattr(entry, "undisturbed", contextmanager(unwrap(entry.undisturbed)))
     with pytest.raises(ValueError, match="precision must be None, 'bfloat16' or 'float16', got 'half'"):
         unwrap(pfc.measure)(conv_resnet(), IMAGES, precision="half", progress=False)
 

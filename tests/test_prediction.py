@@ -120,7 +120,7 @@ def test_laws_are_fitted_to_the_layers_of_the_segment(measured):
 
 def test_a_prediction_tells_its_numbers(measured, tmp_path):
     net, data, profile = measured
-    found = pfc.profile.transport(net, data, profile, progress=False)
+    found = pfc.measuring.transport(net, data, profile, progress=False)
     prediction = profile.prediction(transport=found)
     text = str(prediction)
     for words in ("from stem to blocks.3", "measured", "means", "etf", "Theorem 1: ", "Theorem 2: "):
@@ -142,14 +142,14 @@ def test_a_prediction_tells_its_numbers(measured, tmp_path):
 
 def test_transport_is_that_of_the_segments_ends(measured):
     net, data, profile = measured
-    found = pfc.profile.transport(net, data, profile, progress=False)
+    found = pfc.measuring.transport(net, data, profile, progress=False)
     features, y = pfc.features(net, data, ["stem", "blocks.3"], progress=False)
     known = transport.gap(features["stem"], features["blocks.3"], y, weighting="class", progress=False)
     assert repr(found) == repr(known)
     assert found.cost <= profile.segment().path().chord ** 2 * (1 + 1e-9), "centred costs no more"
     odd = replace(profile, about={**profile.about, "pool": "mine"})
     with pytest.raises(ValueError, match="outputs were pooled by mine: give their features"):
-        pfc.profile.transport(net, data, odd)
+        pfc.measuring.transport(net, data, odd)
 
 
 def test_where_nothing_moves_theory_says_so():

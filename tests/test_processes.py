@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pfc
+from pfc.measuring.loader import Batches
 from pfc.processes import ProcessError, Processes, together
-from pfc.profile.batches import Batches
 from pfc.training import Recipe, Run
 from pfc.training.trainer import _share
 from tests.models import Net, batched, samples, seeded
@@ -142,7 +142,7 @@ def exchanged(group, rank, kwargs):
     size = torch.distributed.get_world_size(group)
     profile = pfc.measure(net(), data()[rank::size], group=group, progress=False, **kwargs)
     told = {"processes": size, "samples": 113, **kwargs}
-    return profile.about["exchanged"], pfc.profile.cost(profile.shapes, 3, **told)
+    return profile.about["exchanged"], pfc.measuring.cost(profile.shapes, 3, **told)
 
 
 @pytest.mark.parametrize("kwargs", [{"passes": 1}, {"passes": 2}])
@@ -188,7 +188,7 @@ def test_a_thousand_classes_of_a_hundred_thousand_features(ranks):
     np.testing.assert_equal(first, second)
     columns, exchanged = first
     assert exchanged == pytest.approx(
-        pfc.profile.cost([(100_000,)], 1000, processes=2).exchanged, rel=1e-6
+        pfc.measuring.cost([(100_000,)], 1000, processes=2).exchanged, rel=1e-6
     )
     model = seeded(lambda: nn.Sequential(nn.Linear(16, 100_000), nn.Tanh()))
     x, y = samples(n=2000, shape=(16,), K=1000)

@@ -107,7 +107,7 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
 def test_nan_and_infinity_come_back(tmp_path):
     y = torch.tensor([0, 0, 1, 1])
     H = torch.tensor([[1.0], [-1], [2], [-2]])
-    with pytest.warns(pfc.profile.result.CollapseWarning, match="span 0 dimensions, not 1"):
+    with pytest.warns(pfc.profile.profile.CollapseWarning, match="span 0 dimensions, not 1"):
         profile = pfc.measure(nn.Sequential(nn.Identity()), [(H, y)], progress=False)
     profile.save(tmp_path / "p.json")
     row = pfc.load(tmp_path / "p.json").table().iloc[0]

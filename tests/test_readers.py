@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import pfc
 from pfc.files import read_tensors
-from pfc.profile import transport
+from pfc.measuring import transport
 from pfc.theory.transport import restored
 from pfc.training import Run
 from pfc.training.folder import fill, history

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from pfc.theory.checks import at_least, labelled, positive
+from pfc.samples import at_least, labelled, positive
 from pfc.theory.collapse import collapse, cosine
 from pfc.theory.toy import toy
 from tests import problems

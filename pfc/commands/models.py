@@ -10,8 +10,8 @@ from pfc import data as sets
 from pfc.commands.solving import USUAL, Constants, Samples, Task, iterations
 from pfc.commands.solving import sweep as sweep_over
 from pfc.files import check_place
-from pfc.profile import features as collect
-from pfc.profile import measure
+from pfc.measuring import features as collect
+from pfc.measuring import measure
 from pfc.theory.toy import toy
 from pfc.training import Run
 

@@ -14,10 +14,10 @@ from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
 from pfc.commands.training import draw_run
 from pfc.files import check_format, check_place, read_tensors, refuse_pickle
 from pfc.line import End
+from pfc.measuring import measure as measure_layers
+from pfc.measuring.loader import Home
 from pfc.processes import launched
 from pfc.profile import load
-from pfc.profile import measure as measure_layers
-from pfc.profile.batches import Home
 from pfc.profile.segment import Position
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN

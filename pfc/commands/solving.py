@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from torch import Tensor
 
 from pfc import figures as draw
-from pfc.checks import ABOVE, COUNT, FLAG, NUMBER, TEXT, rows, table
 from pfc.files import plain, read_json, write_json
 from pfc.progress import shown
+from pfc.schema import ABOVE, COUNT, FLAG, NUMBER, TEXT, rows, table
 from pfc.theory import descent as plain_descent
 from pfc.theory import mufm as models
 from pfc.theory import ufm

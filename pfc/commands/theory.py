@@ -13,12 +13,12 @@ from torch import nn
 
 from pfc import data as sets
 from pfc import figures as draw
-from pfc.checks import TEXT, form_of, maybe, rows, table
 from pfc.files import read_json, sealed, write_json
 from pfc.line import End
+from pfc.measuring import transport as transport_of
 from pfc.profile import Profile
-from pfc.profile import transport as transport_of
 from pfc.profile.segment import Position
+from pfc.schema import TEXT, form_of, maybe, rows, table
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap

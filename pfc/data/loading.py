@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pfc.checks import FINITE, TEXT, Array, check_arrays, rows, table
 from pfc.data.decoding import decoded
 from pfc.data.images import Images, Normalisation
 from pfc.data.sources import Source, find
 from pfc.files import parse_json, read_tensors, write_tensors
+from pfc.schema import FINITE, TEXT, Array, check_arrays, rows, table
 
 FORMAT = "pfc-images-1"
 HOLDS = table({"classes": rows(TEXT), "mean": rows(FINITE), "std": rows(FINITE), "source": TEXT})

@@ -230,7 +230,7 @@ def legend(figure: "Figure", names: Sequence[str]) -> None:
 
 def named(metric: str) -> tuple[str, str, str]:
     """Name and direction of collapse, what it is, the formula."""
-    from pfc.profile.result import RISES
+    from pfc.profile.profile import RISES
 
     arrow = "\N{UPWARDS ARROW}" if RISES[metric] else "\N{DOWNWARDS ARROW}"
     return f"{metric.upper()} (more collapsed {arrow})", *WORDS[metric]

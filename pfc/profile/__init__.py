@@ -1,12 +1,19 @@
-"""Measure every layer of a classifier and keep what was found."""
+"""What was measured of a classifier: numbers, verdicts, files."""
 
-from pfc.profile.costs import Cost as Cost
-from pfc.profile.costs import cost as cost
-from pfc.profile.measuring import features as features
-from pfc.profile.measuring import measure as measure
-from pfc.profile.measuring import transport as transport
+import warnings
+from importlib import import_module
+from typing import Any
+
 from pfc.profile.prediction import Prediction as Prediction
-from pfc.profile.result import Profile as Profile
-from pfc.profile.result import load as load
+from pfc.profile.profile import Profile as Profile
+from pfc.profile.profile import load as load
 from pfc.profile.segment import Segment as Segment
-from pfc.profile.watching import Monitor as Monitor
+
+_MOVED = frozenset({"Cost", "Monitor", "cost", "features", "measure", "transport"})  # until 0.3
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'pfc.profile' has no attribute {name!r}")
+    warnings.warn(f"pfc.profile.{name} is pfc.measuring.{name} now", DeprecationWarning, stacklevel=2)
+    return getattr(import_module("pfc.measuring"), name)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.checks import Array, check_arrays, short
 from pfc.line import ENDS, End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
+from pfc.schema import Array, check_arrays, short
 from pfc.theory.geodesic import Certificate, Line, OnLine
 from pfc.theory.path import Path, PathSample, path_of
 from pfc.theory.path import names as path_numbers

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pfc.place import one_thread
+from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.theory.collapse import Collapse, collapse, cosine
 from pfc.theory.minimum import Minimum, Vector, minimum

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from pfc.samples import at_least, positive
 from pfc.theory import descent
-from pfc.theory.checks import at_least, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
 from pfc.theory.minimum import STARTS, Minimum, Vector
 

@@ -12,20 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfc.checks import (
-    COUNT,
-    FINITE,
-    FRACTION,
-    NUMBER,
-    POSITIVE,
-    TEXT,
-    Array,
-    form_of,
-    maybe,
-    one_line,
-    rows,
-    table,
-)
 from pfc.files import (
     parse_json,
     read_json,
@@ -38,6 +24,20 @@ from pfc.files import (
     write_tensors,
     write_text,
     writing,
+)
+from pfc.schema import (
+    COUNT,
+    FINITE,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Array,
+    form_of,
+    maybe,
+    one_line,
+    rows,
+    table,
 )
 from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Trainer

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pfc.data import Images
+from pfc.device import device_of
 from pfc.lock import locked
-from pfc.place import device_of
 from pfc.processes import together
 from pfc.progress import shown
 from pfc.training.folder import RunFolder, gathered_random

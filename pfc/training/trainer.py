@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfc.data import Images
-from pfc.place import device_of
+from pfc.device import device_of
+from pfc.measuring import measure
 from pfc.processes import ALONE, Processes
-from pfc.profile import Profile, measure
+from pfc.profile import Profile
 from pfc.training.recipes import Recipe
 
 Precision = Literal["float32", "bfloat16"]

@@ -21,7 +21,8 @@ from scipy.stats import t as student
 
 from pfc import figures, measure
 from pfc.files import plain, write_text
-from pfc.profile import Profile, transport
+from pfc.measuring import transport
+from pfc.profile import Profile
 from pfc.theory.transport import Gap
 from pfc.training import Run
 

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pfc.theory.checks import at_least, labelled, positive
+from pfc.samples import at_least, labelled, positive
 from pfc.theory.joint import Joint, JointSolution, best
 from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.flow import ridge

@@ -33,10 +33,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from pfc.device import one_thread
 from pfc.metrics import Weighting, class_weights
-from pfc.place import one_thread
 from pfc.progress import shown
-from pfc.theory.checks import at_least, labelled, positive
+from pfc.samples import at_least, labelled, positive
 from pfc.theory.collapse import collapse
 
 RELATIVE, ABSOLUTE = 1e-10, 1e-12  # tolerances of the integrator; ours

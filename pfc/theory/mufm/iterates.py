@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from pfc.place import one_thread
-from pfc.theory.checks import at_least, positive
+from pfc.device import one_thread
+from pfc.samples import at_least, positive
 from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.search import Effort, settle
 from pfc.theory.mufm.solution import alignment, collapse

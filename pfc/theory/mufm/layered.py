@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pfc.place import one_thread
+from pfc.device import one_thread
 from pfc.progress import shown
-from pfc.theory.checks import at_least, labelled, positive
+from pfc.samples import at_least, labelled, positive
 from pfc.theory.minimum import STARTS, Minimum, Vector, minimum
 from pfc.theory.mufm.flow import ridge
 

@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
-from pfc.place import one_thread
+from pfc.device import one_thread
 from pfc.progress import shown
-from pfc.theory.checks import positive
+from pfc.samples import positive
 from pfc.theory.collapse import collapse as collapse_of
 from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
 from pfc.theory.mufm.solution import Solution, alignment, collapse, moved

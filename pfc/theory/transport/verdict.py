@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfc.checks import form_of
-from pfc.checks import restored as rebuilt
 from pfc.metrics import Weighting, class_weights
 from pfc.progress import shown
+from pfc.schema import form_of
+from pfc.schema import restored as rebuilt
 from pfc.theory.transport.atoms import Atoms, transport_to_means
 from pfc.theory.transport.clouds import Clouds
 from pfc.theory.transport.cycles import LENGTHS, Cycles, draw_cycles

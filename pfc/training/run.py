@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.checks import restored
 from pfc.files import read_json, read_tensors, refuse_pickle
 from pfc.profile import Profile, load
+from pfc.schema import restored
 from pfc.training.folder import FORMAT, HOLDS, fill, history
 from pfc.training.recipes import Recipe
 

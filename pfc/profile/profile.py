@@ -2,9 +2,6 @@
 
 import hashlib
 import math
-import sys
-import traceback
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pfc import metrics
-from pfc.checks import (
+from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
+from pfc.line import ENDS, End
+from pfc.moments import ClassMoments
+from pfc.profile.prediction import Prediction
+from pfc.profile.segment import KINDS, Position, Segment
+from pfc.schema import (
     COUNT,
     EXPONENT,
     FRACTION,
@@ -28,11 +30,6 @@ from pfc.checks import (
     rows,
     table,
 )
-from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
-from pfc.line import ENDS, End
-from pfc.moments import ClassMoments
-from pfc.profile.prediction import Prediction
-from pfc.profile.segment import KINDS, Position, Segment
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 
@@ -67,20 +64,6 @@ HOLDS = table(  # what the JSON file must hold; all else is free
 )
 MOMENTS = {"count": Array("K"), "mean": Array("K D"), "scatter": Array("K"), "low": Array("K D")}
 RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
-
-
-class CollapseWarning(UserWarning):
-    """Something about the data or the features makes a metric undefined or meaningless."""
-
-
-def warn(message: str) -> None:
-    """Warn at the line that called into the package."""
-    ours = [
-        level
-        for level, (frame, _) in enumerate(traceback.walk_stack(sys._getframe()), start=1)
-        if frame.f_globals.get("__name__", "").startswith("pfc.")
-    ]
-    warnings.warn(message, CollapseWarning, stacklevel=max(ours) + 1)
 
 
 @dataclass(frozen=True, eq=False)

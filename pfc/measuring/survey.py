@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.measuring.loader import EMPTY, Batch, cut
 from pfc.processes import Processes
-from pfc.profile.batches import EMPTY, Batch, cut
-from pfc.profile.result import warn
 from pfc.taps import (
     CLASSIFIER_INPUT,
     KNOWN_BLOCKS,
@@ -31,6 +30,7 @@ from pfc.taps import (
     why_silent,
     writes,
 )
+from pfc.warning import warn
 
 See = Callable[[str, Float[Tensor, "B D"]], None]
 

@@ -10,18 +10,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc import metrics
+from pfc.device import device_of
+from pfc.measuring.loader import Batches, Home
+from pfc.measuring.passes import FirstPass, SecondPass
+from pfc.measuring.survey import Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
-from pfc.place import device_of
 from pfc.processes import together
-from pfc.profile.batches import Batches, Home
-from pfc.profile.passes import FirstPass, SecondPass
-from pfc.profile.result import COLUMNS, Profile, warn
+from pfc.profile.profile import COLUMNS, Profile
 from pfc.profile.segment import Segment
-from pfc.profile.survey import Survey, survey
 from pfc.progress import shown
 from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
+from pfc.warning import warn
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap

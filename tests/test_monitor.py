@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import pfc
 from pfc import Monitor
-from pfc.profile import watching
+from pfc.measuring import monitor as monitoring
 from tests.models import Net, Plain, batched, randomised, samples, seeded
 from tests.oracles import naive_moments
 from tests.test_taps import hooks, lived_in, state
@@ -70,7 +70,7 @@ def trained(model, data, monitor=None, epochs=2, precision=None):
 @pytest.mark.parametrize("group", [1, 200, 2**20], ids=["alone", "some", "all"])
 def test_of_a_resting_network_it_is_one_pass_of_measure(make, segments, weighting, group, monkeypatch):
     """To the bit where no step waits for another, else to rounding."""
-    monkeypatch.setattr(watching, "GROUP", group)
+    monkeypatch.setattr(monitoring, "GROUP", group)
     exact = 0 if group == 1 else 1e-12
     model = make().eval()
     data = POINTS if make is fc_resnet else IMAGES
@@ -211,7 +211,7 @@ class Breaks(nn.Module):
 @pytest.mark.parametrize("group", [1, 700, 2**20], ids=["alone", "some", "all"])
 def test_what_is_not_finite_is_told_at_the_profile(group, monkeypatch):
     """A number that is not finite shall not end a training run."""
-    monkeypatch.setattr(watching, "GROUP", group)
+    monkeypatch.setattr(monitoring, "GROUP", group)
     model = seeded(lambda: Net({"a": nn.Identity(), "breaks": Breaks()}, width=6))
     data = [(x.clone(), y) for x, y in POINTS]
     data[3][0][4, 5] = 77

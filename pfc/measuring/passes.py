@@ -11,13 +11,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.line import LineCrossings
-from pfc.metrics import Weighting
-from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
-from pfc.nearest import NearestMean, project
-from pfc.processes import ALONE, Processes
-from pfc.profile.batches import Batch, Batches, Fingerprint, refuse_repeated
-from pfc.profile.costs import cost
-from pfc.profile.merging import (
+from pfc.measuring.costs import cost
+from pfc.measuring.loader import Batch, Batches, Fingerprint, refuse_repeated
+from pfc.measuring.scale import Scale
+from pfc.measuring.shards import (
     merge_crossings,
     merge_layers,
     merge_nearest,
@@ -25,12 +22,15 @@ from pfc.profile.merging import (
     one_scale,
     one_span,
 )
-from pfc.profile.result import warn
-from pfc.profile.scale import Scale
-from pfc.profile.survey import Survey, agreed, survey
+from pfc.measuring.survey import Survey, agreed, survey
+from pfc.metrics import Weighting
+from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
+from pfc.nearest import NearestMean, project
+from pfc.processes import ALONE, Processes
 from pfc.progress import Step
 from pfc.taps import Layers, Pool
 from pfc.theory.path import PathSample
+from pfc.warning import warn
 
 LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.device import device_of
+from pfc.measuring.entry import assemble
+from pfc.measuring.loader import Batch, checked_labels, exact
+from pfc.measuring.passes import FirstPass
+from pfc.measuring.survey import Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import BatchLabels
-from pfc.place import device_of
-from pfc.profile.batches import Batch, checked_labels, exact
-from pfc.profile.measuring import assemble
-from pfc.profile.passes import FirstPass
-from pfc.profile.result import Profile
-from pfc.profile.survey import Survey, survey
+from pfc.profile.profile import Profile
 from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
 
 GROUP = (

@@ -13,11 +13,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from pfc.line import LineCrossings
+from pfc.measuring.scale import Scale
 from pfc.metrics import Weighting
 from pfc.moments import ClassMoments, SegmentMoments, exact_sum
 from pfc.nearest import MeansSpan, NearestMean
 from pfc.processes import Processes
-from pfc.profile.scale import Scale
 from pfc.theory.path import PathSample
 
 SLICE = 2**22  # float64 numbers that are exchanged at once: 32 MiB; ours

@@ -10,11 +10,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from pfc.measuring.scale import exponent_of
 from pfc.moments import BatchLabels, column_tiles, row_tiles, upcast
 from pfc.processes import ALONE, Processes
-from pfc.profile.result import warn
-from pfc.profile.scale import exponent_of
 from pfc.taps import first_tensor
+from pfc.warning import warn
 
 Home = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty?"
