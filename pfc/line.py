@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.moments import AT_HAND
+from pfc.moments import SYNCHRONOUS_DEVICES
 from pfc.nearest import MeansSpan
 
 End = Literal["measured", "means", "etf"]
@@ -111,7 +111,7 @@ class LineCrossings:
             f1 = inner - inner.gather(1, p[:, None])
             self._waiting.append((end, (f0, f1, f2, p)))
         waiting = sum(3 * f0.numel() for _, (f0, *_) in self._waiting)
-        if y.device.type in AT_HAND or waiting > WAITING:
+        if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
             self.fetch()
 
     def fetch(self) -> None:

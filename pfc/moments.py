@@ -1,22 +1,31 @@
-"""First pass: streaming, exact class statistics of one layer and of what pairs the layers of a segment.
+"""First pass: streaming, exact class statistics of one layer, and cross-layer statistics of a segment.
 
 All state is float64 and mergeable: batches, processes and resumed work may be combined in any order.
 Features are upcast in tiles that stay in the processor's cache, so that exactness costs less than one
 float32 product with the class means.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
-from math import prod
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
-AT_HAND = {"cpu"}  # devices whose numbers can be looked at without waiting for a queue of work
+from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
+
+SYNCHRONOUS_DEVICES = {"cpu"}  # whose numbers can be read without waiting for queued work
+SLICE = 2**22  # float64 numbers of the means that are merged at once: 32 MiB; ours
+
+Total = Callable[[Tensor], Tensor]  # sums a tensor over processes, in place
+
+
+def alone(x: Tensor) -> Tensor:
+    """The sum over this process alone."""
+    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +76,7 @@ class BatchLabels:
         y, present, place, first, count = (
             part.to(device, non_blocking=True) for part in (y, present, place, first, count)
         )
-        one_hot = None if device.type in AT_HAND else (present[:, None] == y).double()
+        one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
         return cls(y, present, place, first, count.double(), one_hot, numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
@@ -93,13 +102,20 @@ class ClassMoments:
         count: Samples of each class.
         mean: Mean of each class; zero where a class has no sample.
         scatter: Sum over the class's samples of the squared distance to the class mean.
-        low: What rounding took from `mean`; without it a large offset would cost digits at each batch.
+        mean_error: What rounding took from `mean`, the compensation term of a two-float sum: without
+            it a large offset would cost digits at each batch.
     """
 
     count: Float64[Tensor, " K"]
     mean: Float64[Tensor, "K D"]
     scatter: Float64[Tensor, " K"]
-    low: Float64[Tensor, "K D"]
+    mean_error: Float64[Tensor, "K D"]
+
+    @property
+    def low(self) -> Float64[Tensor, "K D"]:
+        """The former name of `mean_error`."""
+        warnings.warn("low is mean_error now", DeprecationWarning, stacklevel=2)
+        return self.mean_error
 
     @classmethod
     def empty(
@@ -133,24 +149,15 @@ class ClassMoments:
 
     def update(self, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:
         """Add a batch in place."""
-        absorb([self], [H], labels)
+        SegmentMoments.around(self).update([H], labels)
 
     def merge(self, other: "ClassMoments") -> None:
-        """Add `other` in place: Chan, Golub and LeVeque (1983), class by class."""
-        n, m = self.count, other.count
-        share = m / (n + m).clamp(min=1)
-        delta = self.distance(other)
-        self.scatter += other.scatter + n * share * delta.square().sum(1)
-        self.mean, self.low = exact_sum(self.mean, self.low + delta * share[:, None])
-        self.count = n + m
-
-    def distance(self, other: "ClassMoments") -> Float64[Tensor, "K D"]:
-        """How far the class means of `other` are from these."""
-        return (other.mean - self.mean) + (other.low - self.low)
+        """Add `other` in place."""
+        SegmentMoments.around(self).merge(SegmentMoments.around(other))
 
     def centred(self, pi: Float64[Tensor, " K"]) -> Float64[Tensor, "K D"]:
         """Class means less their mean under the weights `pi`, exact at any common offset."""
-        M = (self.mean - pi @ self.mean) + self.low
+        M = (self.mean - pi @ self.mean) + self.mean_error
         return M - pi @ M
 
     def grow(self, classes: int) -> None:
@@ -160,32 +167,36 @@ class ClassMoments:
             self.count = torch.cat([self.count, self.count.new_zeros(more)])
             self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(more)])
             room = self.mean.new_zeros(more, self.mean.shape[1])
-            self.mean, self.low = torch.cat([self.mean, room]), torch.cat([self.low, room])
+            self.mean = torch.cat([self.mean, room])
+            self.mean_error = torch.cat([self.mean_error, room])
 
     def present(self) -> "ClassMoments":
         """The same moments without the classes that have no sample; no copy where all have some."""
         seen = self.count > 0
         if bool(seen.all()):
             return self
-        return ClassMoments(self.count[seen], self.mean[seen], self.scatter[seen], self.low[seen])
+        return ClassMoments(*(part[seen] for part in self._parts()))
 
     def cpu(self) -> "ClassMoments":
         """The same moments on the CPU."""
-        return ClassMoments(self.count.cpu(), self.mean.cpu(), self.scatter.cpu(), self.low.cpu())
+        return ClassMoments(*(part.cpu() for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.count, self.mean, self.scatter, self.mean_error
 
 
 @dataclass(eq=False)
 class SegmentMoments:
-    """Moments of consecutive layers of one shape, and what pairs them: a monoid like its parts.
+    """Moments of consecutive layers of one shape, and their cross-layer statistics: a monoid.
 
-    It holds what the straight line from the first to the last layer needs beyond the two layers' own
-    moments (the cross scatter), and all inner products of the increments D_l = H_{l+1} - H_l, summed
-    over the samples of each class (positions, lengths, energies and angles of the path).
+    The straight line from the first to the last layer needs their cross scatter beside their own
+    moments; the path needs all inner products of the increments D_l = H_{l+1} - H_l. A layer by itself
+    is a segment of one, without cross-layer statistics.
 
     Args:
         layers: Moments of each layer.
         cross: Per class, sum over its samples of the inner product of the residuals (feature minus
-            class mean) at the first and at the last layer.
+            class mean) at the first and at the last layer; zero for one layer.
         steps: Per class, sum over its samples of the Gram matrix of the L increments.
     """
 
@@ -202,21 +213,103 @@ class SegmentMoments:
         zeros = layers[0].count
         return cls(layers, zeros.clone(), zeros.new_zeros(classes, depth - 1, depth - 1))
 
+    @classmethod
+    def around(cls, layer: ClassMoments) -> "SegmentMoments":
+        """A segment of one layer, whose moments are those of the layer itself."""
+        zeros = layer.count.new_zeros
+        return cls([layer], zeros(len(layer.count)), zeros(len(layer.count), 0, 0))
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are cross-layer statistics."""
+        return len(self.layers) > 1
+
     def update(
         self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
     ) -> Float64[Tensor, "B L L"]:
-        """Add a batch in place, one feature matrix a layer; returns each sample's own Gram matrix."""
-        return absorb(self.layers, batch, labels, self)
+        """Add a batch in place, tile by tile.
 
-    def merge(self, other: "SegmentMoments") -> None:
-        """Add `other` in place."""
-        n, m = self.layers[0].count, other.layers[0].count
-        share = n * m / (n + m).clamp(min=1)
-        first, last = (self.layers[i].distance(other.layers[i]) for i in (0, -1))
-        self.cross += other.cross + share * (first * last).sum(1)
-        self.steps += other.steps
-        for ours, theirs in zip(self.layers, other.layers, strict=True):
-            ours.merge(theirs)
+        With shift s (the mean so far as float64 has it, or the class's first sample), n samples before
+        whose mean is s + e, m new ones and delta = mean of the new ones minus s, the mean becomes
+        s + step, step = (n e + m delta)/(n + m), and the scatter grows by
+        sum |h - s|^2 + n |e|^2 - (n + m) |step|^2: the merge of Chan, Golub and LeVeque (1983), in a
+        form that never needs the batch's own scatter. The cross scatter follows the same rule with
+        inner products.
+
+        Args:
+            batch: Features of each layer.
+            labels: Their classes.
+
+        Returns:
+            Each sample's Gram matrix of the increments between the layers.
+
+        Raises:
+            ValueError: If the numbers of samples differ or a label is out of range.
+        """
+        _check(self.layers, batch, labels)
+        k, m, n = labels.present, labels.count, self.layers[0].count[labels.present]
+        work = _Work(len(batch), labels)
+        for columns in column_tiles(batch[0]):
+            shifts = [_shift(*pair, n, labels, columns) for pair in zip(self.layers, batch, strict=True)]
+            errors = [layer.mean_error[k, columns] for layer in self.layers]
+            totals = work.tile(batch, shifts, columns)
+            steps = [
+                (n[:, None] * e + t) / (n + m)[:, None] for e, t in zip(errors, totals, strict=True)
+            ]
+            for layer, S, error, step, lost in zip(
+                self.layers, shifts, errors, steps, work.lost, strict=True
+            ):
+                layer.mean[k, columns], layer.mean_error[k, columns] = exact_sum(S, step)
+                lost += (n + m) * step.square().sum(1) - n * error.square().sum(1)
+            if self.paired:
+                work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1)
+                work.lost_cross -= n * (errors[0] * errors[-1]).sum(1)
+        self._settle(work)
+        return work.steps
+
+    def _settle(self, work: "_Work") -> None:
+        """Add what a batch brought beside the means."""
+        labels, k = work.labels, work.labels.present
+        for layer, squares, lost in zip(self.layers, work.squares, work.lost, strict=True):
+            layer.scatter.index_add_(0, labels.y, squares).index_add_(0, k, lost, alpha=-1)
+            layer.count.index_add_(0, k, labels.count)
+        if self.paired:
+            self.cross.index_add_(0, labels.y, work.cross).index_add_(0, k, work.lost_cross, alpha=-1)
+            self.steps.index_add_(0, labels.y, work.steps)
+
+    def merge(self, *others: "SegmentMoments", total: Total = alone) -> None:
+        """Add others in place: those given here, and those of the processes that `total` sums over.
+
+        The merge of Chan, Golub and LeVeque (1983), class by class and for all parts at once. With n
+        samples in all and S the sum of the shares (n_r / n) mean_r, a part's mean is delta_r from S,
+        the mean of all is S + step, step = sum (n_r / n) delta_r, and the scatter is
+        sum (scatter_r + n_r |delta_r|^2) - n |step|^2; the cross scatter of two layers likewise. No
+        common offset costs a digit. Means are merged in slices, so that nothing of K x D is copied.
+
+        Args:
+            *others: Of the same layers and classes.
+            total: Sums a tensor over processes in place, each of which makes the same call.
+        """
+        parts = (self, *others)
+        n = total_of([part.layers[0].count.clone() for part in parts], total)
+        lost, lost_cross = [torch.zeros_like(n) for _ in self.layers], torch.zeros_like(n)
+        for columns in _slices(self.layers[0].mean):
+            moved = [_merge_means(layers, n, columns, total) for layers in _by_layer(parts)]
+            for layers, gone, (deltas, step) in zip(_by_layer(parts), lost, moved, strict=True):
+                gone += n * step.square().sum(1)
+                for layer, delta in zip(layers, deltas, strict=True):
+                    layers[0].scatter += layer.count * delta.square().sum(1)
+            if self.paired:
+                (firsts, first_step), (lasts, last_step) = moved[0], moved[-1]
+                lost_cross += n * (first_step * last_step).sum(1)
+                for part, first, last in zip(parts, firsts, lasts, strict=True):
+                    self.cross += part.layers[0].count * (first * last).sum(1)
+        for layers, gone in zip(_by_layer(parts), lost, strict=True):
+            layers[0].scatter = total_of([layer.scatter for layer in layers], total) - gone
+            layers[0].count = n.clone()
+        if self.paired:
+            self.cross = total_of([part.cross for part in parts], total) - lost_cross
+            self.steps = total_of([part.steps for part in parts], total)
 
     def grow(self, classes: int) -> None:
         """Make room for more classes."""
@@ -227,61 +320,50 @@ class SegmentMoments:
         for layer in self.layers:
             layer.grow(classes)
 
+    def rescale(self, exponent: int) -> None:
+        """Multiply the features by a power of two, in place and exactly."""
+        once, twice = 2.0**exponent, 4.0**exponent
+        for layer in self.layers:
+            layer.mean *= once
+            layer.mean_error *= once
+            layer.scatter *= twice
+        self.cross *= twice
+        self.steps *= twice
 
-def absorb(
-    layers: Sequence[ClassMoments],
-    batch: Sequence[Float[Tensor, "B D"]],
-    labels: BatchLabels,
-    segment: SegmentMoments | None = None,
-) -> Float64[Tensor, "B L L"]:
-    """Add a batch to the moments of one or more layers of one shape, tile by tile.
 
-    With shift s (the mean so far as float64 has it, or the class's first sample), n samples before whose
-    mean is s + low, m new ones and delta = mean of the new ones minus s, the mean becomes s + step,
-    step = (n low + m delta)/(n + m), and the scatter grows by
-    sum |h - s|^2 + n |low|^2 - (n + m) |step|^2: Chan's merge, in a form that never needs the batch's
-    own scatter. The cross scatter of two layers follows the same rule with inner products.
+def _by_layer(parts: Sequence[SegmentMoments]) -> Iterator[tuple[ClassMoments, ...]]:
+    return zip(*(part.layers for part in parts), strict=True)
 
-    Args:
-        layers: Moments to be updated.
-        batch: Features of each layer.
-        labels: Their classes.
-        segment: Where the statistics that pair the layers go.
 
-    Returns:
-        Each sample's Gram matrix of the increments between the layers; zero without a segment.
+def _slices(M: Float64[Tensor, "K D"]) -> Iterator[slice]:
+    width = max(1, SLICE // len(M))
+    return (slice(start, start + width) for start in range(0, M.shape[1], width))
 
-    Raises:
-        ValueError: If the numbers of samples differ or a label is out of range.
-    """
-    _check(layers, batch, labels)
-    k, m, n = labels.present, labels.count, layers[0].count[labels.present]
-    work = _Work(len(batch), labels, paired=segment is not None)
-    for columns in column_tiles(batch[0]):
-        shifts = [_shift(*pair, n, labels, columns) for pair in zip(layers, batch, strict=True)]
-        lows = [layer.low[k, columns] for layer in layers]
-        totals = work.tile(batch, shifts, columns)
-        steps = [(n[:, None] * a + t) / (n + m)[:, None] for a, t in zip(lows, totals, strict=True)]
-        for layer, S, low, step, lost in zip(layers, shifts, lows, steps, work.lost, strict=True):
-            layer.mean[k, columns], layer.low[k, columns] = exact_sum(S, step)
-            lost += (n + m) * step.square().sum(1) - n * low.square().sum(1)
-        work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1) - n * (lows[0] * lows[-1]).sum(1)
-    for layer, squares, lost in zip(layers, work.squares, work.lost, strict=True):
-        layer.scatter.index_add_(0, labels.y, squares).index_add_(0, k, lost, alpha=-1)
-        layer.count.index_add_(0, k, m)
-    if segment is not None:
-        segment.cross.index_add_(0, labels.y, work.cross).index_add_(0, k, work.lost_cross, alpha=-1)
-        segment.steps.index_add_(0, labels.y, work.steps)
-    return work.steps
+
+def _merge_means(
+    parts: Sequence[ClassMoments], n: Float64[Tensor, " K"], columns: slice, total: Total
+) -> tuple[list[Float64[Tensor, "K C"]], Float64[Tensor, "K C"]]:
+    """Merge some columns of the means; how far each part's were from S, and the means of all are."""
+    shares = [(part.count / n.clamp(min=1))[:, None] for part in parts]
+    means = [part.mean[:, columns] for part in parts]
+    S = total_of([share * mean for share, mean in zip(shares, means, strict=True)], total)
+    deltas = [(mean - S) + part.mean_error[:, columns] for mean, part in zip(means, parts, strict=True)]
+    step = total_of([share * delta for share, delta in zip(shares, deltas, strict=True)], total)
+    parts[0].mean[:, columns], parts[0].mean_error[:, columns] = exact_sum(S, step)
+    return deltas, step
+
+
+def total_of(parts: Sequence[Tensor], total: Total) -> Tensor:
+    """The sum over parts and over processes; of a single part in its own place."""
+    return total(reduce(torch.add, parts))
 
 
 class _Work:
     """What one batch adds, a number a sample; filled tile by tile."""
 
-    def __init__(self, layers: int, labels: BatchLabels, *, paired: bool) -> None:
+    def __init__(self, layers: int, labels: BatchLabels) -> None:
         zeros = labels.count.new_zeros
         self.labels = labels
-        self.paired = paired
         self.squares = [zeros(len(labels.y)) for _ in range(layers)]
         self.cross = zeros(len(labels.y))
         self.steps = zeros(len(labels.y), layers - 1, layers - 1)
@@ -295,7 +377,7 @@ class _Work:
         totals = [torch.zeros_like(S) for S in shifts]
         for rows in row_tiles(batch[0], columns):
             tiles = [upcast(H[rows, columns], f"tile {l}") for l, H in enumerate(batch)]
-            if self.paired and len(tiles) > 1:
+            if len(tiles) > 1:
                 D = scratch("steps", (len(tiles[0]), len(tiles) - 1, tiles[0].shape[1]), tiles[0])
                 for l, (a, b) in enumerate(pairwise(tiles)):
                     torch.sub(b, a, out=D[:, l])
@@ -312,42 +394,8 @@ class _Work:
             X -= torch.index_select(S, 0, labels.place, out=S_y)
             total += labels.sums(X)
             squares[rows] += torch.linalg.vector_norm(X, dim=1).square_()
-        if self.paired:
+        if len(tiles) > 1:
             self.cross[rows] += torch.mul(tiles[0], tiles[-1], out=S_y).sum(1)
-
-
-class _Kept(threading.local):
-    """Work arrays of each thread, by use and device."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[tuple[str, torch.device], Tensor] = {}
-
-
-_kept = _Kept()
-
-
-def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, "..."]:
-    """A float64 work array that keeps its memory from call to call; its content is arbitrary."""
-    key, size = (name, like.device), prod(shape)
-    buffer = _kept.arrays.get(key)
-    if buffer is None or len(buffer) < size:
-        with torch.inference_mode(False):  # it is to serve outside, too
-            buffer = _kept.arrays[key] = torch.empty(size, dtype=torch.float64, device=like.device)
-    return buffer[:size].view(*shape)
-
-
-def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
-    """A float64 copy of `H` in the work array `name`."""
-    return scratch(name, H.shape, H).copy_(H)
-
-
-def exact_sum(
-    a: Float64[Tensor, "*n"], b: Float64[Tensor, "*n"]
-) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
-    """The rounded sum and what rounding took from it (Knuth)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
 
 
 def _shift(
@@ -360,22 +408,9 @@ def _shift(
     """The mean so far; for a class not seen yet, its first sample."""
     S = layer.mean[labels.present, columns]
     new = n == 0
-    if H.device.type in AT_HAND and not new.any():
+    if H.device.type in SYNCHRONOUS_DEVICES and not new.any():
         return S
     return torch.where(new[:, None], H[labels.first, columns].double(), S)
-
-
-def column_tiles(H: Float[Tensor, "B D"]) -> Iterator[slice]:
-    """Columns to be worked on at once: as many as fit in a tile with up to 128 rows."""
-    width = max(1, TILE.get(H.device.type, TILE["cpu"]) // min(len(H), 128))
-    return (slice(start, min(start + width, H.shape[1])) for start in range(0, H.shape[1], width))
-
-
-def row_tiles(H: Float[Tensor, "B D"], columns: slice) -> Iterator[slice]:
-    """Rows that fill a tile of these columns."""
-    width = columns.stop - columns.start
-    height = max(1, TILE.get(H.device.type, TILE["cpu"]) // width)
-    return (slice(start, min(start + height, len(H))) for start in range(0, len(H), height))
 
 
 def _check(

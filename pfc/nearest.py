@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
-from pfc.moments import ClassMoments, column_tiles, row_tiles, upcast
+from pfc.moments import ClassMoments, Total, alone, total_of
+from pfc.tiles import column_tiles, row_tiles, upcast
 
 EPS = torch.finfo(torch.float64).eps
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
@@ -29,7 +30,7 @@ class MeansSpan:
         values: Their singular values, all above round-off.
         points: The centred class means in this basis.
         place: Position in `points` of each class; -1 for a class without samples.
-        low: What rounding took from `centre`; without it a large offset would cost digits.
+        centre_error: What rounding took from `centre`; without it a large offset would cost digits.
     """
 
     centre: Float64[Tensor, " D"]
@@ -37,7 +38,7 @@ class MeansSpan:
     values: Float64[Tensor, " R"]
     points: Float64[Tensor, "P R"]
     place: Int64[Tensor, " K"]
-    low: Float64[Tensor, " D"]
+    centre_error: Float64[Tensor, " D"]
 
     @classmethod
     def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
@@ -57,13 +58,13 @@ class MeansSpan:
         means = moments.present()
         pi = class_weights(means.count, weighting)
         centre, M = pi @ means.mean, means.centred(pi)
-        low = pi @ ((means.mean - centre) + means.low)
+        error = pi @ ((means.mean - centre) + means.mean_error)
         values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
         floor = torch.maximum(EPS * max(M.shape) * values[0], _rounding(means))
         rank = int((values > floor).sum())
         basis = directions[:rank].contiguous().mT
         points = _together(M @ basis, floor)
-        return cls(centre, basis, values[:rank], points, _places(seen), low)
+        return cls(centre, basis, values[:rank], points, _places(seen), error)
 
     @classmethod
     def room(cls, moments: ClassMoments, rank: int) -> "MeansSpan":
@@ -105,7 +106,7 @@ def project(
                 X = X if span.central else X.sub_(span.centre[columns])
                 _add(z[rows], X, flat[:, columns], few=few)
     # to subtract the centre at last loses nothing where it is among the means
-    z -= (span.centre + span.low if span.central else span.low) @ bases
+    z -= (span.centre + span.centre_error if span.central else span.centre_error) @ bases
     return z.contiguous()
 
 
@@ -202,11 +203,13 @@ class NearestMean:
         most = min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())
         if not (drift <= most).all():  # also where it is NaN
             raise ValueError(
-                f"the second pass saw other features than the first at layer {name!r}: the model is "
+                f"the second pass saw different features from the first at layer {name!r}: the model is "
                 "random in evaluation mode, or the data are; take passes=1"
             )
 
-    def merge(self, other: "NearestMean") -> None:
-        """Add `other` in place."""
+    def merge(self, *others: "NearestMean", total: Total = alone) -> None:
+        """Add others in place: those given here, and those of the processes that `total` sums over."""
+        parts = (self, *others)
         for name in ("count", "hits", "sums", "squares"):
-            getattr(self, name).add_(getattr(other, name))
+            setattr(self, name, total_of([getattr(part, name) for part in parts], total))
+        self.rounding = max(part.rounding for part in parts)

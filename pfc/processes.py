@@ -47,30 +47,30 @@ class Processes:
         self.exchanged = 0  # bytes of the tensors that this process put into exchanges
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def at(self, device: torch.device) -> None:
-        """This process computes there."""
+    def use_device(self, device: torch.device) -> None:
+        """Set the device used for collectives."""
 
-    def look(self) -> None:
+    def check_peers(self) -> None:
         """Raise what stopped another process, if anything did."""
 
-    def meet(self, where: str, told: Any = None) -> list[Any]:
-        """Wait for all; what each has told, by rank."""
-        return [told]
+    def exchange(self, where: str, value: Any = None) -> list[Any]:
+        """Wait for all; the value of each, by rank."""
+        return [value]
 
-    def agree(self, **told: Any) -> None:
+    def agree(self, **values: Any) -> None:
         """Refuse where processes differ.
 
         Args:
-            told: What must be the same in all, by its name.
+            values: What must be the same in all, by its name.
 
         Raises:
             ValueError: If it is not.
         """
-        each = self.meet("agreed", told)
+        each = self.exchange("agreed", values)
         for rank, theirs in enumerate(each):
             for name, value in theirs.items():
                 if not _alike(value, each[0][name]):
@@ -79,11 +79,11 @@ class Processes:
                         "process needs the same"
                     )
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the processes, in place."""
         return x
 
-    def lead(self, x: Tensor) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         """What the first process holds, in place."""
         return x
 
@@ -139,8 +139,8 @@ class Group(Processes):
         _calls[ranks] = call
         return own
 
-    def at(self, device: torch.device) -> None:
-        """This process computes there."""
+    def use_device(self, device: torch.device) -> None:
+        """Set the device used for collectives."""
         self._device = _meeting_place(self.group, device)
 
     def begin(self) -> None:
@@ -178,7 +178,7 @@ class Group(Processes):
                 if self._over.wait(BEAT):
                     return
 
-    def look(self) -> None:
+    def check_peers(self) -> None:
         """Raise what stopped another process, if anything did; asks only now and then."""
         if time.monotonic() - self._looked > LOOK:
             self._look()
@@ -204,9 +204,9 @@ class Group(Processes):
                 raise
             self._stop(f"the store of the process group is gone, and its process with it: {error}")
 
-    def _raise(self, told: dict[str, Any]) -> None:
-        kind = ValueError if told["bad input"] else ProcessError
-        self._stop(f"process {told['rank']} of {self.size} stopped: {told['what']}", kind)
+    def _raise(self, stop: dict[str, Any]) -> None:
+        kind = ValueError if stop["bad input"] else ProcessError
+        self._stop(f"process {stop['rank']} of {self.size} stopped: {stop['what']}", kind)
 
     def _hear(self, rank: int) -> None:
         """Notice when a process that gave signs of life gives none any more."""
@@ -223,15 +223,15 @@ class Group(Processes):
         self._stopped = True
         raise kind(message) from None
 
-    def meet(self, where: str, told: Any = None) -> list[Any]:
-        """Wait for all; what each has told, by rank.
+    def exchange(self, where: str, value: Any = None) -> list[Any]:
+        """Wait for all; the value of each, by rank.
 
         Args:
             where: A name, the same in all processes.
-            told: What the others are to know, as JSON can tell it.
+            value: Anything that JSON can hold.
 
         Returns:
-            What each process has told.
+            The value of each process.
 
         Raises:
             ValueError: If another process met bad input.
@@ -240,9 +240,9 @@ class Group(Processes):
         keys = [f"{where}/{rank}" for rank in range(self.size)]
         came, pauses = time.monotonic(), _pauses()
         with self._asking():
-            self._store.set(keys[self.rank], json.dumps(told))
+            self._store.set(keys[self.rank], json.dumps(value))
             while not self._store.check(keys):
-                self.look()
+                self.check_peers()
                 if time.monotonic() - came > LATE:
                     self._miss()
                 time.sleep(next(pauses))
@@ -259,11 +259,11 @@ class Group(Processes):
                     "data; for one process alone pass group=False"
                 )
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the processes, in place."""
         return self._in_place(x, lambda moved: dist.all_reduce(moved, group=self.group, async_op=True))
 
-    def lead(self, x: Tensor) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         """What the first process holds, in place."""
         source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
         return self._in_place(
@@ -272,7 +272,7 @@ class Group(Processes):
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all, by rank; their lengths may differ."""
-        sizes = self.total(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(x)).tolist()
+        sizes = self.all_reduce(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(x)).tolist()
         room = x.new_zeros(max(sizes), *x.shape[1:])
         room[: len(x)] = x
         moved = room.to(self._device)
@@ -293,7 +293,7 @@ class Group(Processes):
         for pause in _pauses():
             if work.is_completed():
                 break
-            self.look()
+            self.check_peers()
             time.sleep(pause)
         with self.exchanging():
             work.wait()
@@ -312,7 +312,7 @@ class Group(Processes):
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two values that were told are the same; numbers to rounding, which machines do apart."""
+    """Whether two values are the same; numbers to rounding, which machines do apart."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_alike, a, b))
     if isinstance(a, float) and isinstance(b, float):

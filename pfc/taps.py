@@ -249,8 +249,8 @@ def _edge_hook(see: Callable[[Tensor], None]) -> Callable[..., None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One run of a module: its name, the first tensors of its input and output, and their versions.
+class ModuleCall:
+    """One call of a module: its name, the first tensors of its input and output, and their versions.
 
     Args:
         name: The module's name.
@@ -265,14 +265,14 @@ class Run:
     version: int
 
 
-def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple[list[Run], Any]:
+def trace(modules: Mapping[str, nn.Module], forward: Callable[[], Any]) -> tuple[list[ModuleCall], Any]:
     """Every run of the modules in one forward pass, in the order of their ends, and the result."""
-    runs: list[Run] = []
+    runs: list[ModuleCall] = []
 
     def hook(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             out = first_tensor(output)
-            runs.append(Run(name, first_tensor((args, kwargs)), out, writes(out)))
+            runs.append(ModuleCall(name, first_tensor((args, kwargs)), out, writes(out)))
 
         return note
 

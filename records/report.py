@@ -50,7 +50,8 @@ def overview(runs: list[Run]) -> Iterator[str]:
         depth = p.effective_depth()
         where = "none" if depth is None else f"{p.layers[depth]} ({depth + 1} of {len(p.layers)})"
         taus = ", ".join(f"{p.tau(m):+.3f}" for m in METRICS)
-        back = "; ".join(f"{m.upper()} at {', '.join(b)}" for m in METRICS if (b := p.steps_back(m)))
+        back_at = p.non_monotone_layers
+        back = "; ".join(f"{m.upper()} at {', '.join(b)}" for m in METRICS if (b := back_at(m)))
         cells = (run.config["seed"], run.recipe.epochs, f"{seconds(run):.0f}", f"{p.accuracy:.4f}", off)
         yield f"| {' | '.join(map(str, cells))} | {where} | {taus} | {back or '-'} |"
 

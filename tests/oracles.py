@@ -1,5 +1,7 @@
 """Slow, obviously right twins of the package's formulas: loops over samples and classes in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 
 LONG = np.longdouble  # 64 bits of mantissa: the judge of float64 sums
@@ -80,3 +82,20 @@ def naive_row(H, y, weighting="class", W=None, b=None):
         row["nc3"] = np.linalg.norm(rows / np.linalg.norm(rows) - M / np.linalg.norm(M))
         row["nc4"] = np.mean((H @ W.T + b).argmax(axis=1) != nearest)
     return row
+
+
+def naive_positions(layers, y, weighting="class"):
+    """Length of the path so far over the whole length, root mean squares over the samples (1.6)."""
+    w = weights(y, weighting)
+    steps = [np.sqrt(w @ ((b - a) ** 2).sum(axis=1)) for a, b in pairwise(layers)]
+    return np.cumsum([0.0, *steps]) / sum(steps)
+
+
+def naive_table(layers, y, weighting, W, b):
+    """Every column at layers of one shape, the last of which is the classifier's input."""
+    layers = [np.asarray(H, dtype=np.float64) for H in layers]
+    last = {"W": W, "b": b}
+    rows = [naive_row(H, y, weighting, **(last if H is layers[-1] else {})) for H in layers]
+    for row, position in zip(rows, naive_positions(layers, y, weighting), strict=True):
+        row["position"] = position
+    return rows

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pfc
 from pfc.line import ENDS, LineCrossings
 from pfc.measuring import passes
-from pfc.measuring.loader import Batches
-from pfc.moments import AT_HAND, BatchLabels, ClassMoments, SegmentMoments
+from pfc.measuring.loader import MeasuredBatches
+from pfc.moments import SYNCHRONOUS_DEVICES, BatchLabels, ClassMoments, SegmentMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.theory.path import PathSample
 from tests import problems
@@ -80,9 +80,9 @@ def watched():
 @pytest.fixture
 def queued():
     """The CPU is treated as a device with a queue."""
-    AT_HAND.discard("cpu")
+    SYNCHRONOUS_DEVICES.discard("cpu")
     yield
-    AT_HAND.add("cpu")
+    SYNCHRONOUS_DEVICES.add("cpu")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ class Marked:
 
 def asked(monkeypatch, model, **options):
     """What is asked of tensors from the second batch of a pass to its last, reading labels aside."""
-    found, seen, original = [], [], Batches.__iter__
+    found, seen, original = [], [], MeasuredBatches.__iter__
 
     def apart(self):
         batches = original(self)
@@ -195,7 +195,7 @@ def asked(monkeypatch, model, **options):
             if "steady" in seen[len(seen) - seen[::-1].index("pass") :]:
                 found.extend(asks)
 
-    monkeypatch.setattr(Batches, "__iter__", apart)
+    monkeypatch.setattr(MeasuredBatches, "__iter__", apart)
     pfc.measure(model, Marked(POINTS, seen), progress=False, **options)
     assert seen == ["pass", "steady", "over"] * options.get("passes", 2)
     return found
@@ -230,7 +230,7 @@ def test_on_the_cpu_the_same_test_sees_what_is_asked(monkeypatch):
 def test_queued_numbers_are_the_same(options, queued):
     late = [POINTS[3], *POINTS[:3], *POINTS[4:]]
     queued_profile = pfc.measure(seeded(Plain), late, progress=False, **options)
-    AT_HAND.add("cpu")
+    SYNCHRONOUS_DEVICES.add("cpu")
     profile = pfc.measure(seeded(Plain), late, progress=False, **options)
     assert queued_profile.table().equals(profile.table())
     assert queued_profile.accuracy == profile.accuracy
@@ -251,7 +251,7 @@ def test_what_waits_on_a_device_is_fetched_before_it_is_much(queued, monkeypatch
     assert len(line.found["measured"]) == 2
     line.update(*z, y)
     curves = line.curves()
-    AT_HAND.add("cpu")
+    SYNCHRONOUS_DEVICES.add("cpu")
     for _ in range(3):
         known.update(*z, y)
     for end, curve in known.curves().items():

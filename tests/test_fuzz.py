@@ -76,7 +76,7 @@ def home(tmp_path_factory, digits):
 def read_profile(home, rng):
     profile = pfc.load(home / "p.json")
     same_profile(profile, home / "p.json")
-    _ = str(profile), profile._repr_html_(), profile.table(), profile.steps_back
+    _ = str(profile), profile._repr_html_(), profile.table(), profile.non_monotone_layers
     for use in (profile.segment, profile.verdict, profile.prediction, profile.effective_depth):
         with quiet_values():
             _ = str(use())
@@ -103,7 +103,7 @@ def same_profile(profile, path):
     assert repr({name: list(values) for name, values in profile.columns.items()}) == repr(columns)
     for i, (ours, theirs) in enumerate(zip(profile.segments, told["segments"], strict=True)):
         known = {"sampled": 0, **theirs}
-        assert ours.told() == {name: known[name] for name in ours.told()}
+        assert ours.to_dict() == {name: known[name] for name in ours.to_dict()}
         for name, array in ours.arrays().items():
             assert same(array, arrays[f"segment/{i}/{name}"])
     for name, moments in profile.moments.items():

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import pfc
 from pfc.files import write_json
 from pfc.line import ENDS
-from pfc.measuring.loader import Batch, Fingerprint
+from pfc.measuring.fingerprint import Fingerprint
+from pfc.measuring.loader import Batch
 from pfc.moments import BatchLabels
 from pfc.warning import CollapseWarning
 from tests.hostile_twins import Truth
@@ -341,7 +342,7 @@ def other_label(label):
 
 
 NOT_FINITE = "layer 'layers.{}' gave NaN or infinite features on batch {}"
-OTHER = "the second pass saw other samples than the first"
+OTHER = "the second pass saw different samples from the first"
 
 REFUSED = [
     *(
@@ -446,7 +447,7 @@ class Drifting(Handed):
 def test_features_that_change_though_the_inputs_do_not_are_noticed(more):
     data = classes()
     model = Drifting(3, data.weights(), more)
-    with pytest.raises(ValueError, match=r"other features than the first at layer 'layers\.0'"):
+    with pytest.raises(ValueError, match=r"different features from the first at layer 'layers\.0'"):
         pfc.measure(model, batched(data.x, data.y, 25), layers="layers.*", progress=False)
 
 
@@ -662,7 +663,7 @@ def test_inputs_are_known_again_though_their_offset_rounds(spread):
     first = Fingerprint()
     for rows in torch.arange(64).split(20):
         first.update(Batch(0, (x[rows],), {}, BatchLabels.of(rows % 3)))
-    again = first.again()
+    again = first.fresh()
     for rows in order.split(7):
         again.update(Batch(0, (x[rows],), {}, BatchLabels.of(rows % 3)))
     first.compare(again)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfc
 from pfc.measuring import entry
-from pfc.measuring.loader import Batches
+from pfc.measuring.loader import MeasuredBatches
 from pfc.moments import ClassMoments
 from pfc.warning import CollapseWarning
 from tests.models import Net, SharedRelu, batched, collected, randomised, samples, seeded
@@ -595,8 +595,8 @@ def other_labels(count):
     ("again", "match"),
     [
         (other_labels(True), r"the inputs of class 0 differ"),
-        (other_labels(False), r"saw other samples than the first: \d+ of class 0 after \d+"),
-        ([(x, y) for x, y in POINTS[:-1]], r"saw other samples than the first: \d+ of class"),
+        (other_labels(False), r"saw different samples from the first: \d+ of class 0 after \d+"),
+        ([(x, y) for x, y in POINTS[:-1]], r"saw different samples from the first: \d+ of class"),
         ([(-x, y) for x, y in POINTS], r"the inputs of class 0 differ"),
         ([(x.where(torch.arange(6) > 0, x[:1]), y) for x, y in POINTS], r"the inputs of class 0 differ"),
     ],
@@ -630,7 +630,7 @@ def test_a_class_that_comes_only_in_the_second_pass_is_refused():
 def test_a_shuffled_loader_under_a_limit_is_refused():
     generator = torch.Generator().manual_seed(5)
     loader = DataLoader(TensorDataset(*samples()), batch_size=10, shuffle=True, generator=generator)
-    with pytest.raises(ValueError, match=r"saw other samples than the first.*shuffling, under a limit"):
+    with pytest.raises(ValueError, match=r"different samples from the first.*shuffling, under a limit"):
         measured(fc_resnet(), loader, limit=25)
 
 
@@ -644,7 +644,7 @@ class Noise(nn.Module):
 def test_a_model_that_is_random_in_evaluation_is_refused():
     model = seeded(lambda: Net({"a": nn.Linear(6, 8), "noise": Noise()}))
     with pytest.raises(
-        ValueError, match=r"other features than the first at layer 'noise': the model is"
+        ValueError, match=r"different features from the first at layer 'noise': the model is"
     ):
         measured(model, POINTS)
     assert measured(model, POINTS, passes=1).layers == ("a", "noise")
@@ -874,7 +874,9 @@ def test_what_is_no_model_and_no_data_and_no_device_is_refused():
     with pytest.raises(ValueError, match="device 'meta' holds no numbers"):
         measured(fc_resnet(), batched(x, y), device="meta")
     with pytest.raises(ValueError, match=r"got Images; call its batches\(\)"):
-        inspect.unwrap(Batches.__init__)(object(), pfc.data.load("digits"), None, torch.device("cpu"))
+        inspect.unwrap(MeasuredBatches.__init__)(
+            object(), pfc.data.load("digits"), None, torch.device("cpu")
+        )
 
 
 def test_coinciding_means_leave_every_shape_metric_undefined():

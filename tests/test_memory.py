@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pfc
-import pfc.moments
 from tests.models import samples, seeded
 
 BATCH, WIDE, LAYERS, CLASSES = 12, 300, 4, 3
@@ -54,8 +53,8 @@ def largest(n, **options):
 
 @pytest.fixture
 def _small_tiles(monkeypatch):
-    monkeypatch.setitem(pfc.moments.TILE, "cpu", 400)
-    monkeypatch.setattr(pfc.moments._kept, "arrays", {})
+    monkeypatch.setitem(pfc.tiles.TILE, "cpu", 400)
+    monkeypatch.setattr(pfc.tiles._kept, "arrays", {})
 
 
 @pytest.mark.usefixtures("_small_tiles")

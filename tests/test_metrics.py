@@ -107,30 +107,6 @@ def test_total_scatter_is_within_plus_between(seed):
         np.testing.assert_allclose(float(w + b), np.trace(total), **TIGHT)
 
 
-# What a metric does not change under; F4. The others are declared, and tested to change.
-MOVES = {
-    "translate": lambda H: H + 3.5,
-    "rotate": lambda H: H @ problems.orthogonal(H.shape[1], 5),
-    "scale": lambda H: -2.75 * H,
-    "stretch": lambda H: H * torch.linspace(1, 3, H.shape[1], dtype=H.dtype),
-}
-INVARIANT = {
-    "translate": {"pfc1", "pfc2", "pfc3", "nc1", "nc2_norm", "nc2_angle", "nc2_max_angle", "cdnv"},
-    "rotate": {"pfc1", "pfc2", "pfc3", "nc1", "nc2_norm", "nc2_angle", "nc2_max_angle", "cdnv"},
-    "scale": {"pfc1", "pfc2", "pfc3", "nc1", "nc2_norm", "nc2_angle", "nc2_max_angle", "cdnv"},
-    "stretch": {"nc1"},  # with D = K - 1 the pseudo-inverse is an inverse, and any linear map cancels
-}
-
-
-@pytest.mark.parametrize("move", MOVES)
-def test_f4_invariances(move):
-    H, y = problems.features(11, N=90, D=3, K=4, spread=1.5)
-    before, after = row(H, y), row(MOVES[move](H), y)
-    for name in INVARIANT["translate"]:
-        same = after[name] == pytest.approx(before[name], rel=1e-10, abs=1e-12)
-        assert same == (name in INVARIANT[move]), (name, before[name], after[name])
-
-
 @given(problems.seeds)
 @settings(max_examples=30, deadline=None)
 def test_f1_f2_participation_ratio_and_range(seed):

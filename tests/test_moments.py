@@ -100,7 +100,7 @@ def test_a_first_sample_far_away_does_not_spoil_the_shift():
 def test_tiles_change_nothing(monkeypatch, tile):
     H, y = problems.features(5, N=90, D=23)
     known = ClassMoments.of(H, y)
-    monkeypatch.setitem(pfc.moments.TILE, "cpu", tile)
+    monkeypatch.setitem(pfc.tiles.TILE, "cpu", tile)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 
 
@@ -108,7 +108,7 @@ def test_a_device_takes_the_other_way_to_sum(monkeypatch):
     H, y = problems.features(6, N=300, D=9, K=80)
     known = ClassMoments.of(H, y)
     assert BatchLabels.of(y).one_hot is None
-    monkeypatch.setattr(pfc.moments, "AT_HAND", set())
+    monkeypatch.setattr(pfc.moments, "SYNCHRONOUS_DEVICES", set())
     assert BatchLabels.of(y).one_hot.shape == (80, 300)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 

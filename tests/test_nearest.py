@@ -98,7 +98,7 @@ def test_tiles_change_nothing(monkeypatch, tile):
     H, y = problems.features(5, D=23)
     known = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
     known.update(H, y)
-    monkeypatch.setitem(pfc.moments.TILE, "cpu", tile)
+    monkeypatch.setitem(pfc.tiles.TILE, "cpu", tile)
     found = NearestMean.empty(known.span)
     found.update(H, y)
     torch.testing.assert_close(found.squares, known.squares, rtol=1e-12, atol=1e-14)
@@ -111,7 +111,7 @@ def test_other_features_are_noticed():
     nearest.check("blocks.3")
     again = NearestMean.empty(nearest.span)
     again.update(H + 1e-6, y)
-    with pytest.raises(ValueError, match=r"other features than the first at layer 'blocks\.3'"):
+    with pytest.raises(ValueError, match=r"different features from the first at layer 'blocks\.3'"):
         again.check("blocks.3")
 
 
@@ -125,7 +125,7 @@ def test_coordinates_lose_nothing_to_a_common_offset(offset, dtype, few, monkeyp
     H = (H + offset).to(dtype)
     span = MeansSpan.of(ClassMoments.of(H, y))
     assert span.central == (offset < 1e3)
-    known = (H.double() - span.centre - span.low) @ span.basis
+    known = (H.double() - span.centre - span.centre_error) @ span.basis
     found = project(H, span, span.basis)
     torch.testing.assert_close(found, known, rtol=0, atol=1e-13)
     assert found.is_contiguous()

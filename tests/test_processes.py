@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pfc
-from pfc.measuring.loader import Batches
+from pfc.measuring.loader import MeasuredBatches
 from pfc.processes import ProcessError, Processes, together
 from pfc.training import Recipe, Run
 from pfc.training.trainer import _share
@@ -60,7 +60,7 @@ def numbers(profile):
         for name, moments in profile.moments.items()
         for part in ("count", "scatter")
     }
-    means = {f"{name} mean": m.mean + m.low for name, m in profile.moments.items()}
+    means = {f"{name} mean": m.mean + m.mean_error for name, m in profile.moments.items()}
     arrays = {
         f"{i} {name}": array @ array.mT if name == "means" else array
         for i, segment in enumerate(profile.segments)
@@ -164,10 +164,10 @@ def test_statistics_that_the_device_has_no_room_for_are_kept_by_the_host(monkeyp
         ("device", 800, cuda),
         ("host", 1, CPU),
     ):
-        batches = Batches(data(), None, cuda, statistics=statistics)
-        assert batches.settle(size) == home
+        batches = MeasuredBatches(data(), None, cuda, statistics=statistics)
+        assert batches.choose_statistics_device(size) == home
     with pytest.raises(ValueError, match="statistics must be 'device', 'host' or None, got 'disk'"):
-        Batches(data(), None, CPU, statistics="disk")
+        MeasuredBatches(data(), None, CPU, statistics="disk")
 
 
 def wide(group, rank):
@@ -276,7 +276,7 @@ def test_bad_input_of_one_process_stops_all(ranks):
 def test_what_only_one_process_has_in_the_second_pass_is_noticed(ranks):
     x, y = samples(n=40, dtype=torch.float64)
     parts = [batched(x, y), Changing(batched(x + 1, y))]
-    refused(ranks, 2, parts, "the second pass saw other samples than the first: the inputs of class 0")
+    refused(ranks, 2, parts, "saw different samples from the first: the inputs of class 0")
 
 
 class Changing:
@@ -344,13 +344,13 @@ def test_processes_find_each_other_again(ranks):
 def sums(group, rank):
     with together(group) as ranks:
         parts = ranks.gather(torch.arange(rank, dtype=torch.float64)[:, None] + rank)
-        lead = ranks.lead(torch.full((2, 3), float(rank)).T)
-        total = ranks.total(torch.full((2, 3), rank + 1).T)
+        lead = ranks.broadcast(torch.full((2, 3), float(rank)).T)
+        total = ranks.all_reduce(torch.full((2, 3), rank + 1).T)
         return (
             [part.tolist() for part in parts],
             lead.tolist(),
             total.tolist(),
-            ranks.meet("x", f"r{rank}"),
+            ranks.exchange("x", f"r{rank}"),
         )
 
 

@@ -12,6 +12,7 @@ import pfc
 from pfc.files import write_tensors
 from pfc.moments import BatchLabels, SegmentMoments
 from pfc.profile import Segment
+from pfc.warning import CollapseWarning
 from tests import problems
 
 
@@ -92,7 +93,7 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
     for name, moments in profile.moments.items():
         assert again.moments[name].mean.equal(moments.mean)
         assert again.moments[name].scatter.equal(moments.scatter)
-        assert again.moments[name].low.equal(moments.low)
+        assert again.moments[name].mean_error.equal(moments.mean_error)
     for ours, theirs in zip(profile.segments, again.segments, strict=True):
         assert (ours.start, ours.layers, ours.weighting) == (
             theirs.start,
@@ -107,7 +108,7 @@ def test_a_saved_profile_comes_back_whole(profile, tmp_path):
 def test_nan_and_infinity_come_back(tmp_path):
     y = torch.tensor([0, 0, 1, 1])
     H = torch.tensor([[1.0], [-1], [2], [-2]])
-    with pytest.warns(pfc.profile.profile.CollapseWarning, match="span 0 dimensions, not 1"):
+    with pytest.warns(CollapseWarning, match="span 0 dimensions, not 1"):
         profile = pfc.measure(nn.Sequential(nn.Identity()), [(H, y)], progress=False)
     profile.save(tmp_path / "p.json")
     row = pfc.load(tmp_path / "p.json").table().iloc[0]
@@ -249,12 +250,11 @@ def test_verdict_says_where_it_does_not_hold():
     first, second = profile.verdict().split("\n")
     assert "does not hold at every layer" in first
     assert "(PFC1 steps back at blocks.2; PFC3 steps back at blocks.1)" in first
-    assert second.startswith("At no layer at least 99 % of the samples")
-    assert second.endswith("at most 98.10 % are.")
+    assert second == "No layer reaches 99 % nearest-class-mean accuracy; the best reaches 98.10 %."
     assert profile.tau("pfc1") == pytest.approx(-1 / 3)
     assert math.isnan(profile.tau("pfc2"))
-    assert profile.steps_back("pfc2") == []
-    assert shaped((1.0, math.nan), (0.0, 0.0), (1.0, 1.0)).steps_back("pfc1") == ["blocks.1"]
+    assert profile.non_monotone_layers("pfc2") == []
+    assert shaped((1.0, math.nan), (0.0, 0.0), (1.0, 1.0)).non_monotone_layers("pfc1") == ["blocks.1"]
 
 
 def test_errors_name_what_was_given(profile):

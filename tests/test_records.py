@@ -33,7 +33,7 @@ def test_the_digits_recipe_collapses_on_every_seed_of_the_record():
     profile = pfc.load(RECORDS / "digits" / "profile.json")
     assert profile.accuracy == 1
     assert profile.columns["pfc3"][-1] == 1
-    assert all(profile.steps_back(metric) == [] for metric in ("pfc1", "pfc2", "pfc3"))
+    assert all(profile.non_monotone_layers(metric) == [] for metric in ("pfc1", "pfc2", "pfc3"))
 
 
 def test_weight_decay_straightens_the_path_on_every_seed_of_the_record():

@@ -15,7 +15,7 @@ from pfc.commands.training import draw_run
 from pfc.files import check_format, check_place, read_tensors, refuse_pickle
 from pfc.line import End
 from pfc.measuring import measure as measure_layers
-from pfc.measuring.loader import Home
+from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import launched
 from pfc.profile import load
 from pfc.profile.segment import Position
@@ -37,7 +37,7 @@ def measure(
     layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
     classes: int | None = None,
     classifier: str | None = None,
-    statistics: Home | None = None,
+    statistics: StatisticsPlace | None = None,
     weighting: Literal["class", "sample"] = "class",
     passes: Literal[1, 2] = 2,
     segments: bool = True,
@@ -105,7 +105,7 @@ def measure(
         except RuntimeError as error:
             C, H, W = images.shape
             raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
-    if not ranks.first:
+    if not ranks.is_main:
         return
     print(profile)
     if out is not None:

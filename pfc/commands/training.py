@@ -126,7 +126,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     with launched(options.device) as (ranks, device):
-        if ranks.first:
+        if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
         torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
         for epoch in train_epochs(
@@ -141,9 +141,9 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
             threads=options.threads,
             measure_every=options.measure_every,
         ):
-            if epoch.profile is not None and ranks.first:
+            if epoch.profile is not None and ranks.is_main:
                 print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
-    return folder if ranks.first else None
+    return folder if ranks.is_main else None
 
 
 def _line(epoch: int, profile: Profile) -> str:

@@ -230,9 +230,9 @@ def legend(figure: "Figure", names: Sequence[str]) -> None:
 
 def named(metric: str) -> tuple[str, str, str]:
     """Name and direction of collapse, what it is, the formula."""
-    from pfc.profile.profile import RISES
+    from pfc.profile.columns import COLUMNS
 
-    arrow = "\N{UPWARDS ARROW}" if RISES[metric] else "\N{DOWNWARDS ARROW}"
+    arrow = "\N{UPWARDS ARROW}" if COLUMNS[metric].rises else "\N{DOWNWARDS ARROW}"
     return f"{metric.upper()} (more collapsed {arrow})", *WORDS[metric]
 
 

@@ -1,28 +1,28 @@
-"""Two forward passes over a classifier: from a model and a loader to the profile of every layer."""
+"""From a model and a loader to a profile, to features, or to a transport gap."""
 
-import math
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pfc import metrics
 from pfc.device import device_of
-from pfc.measuring.loader import Batches, Home
-from pfc.measuring.passes import FirstPass, SecondPass
-from pfc.measuring.survey import Survey, survey
+from pfc.measuring import shards
+from pfc.measuring.assembly import assemble
+from pfc.measuring.costs import cost
+from pfc.measuring.decisions import Decisions
+from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
+from pfc.measuring.passes import first_pass, second_pass
+from pfc.measuring.sums import Sums
+from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
-from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean
-from pfc.processes import together
-from pfc.profile.profile import COLUMNS, Profile
-from pfc.profile.segment import Segment
-from pfc.progress import shown
+from pfc.processes import Processes, together
+from pfc.profile.profile import Profile
+from pfc.progress import Step, shown
 from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
-from pfc.warning import warn
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -41,7 +41,7 @@ def measure(
     limit: int | None = None,
     device: str | torch.device | None = None,
     classifier: str | nn.Module | None = None,
-    statistics: Home | None = None,
+    statistics: StatisticsPlace | None = None,
     group: Any = None,
     precision: Precision | None = None,
     progress: bool = True,
@@ -66,18 +66,19 @@ def measure(
             known nets, else every direct child, and adds the classifier's input.
         classes: Number of classes; by default the classifier's outputs, else the data's own number,
             else one more than the largest label.
-        weighting: What a class counts in covariances of unbalanced data: `"class"`, all the same, or
-            `"sample"`, by its samples.
+        weighting: Class weights in covariances: `"class"`, equal, or `"sample"`, proportional to
+            counts.
         passes: 2 for all metrics, 1 to leave out those of the second pass.
-        segments: Also gather what pairs layers of one shape: positions, path and straight line.
-        pool: What becomes of outputs with more than one axis a sample: `"flatten"`, `"mean"`, `"cls"`
+        segments: Also accumulate cross-layer statistics of layers of one shape: positions, path and
+            straight line.
+        pool: How to reduce tokens or pixels to one vector per sample: `"flatten"`, `"mean"`, `"cls"`
             or a callable.
-        limit: Stop after so many samples, of all processes together. With n of a class PFC1 is too
+        limit: Use at most this many samples, of all processes together. With n of a class PFC1 is too
             small, as the means scatter by 1/n of the spread within, and PFC3 too large, as each sample
             draws its own mean near: of an untrained network on the digits PFC1 is 1.43 and PFC3 0.87 of
             all 1,797 samples, 1.13 and 0.94 of 10 a class, 0.26 and 1 of 2 a class
             (`benchmarks/watching.py`). The wider the layer, the more samples it takes.
-        device: Where to run; the model's own place if `None`.
+        device: Where to run; the model's own device if `None`.
         classifier: The last linear layer by name or as a module; found by itself if `None`.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
             the features are then moved batch by batch; where they fit if `None`.
@@ -86,7 +87,7 @@ def measure(
         precision: `"bfloat16"` or `"float16"` to run the forward passes under autocast, as a network
             trained so is used; `None` computes in the model's own types, also inside an autocast. The
             statistics are float64 either way, of the features as they came.
-        progress: Show progress on the standard error.
+        progress: Show a progress bar on the standard error.
 
     Returns:
         The profile: a row of metrics for each layer in the order of the forward pass.
@@ -94,11 +95,12 @@ def measure(
     Raises:
         ValueError: If an argument has no meaning, a layer is unknown, never runs, runs twice or not on
             every batch, the data are empty, mislabelled, of one class or not finite, shapes change
-            between batches, or the second pass sees other samples than the first.
+            between batches, or the second pass sees different samples from the first.
     """
+    request = Request(model, layers, classifier, pool, segments)
     with together(group) as ranks, ExitStack() as stack:
-        place = _checked(model, device, passes, classes, weighting)
-        ranks.at(place)
+        device = _checked(model, device, passes, classes, weighting)
+        ranks.use_device(device)
         ranks.agree(
             passes=passes,
             classes=classes,
@@ -107,27 +109,84 @@ def measure(
             limit=limit,
             precision=precision,
             pool=pool if isinstance(pool, str) else "callable",
-            network=_digest(model) if ranks.size > 1 else None,
+            network=shards.weights_digest(model) if ranks.size > 1 else None,
         )
-        stack.enter_context(undisturbed(unwrapped(model), place, precision))
-        batches = Batches(data, limit, place, ranks, statistics)
+        stack.enter_context(undisturbed(unwrapped(model), device, precision))
+        own = shards.own_limit(limit, data, ranks)
+        batches = MeasuredBatches(data, own, device, statistics, may_be_empty=ranks.size > 1)
         total = None if batches.total is None else passes * batches.total
-        with shown("measure", total, enabled=progress and ranks.first) as step:
-            first = FirstPass(
-                model,
-                layers,
-                classifier,
-                pool,
-                classes,
-                segments=segments,
-                again=passes == 2,
-                ranks=ranks,
+        with shown("measure", total, enabled=progress and ranks.is_main) as step:
+            looked, sums, decisions = _measured(
+                request, batches, classes, weighting, passes, ranks, step
             )
-            done = first.run(batches, step)
-            second = SecondPass(first, weighting) if passes == 2 else None
-            if second is not None:
-                second.run(batches, step, done)
-        return assemble(first, second, weighting, batches.name, precision)
+        W = None if looked.head is None else looked.head.weight
+        about = {
+            "data": batches.name,
+            "precision": precision,
+            "processes": ranks.size,
+            "exchanged": ranks.exchanged,
+        }
+        return assemble(sums, decisions, weighting, W=W, about=about)
+
+
+def _measured(
+    request: Request,
+    batches: MeasuredBatches,
+    classes: int | None,
+    weighting: Weighting,
+    passes: int,
+    ranks: Processes,
+    step: Step,
+) -> tuple[Survey, Sums, Decisions | None]:
+    """Look at the first batch, then run the passes; merge each over the processes."""
+    rest = iter(batches)
+    first = next(rest, None)
+    looked, sums = _begin(request, first, batches, classes, ranks)
+    inputs = shards.fingerprint(first, ranks) if passes == 2 or ranks.size > 1 else None
+    head = [] if first is None else [batches.to_statistics_device(first)]
+    done, largest = first_pass(looked, chain(head, rest), sums, inputs, ranks, step)
+    shards.merge_sums(sums, batches.dataset_size, largest, ranks)
+    if inputs is not None:
+        shards.merge_fingerprint(inputs, len(sums.count), ranks)
+    sums.check()
+    if passes == 1 or inputs is None:
+        return looked, sums, None
+    decisions = _undecided(sums, weighting, ranks)
+    again = inputs.fresh()
+    second_pass(looked, batches, decisions, again, ranks, step, done)
+    shards.merge_decisions(decisions, ranks)
+    shards.merge_fingerprint(again, len(sums.count), ranks)
+    inputs.compare(again)
+    decisions.check()
+    return looked, sums, decisions
+
+
+def _begin(
+    request: Request,
+    first: Batch | None,
+    batches: MeasuredBatches,
+    classes: int | None,
+    ranks: Processes,
+) -> tuple[Survey, Sums]:
+    """What will be measured, and the empty sums of it, where they fit."""
+    looked = None if first is None else survey(request, first)
+    layout = shards.agreed_layout(None if looked is None else looked.layout, ranks)
+    if classes is None:  # one logit is two classes, or no class at all
+        classes = layout.outputs if layout.outputs > 1 else batches.classes
+    least = 1 if first is None else first.labels.numbers[-1] + 1
+    size = cost([*layout.shapes.values()], classes or least).peak
+    place = batches.choose_statistics_device(size)
+    sums = Sums.empty(layout, classes, place, at_least=least, stream=ranks.rank)
+    return looked or Survey.of(layout, request.model, request.pool), sums
+
+
+def _undecided(sums: Sums, weighting: Weighting, ranks: Processes) -> Decisions:
+    """The empty state of the second pass, about the means of the first."""
+    spans = {
+        name: shards.shared_span(moments, weighting, ranks) for name, moments in sums.moments.items()
+    }
+    scales = {name: group.scale for group in sums.groups for name in group.names}
+    return Decisions.about(spans, sums.layout, scales, (sums.count > 0).nonzero().flatten())
 
 
 def features(
@@ -144,14 +203,14 @@ def features(
     """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
 
     Args:
-        model: As for `measure`.
-        data: As for `measure`.
-        layers: As for `measure`.
-        limit: Stop after so many samples.
-        pool: As for `measure`.
-        device: As for `measure`.
-        precision: As for `measure`.
-        progress: As for `measure`.
+        model: Any torch classifier, as for `measure`.
+        data: Batches, as for `measure`.
+        layers: Which layers, as for `measure`.
+        limit: Use at most this many samples.
+        pool: How to reduce tokens or pixels to one vector per sample.
+        device: Where to run; the model's own device if `None`.
+        precision: Of the forward passes, as for `measure`.
+        progress: Show a progress bar on the standard error.
 
     Returns:
         Features of each layer by name, one row a sample, and the labels.
@@ -159,15 +218,16 @@ def features(
     Raises:
         ValueError: If a layer is unknown or does not run, or the data are empty.
     """
-    place = _place(model, device)
+    request = Request(model, layers, None, pool)
+    device = _place(model, device)
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     looked: Survey | None = None
-    batches = Batches(data, limit, place)
-    quiet = undisturbed(unwrapped(model), place, precision)
+    batches = MeasuredBatches(data, shards.own_limit(limit, data, Processes()), device)
+    quiet = undisturbed(unwrapped(model), device, precision)
     with quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
-            looked = looked or survey(model, batch, layers, None, pool)
+            looked = looked or survey(request, batch)
             looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
             labels.append(batch.labels.y.cpu())
             step(batch.number + 1)
@@ -190,12 +250,12 @@ def transport(
 
     Args:
         model: The one that was measured.
-        data: What it was measured on, or a fair sample of it.
+        data: What it was measured on, or a stratified sample of it.
         profile: What was measured: names the segment, the weighting and the pooling.
         i: Which segment.
-        exact: As for `pfc.theory.transport.gap`.
-        device: As for `measure`.
-        progress: As for `measure`.
+        exact: Samples of the exact part, as for `pfc.theory.transport.gap`.
+        device: Where to run; the model's own device if `None`.
+        progress: Show a progress bar on the standard error.
 
     Returns:
         Cost, exact optimal transport, and bounds, weighted as the profile is.
@@ -233,140 +293,7 @@ def _checked(
     return _place(model, device)
 
 
-def _digest(model: nn.Module) -> list[float]:
-    """Knows the weights and batch statistics of a network again: their sum and their norms."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
-    return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
-
-
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     return device_of(device, model)
-
-
-def assemble(
-    first: FirstPass,
-    second: SecondPass | None,
-    weighting: Weighting,
-    data: str | None,
-    precision: Precision | None = None,
-) -> Profile:
-    """The profile of two passes, or of the first alone."""
-    looked = first.survey
-    columns: dict[str, dict[str, float]] = {}
-    for name, moments in first.moments.items():
-        nearest = second.nearest[name] if second else None
-        span = nearest.span if nearest else MeansSpan.of(moments, weighting)
-        row = _of_means(name, moments.present(), span, weighting)
-        if nearest:
-            row |= _of_pass_two(moments.present(), nearest, weighting)
-        if name == looked.at_head and looked.head is not None and first.answered:
-            row["nc3"] = _self_duality(moments, looked.head)
-            if math.isnan(row["nc3"]) and len(span.values):
-                why = "the classifier's weights are zero or no numbers"
-                warn(f"layer {name!r}: nc3 is undefined, for {why}")
-            if second and not second.unknown:
-                row["nc4"] = second.disagree / second.samples
-        columns[name] = row
-    names = list(columns)
-    segments = tuple(
-        Segment.of(
-            names.index(run[0]),
-            run,
-            moments,
-            weighting,
-            second.crossings[run[0], run[-1]].curves() if second else {},
-            first.paths[run[-1]],
-            first.scales[run[0]].exponent,
-        )
-        for run, moments in first.segments
-    )
-    for segment in segments:
-        for name, position in zip(segment.layers, segment.position("path"), strict=True):
-            columns[name]["position"] = position
-    return Profile(
-        layers=tuple(names),
-        shapes=tuple(looked.shapes[name] for name in names),
-        columns={
-            c: tuple(columns[name].get(c, float("nan")) for name in names)
-            for c in COLUMNS
-            if second or c not in {"pfc3", "nc1", "fuzziness", "nc4"}
-        },
-        moments={name: moments.cpu() for name, moments in first.moments.items()},
-        segments=segments,
-        about={"data": data, "precision": precision, **_about(first, second, weighting)},
-    )
-
-
-def _of_means(
-    name: str, moments: ClassMoments, span: MeansSpan, weighting: Weighting
-) -> dict[str, float]:
-    """What the first pass tells; `moments` without the classes that have no sample."""
-    M = span.points
-    flat = ClassMoments(
-        moments.count, M, moments.scatter, torch.zeros_like(M)
-    )  # coinciding means are one
-    full = min(len(M) - 1, moments.mean.shape[1])
-    if len(span.values) < full:
-        warn(
-            f"layer {name!r}: the class means span {len(span.values)} dimensions, not {full}: "
-            "they coincide or are collinear"
-        )
-    values = {
-        "pfc1": metrics.scatter_ratio(flat, weighting),
-        "pfc2": metrics.etf_distance(M),
-        "nc2_norm": metrics.equinorm(M),
-        "nc2_angle": metrics.equiangle(M),
-        "nc2_max_angle": metrics.maximal_angle_distance(M),
-        "cdnv": metrics.class_distance_variance(M, moments.scatter / moments.count),
-    }
-    row = {column: float(value) for column, value in values.items()}
-    unknown = [column for column, value in row.items() if math.isnan(value)]
-    if unknown and len(span.values):
-        warn(f"layer {name!r}: {' and '.join(unknown)} undefined, for a class mean is the mean of all")
-    return row
-
-
-def _of_pass_two(moments: ClassMoments, nearest: NearestMean, weighting: Weighting) -> dict[str, float]:
-    squares = nearest.squares * (moments.scatter > 0)[:, None]  # of a collapsed class only rounding
-    fuzziness = float(metrics.collapse_trace(squares, moments.count, nearest.span.values, weighting))
-    return {
-        "pfc3": float(metrics.nearest_mean_accuracy(nearest.hits, nearest.count)),
-        "nc1": fuzziness / len(moments.count),
-        "fuzziness": fuzziness,
-    }
-
-
-def _self_duality(moments: ClassMoments, head: nn.Linear) -> float:
-    """NC3 over the classes that have samples."""
-    seen = (moments.count > 0).nonzero().flatten()
-    W = head.weight.detach().to(moments.mean)[seen]
-    equal = torch.full_like(seen, 1, dtype=torch.float64) / len(seen)
-    return float(metrics.self_duality(M=moments.present().centred(equal), W=W))
-
-
-def _about(first: FirstPass, second: SecondPass | None, weighting: Weighting) -> dict[str, Any]:
-    looked = first.survey
-    count = next(iter(first.moments.values())).count
-    pool = looked.pool if isinstance(looked.pool, str) else getattr(looked.pool, "__name__", "callable")
-    return {
-        "model": type(looked.model).__name__,
-        "chosen": looked.chosen,
-        "pool": pool,
-        "weighting": weighting,
-        "passes": 2 if second else 1,
-        "processes": first.ranks.size,
-        "exchanged": first.ranks.exchanged,
-        "statistics": str(count.device.type),
-        "samples": int(count.sum()),
-        "classes": len(count),
-        "classifier": looked.classifier,
-        "at_classifier": looked.at_head,
-        "accuracy": second.right / second.samples
-        if second and second.samples and not second.unknown
-        else None,
-        "exponents": {name: scale.exponent for name, scale in first.scales.items() if scale.exponent},
-        "torch": torch.__version__,
-    }

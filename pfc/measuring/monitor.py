@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +10,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
-from pfc.measuring.entry import assemble
-from pfc.measuring.loader import Batch, checked_labels, exact
-from pfc.measuring.passes import FirstPass
-from pfc.measuring.survey import Survey, survey
+from pfc.measuring.assembly import assemble
+from pfc.measuring.loader import Batch, checked_labels, float64_device
+from pfc.measuring.sums import Sums
+from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import BatchLabels
 from pfc.profile.profile import Profile
 from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
 
-GROUP = (
-    2**20
-)  # features that are gathered before they are summed, 4 MB: small steps cost calls, not work
+GROUP = 2**20  # features that are gathered before they are summed: small steps cost calls, not work
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +53,14 @@ class Monitor:
 
     Args:
         model: The network in training; wrappers (parallel, compiled) are looked through.
-        layers: As for `measure`.
-        classes: As for `measure`.
-        weighting: As for `measure`.
-        segments: As for `measure`.
-        pool: As for `measure`.
-        classifier: As for `measure`.
+        layers: Names, globs such as `"blocks.*"`, or modules; chosen as `measure` does if `None`.
+        classes: Number of classes; by default the classifier's outputs, else one more than the largest
+            label.
+        weighting: Class weights in covariances: `"class"`, equal, or `"sample"`, proportional to
+            counts.
+        segments: Also accumulate cross-layer statistics of layers of one shape.
+        pool: How to reduce tokens or pixels to one vector per sample, as for `measure`.
+        classifier: The last linear layer by name or as a module; found by itself if `None`.
 
     Raises:
         ValueError: If an argument has no meaning.
@@ -97,12 +96,12 @@ class Monitor:
         if classes is not None and classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
         class_weights(torch.ones(2, dtype=torch.float64), weighting)
-        self._asked = (model, layers, classifier, pool)
-        self._classes, self._weighting, self._paired = classes, weighting, segments
-        self._looked: Survey | None = None
-        self._first: FirstPass | None = None
+        self._request = Request(model, layers, classifier, pool, segments)
+        self._classes, self._weighting = classes, weighting
+        self._survey: Survey | None = None
+        self._sums: Sums | None = None
         self._number = 0
-        self._place, self._features = torch.device("cpu"), 0
+        self._device = torch.device("cpu")
         self._waiting: list[_Step] = []
 
     @contextmanager
@@ -124,70 +123,71 @@ class Monitor:
             with eager(), ExitStack() as stack:
                 self._watch(y, stack)
                 yield
-            if self._first is None:
+            if self._sums is None:
                 raise ValueError(f"the network did not run in the block of batch {self._number}")
         except BaseException:
             self._forget()
             raise
         self._number += 1
         if sum(len(step.y) for step in self._waiting) * self._features >= GROUP:
-            self._add_waiting()
+            self._add_waiting(self._sums)
+
+    @property
+    def _features(self) -> int:
+        """Features of a sample at all layers together."""
+        return 0 if self._survey is None else sum(self._survey.layout.features.values())
 
     def _forget(self) -> None:
-        self._first, self._number = None, 0
+        self._sums, self._number = None, 0
         self._waiting.clear()
 
     def _watch(self, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
         """See this batch; the very first look needs the inputs, which the network's call brings."""
-        if self._looked is not None:
-            self._see(y, stack)
+        if self._survey is not None:
+            self._see(self._survey, y, stack)
             return
 
         def look(_net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             handle.remove()
-            self._look(y, args, kwargs)
-            self._see(y, stack)
+            self._survey = self._looked(y, args, kwargs)
+            self._see(self._survey, y, stack)
 
-        handle = unwrapped(self._asked[0]).register_forward_pre_hook(look, with_kwargs=True)
+        net = unwrapped(self._request.model)
+        handle = net.register_forward_pre_hook(look, with_kwargs=True)
         stack.callback(handle.remove)
 
-    def _look(self, y: Int64[Tensor, " B"], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        model, layers, classifier, pool = self._asked
+    def _looked(self, y: Int64[Tensor, " B"], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Survey:
+        model = self._request.model
         device = device_of(None, model)
-        self._place = exact(device)
-        batch = Batch(self._number, args, kwargs, BatchLabels.of(y, self._place))
+        self._device = float64_device(device)
+        batch = Batch(self._number, args, kwargs, BatchLabels.of(y, self._device))
         with undisturbed(unwrapped(model), device):
-            self._looked = survey(model, batch, layers, classifier, pool)
-        self._features = sum(prod(shape) for shape in self._looked.shapes.values())
+            return survey(self._request, batch)
 
-    def _see(self, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
+    def _see(self, looked: Survey, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
         """A large step is summed in its hooks, a small one waits for others."""
-        assert self._looked is not None
-        large = len(y) * self._features >= GROUP
-        if self._first is None or large:
-            batch = Batch(self._number, (), {}, BatchLabels.of(y, self._place))
-        if self._first is None:
-            self._first = FirstPass(*self._asked, self._classes, segments=self._paired, again=False)
-            self._first.open(
-                self._first.begin(self._looked, batch.labels.numbers[-1], None), self._place
-            )
-        if large:
-            stack.enter_context(self._first.seeing(batch))
-            return
-        self._first.make_room(int(y.max()), self._number)
-        step = _Step(self._number, y, {})
-        self._waiting.append(step)
-        stack.enter_context(self._looked.watching(step.number, len(y), self._place, step.keep))
+        if self._sums is None:
+            outputs, largest = looked.layout.outputs, int(y.max())
+            classes = self._classes or (outputs if outputs > 1 else None)
+            self._sums = Sums.empty(looked.layout, classes, self._device, at_least=largest + 1)
+        if len(y) * self._features >= GROUP:
+            see = stack.enter_context(self._sums.batch(BatchLabels.of(y, self._device), self._number))
+        else:
+            self._sums.make_room(int(y.max()), self._number)
+            step = _Step(self._number, y, {})
+            self._waiting.append(step)
+            see = step.keep
+        stack.enter_context(looked.watching(self._number, len(y), self._device, see))
 
-    def _add_waiting(self) -> None:
+    def _add_waiting(self, sums: Sums) -> None:
         """Sum up the small steps."""
         steps, self._waiting = self._waiting, []
-        if not steps or self._first is None:
+        if not steps:
             return
         rows = {name: torch.cat([step.rows[name] for step in steps]) for name in steps[0].rows}
-        labels = BatchLabels.of(torch.cat([step.y for step in steps]), self._place)
-        numbers = torch.tensor([step.number for step in steps for _ in step.y], device=self._place)
-        self._first.add(rows, labels, numbers)
+        labels = BatchLabels.of(torch.cat([step.y for step in steps]), self._device)
+        numbers = torch.tensor([step.number for step in steps for _ in step.y], device=self._device)
+        sums.update(rows, labels, numbers)
 
     def profile(self) -> Profile:
         """The metrics of one pass over what was seen since the last profile; gathers anew from here.
@@ -198,13 +198,15 @@ class Monitor:
         Raises:
             ValueError: If no batch was seen, features were not finite, or less than two classes came.
         """
-        self._add_waiting()
-        first = self._first
-        self._forget()
-        if first is None:
+        sums, looked = self._sums, self._survey
+        if sums is None or looked is None:
             raise ValueError(
                 "no batch was seen since the last profile: run the network in `with monitor.batch(y):`"
             )
-        first.finish()
-        profile = assemble(first, None, self._weighting, None)
-        return replace(profile, about={**profile.about, "watched": True})
+        self._add_waiting(sums)
+        self._forget()
+        sums.check_finite()
+        sums.check()
+        W = None if looked.head is None else looked.head.weight
+        about = {"data": None, "precision": None, "processes": 1, "exchanged": 0, "watched": True}
+        return assemble(sums, None, self._weighting, W=W, about=about)

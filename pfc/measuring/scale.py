@@ -1,4 +1,4 @@
-"""Features whose squares would leave float64, measured over a power of two, exactly."""
+"""Features whose squares would leave float64, measured divided by a power of two, exactly."""
 
 import math
 from collections.abc import Sequence
@@ -6,24 +6,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.moments import AT_HAND
+from pfc.moments import SYNCHRONOUS_DEVICES
 
 SAFE = 400  # float64 features within 2^-400..2^400, about 1e120, are taken as they are; ours
 FAR = 465  # beyond 2^465, about 1e140, squares and their sums would leave float64; ours
 
+Origin = int | Int64[Tensor, " B"]  # the batch that features are of, or that of each row
+
 
 def exponent_of(size: float) -> int:
-    """The power of two over which numbers of this size are taken: 0 where their squares are safe."""
+    """The power of two by which numbers of this size are divided: 0 where their squares are safe."""
     exponent = math.frexp(size)[1]
     return max(-1000, min(exponent, 1000)) if abs(exponent) > SAFE else 0
 
 
 @dataclass
 class Scale:
-    """The power of two over which the features of a segment, or of a layer by itself, are measured.
+    """The power of two by which the features of a segment, or of a layer by itself, are divided.
 
     It is 0 unless they are float64 and so large or small that their squares would overflow or vanish;
     then the first batch that is not all zeros settles it.
@@ -44,17 +46,17 @@ class Scale:
         return {name: float(size) for name, size in self.sizes.items()}
 
     def fit(
-        self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], number: int
+        self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], origin: Origin
     ) -> list[Float[Tensor, "B D"]]:
-        """Scale a batch of features of these layers.
+        """Rescale a batch of features of these layers.
 
         Args:
             names: Of the layers.
             batch: The features of each.
-            number: Of the batch.
+            origin: The batch, for the message.
 
         Returns:
-            The features over the power of two.
+            The features divided by the power of two.
 
         Raises:
             ValueError: If float64 features do not fit the power.
@@ -64,59 +66,55 @@ class Scale:
         for name, H in zip(names, batch, strict=True):
             size = H.abs().amax().double()
             self.sizes[name] = torch.fmax(self.sizes.get(name, size), size)
-        if not self.settled:
-            self._settle()
-        if batch[0].device.type in AT_HAND:
-            self._refuse_larger(f" on batch {number}")
-        return [self.over(H) for H in batch]
-
-    def _settle(self) -> None:
-        largest = max(self.largest.values())
-        if largest > 0:
+        if not self.settled and (largest := max(self.largest.values())) > 0:
             self.settled, self.exponent = True, exponent_of(largest)
+        if batch[0].device.type in SYNCHRONOUS_DEVICES:
+            for name, H in zip(names, batch, strict=True):
+                if self._place(float(self.sizes[name])) > FAR:
+                    self._refuse_larger(name, f" on batch {_batch_of(origin, H)}")
+        return [self.rescaled(H) for H in batch]
 
-    def _refuse_larger(self, where: str = "") -> None:
-        for name, size in self.largest.items():
-            if self._place(size) > FAR:
-                raise ValueError(
-                    f"layer {name!r} gave features of {size:.3g}{where}, the first were near "
-                    f"{2.0**self.exponent:.3g}: float64 cannot square both; scale them"
-                )
-
-    def told(self) -> dict[str, Any]:
-        """What the other processes are to know."""
-        return {"exponent": self.exponent, "settled": self.settled, "largest": self.largest}
-
-    def merge(self, told: Sequence[dict[str, Any]]) -> int:
-        """Take the largest power of two of all processes; by which power ours was smaller."""
-        exponent = max((each["exponent"] for each in told if each["settled"]), default=0)
-        names = dict.fromkeys(name for each in told for name in each["largest"])
-        self.sizes = {
-            name: torch.tensor(max(each["largest"].get(name, 0.0) for each in told), dtype=torch.float64)
-            for name in names
-        }
-        shift = exponent - self.exponent if self.settled else 0
-        self.exponent, self.settled = exponent, any(each["settled"] for each in told)
-        return shift
-
-    def _place(self, size: float) -> int:
-        return math.frexp(size)[1] - self.exponent
-
-    def over(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Features over the power of two, exactly."""
+    def rescaled(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Features divided by the power of two, exactly."""
         return H.double() * 2.0**-self.exponent if self.exponent else H
 
     def check(self) -> None:
-        """Check that the features of each layer were of a size for their squares.
-
-        Raises:
-            ValueError: If those of one vanish beside those of another layer of the segment.
-        """
-        self._refuse_larger()
+        """Refuse layers whose features' squares overflowed, or vanish beside another layer's."""
         for name, size in self.largest.items():
+            if self._place(size) > FAR:
+                self._refuse_larger(name)
             if size and self._place(size) < -FAR:
                 most = max(self.largest.values())
                 raise ValueError(
                     f"layer {name!r} has features of at most {size:.3g}, another of its shape of "
                     f"{most:.3g}: float64 cannot square both; take segments=False"
                 )
+
+    def _refuse_larger(self, name: str, where: str = "") -> None:
+        raise ValueError(
+            f"layer {name!r} gave features of {self.largest[name]:.3g}{where}, the first were near "
+            f"{2.0**self.exponent:.3g}: float64 cannot square both; scale them"
+        )
+
+    def _place(self, size: float) -> int:
+        return math.frexp(size)[1] - self.exponent
+
+    def to_dict(self) -> dict[str, Any]:
+        """What other processes are to know."""
+        return {"exponent": self.exponent, "settled": self.settled, "largest": self.largest}
+
+    def merge(self, each: Sequence[dict[str, Any]]) -> int:
+        """Take the largest power of two of all processes; by which power ours was smaller."""
+        exponent = max((other["exponent"] for other in each if other["settled"]), default=0)
+        largest: dict[str, float] = {}
+        for name, size in (item for other in each for item in other["largest"].items()):
+            largest[name] = max(size, largest.get(name, 0.0))
+        self.sizes = {name: torch.tensor(x, dtype=torch.float64) for name, x in largest.items()}
+        shift = exponent - self.exponent if self.settled else 0
+        self.exponent, self.settled = exponent, any(other["settled"] for other in each)
+        return shift
+
+
+def _batch_of(origin: Origin, H: Float[Tensor, "B D"]) -> int:
+    """The batch of the largest feature."""
+    return origin if isinstance(origin, int) else int(origin[H.abs().amax(1).argmax()])

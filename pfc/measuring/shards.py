@@ -1,179 +1,211 @@
-"""What many processes measured, each its own part of the data, made one: the same in all of them.
+"""Many processes made one: what each measured of its own part of the data, the same in all of them.
 
-Statistics are summed where they lie, in slices of a bounded size, so that nothing of K x D is copied.
-A mean is summed from the processes' shares, and then what that sum rounded away: Chan's merge of all
-processes at once, which no common offset costs a digit.
+Statistics are summed where they lie, by the merge of each, so that nothing of K x D is copied.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data.distributed import DistributedSampler
 
 from pfc.line import LineCrossings
-from pfc.measuring.scale import Scale
+from pfc.measuring.decisions import Decisions
+from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
+from pfc.measuring.layout import Layout
+from pfc.measuring.loader import EMPTY, Batch
+from pfc.measuring.sums import Sums
 from pfc.metrics import Weighting
-from pfc.moments import ClassMoments, SegmentMoments, exact_sum
-from pfc.nearest import MeansSpan, NearestMean
+from pfc.moments import SLICE, ClassMoments
+from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.theory.path import PathSample
+from pfc.warning import warn
 
-SLICE = 2**22  # float64 numbers that are exchanged at once: 32 MiB; ours
+NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another size; ours
 
 
-def merge_layers(
-    layers: Sequence[ClassMoments], ranks: Processes, segment: SegmentMoments | None = None
-) -> None:
-    """Merge the moments of one or more layers of one shape over all processes, in place.
+def weights_digest(model: nn.Module) -> list[float]:
+    """Knows the weights and batch statistics of a network again: their sum and their norms."""
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
+    return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
 
-    With n samples in all and S the sum of the shares (n_r / n) mean_r, a process's mean is delta_r from
-    S, the mean of all is S + step, step = sum (n_r / n) delta_r, and the scatter is
-    sum (scatter_r + n_r |delta_r|^2) - n |step|^2; the cross scatter of two layers likewise.
+
+def own_limit(limit: int | None, data: Any, ranks: Processes) -> int | None:
+    """This process's part of a limit, and no sample that a sampler repeats to make the parts even."""
+    if limit is not None and ranks.size > 1:
+        if limit < ranks.size:
+            raise ValueError(f"limit must be at least 1 for each of {ranks.size} processes, got {limit}")
+        limit = (limit + ranks.size - 1 - ranks.rank) // ranks.size
+    return min((n for n in (limit, _own_samples(data)) if n is not None), default=None)
+
+
+def _own_samples(data: Any) -> int | None:
+    """Samples of a loader before the first that its `DistributedSampler` repeats; `None` without one."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    sampler = getattr(batch_sampler, "sampler", None) or getattr(data, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    # it takes every size-th place of one order, in which those that are repeated come last
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+
+
+def agreed_layout(found: Layout | None, ranks: Processes) -> Layout:
+    """The layout of all processes, also of those that have no batch to look at."""
+    layouts = {
+        rank: Layout.from_dict(each)
+        for rank, each in enumerate(ranks.exchange("layers", found and found.to_dict()))
+        if each is not None
+    }
+    if not layouts:
+        raise ValueError(EMPTY)
+    first, layout = next(iter(layouts.items()))
+    for rank, each in layouts.items():
+        if each != layout:
+            raise ValueError(
+                f"process {rank} measures {each}, process {first} {layout}: every process needs the "
+                "same network and layers"
+            )
+    return layout
+
+
+def fingerprint(batch: Batch | None, ranks: Processes) -> Fingerprint:
+    """An empty fingerprint, whose reference is the first input of the first process that has one."""
+    if ranks.size == 1:
+        return Fingerprint()
+    x = None if batch is None else inputs_of(batch)
+    each = ranks.exchange("inputs", None if x is None else reference_of(x))
+    reference = next((tuple(found) for found in each if found is not None), None)
+    return Fingerprint(reference, keep_marks=True)
+
+
+def merge_sums(sums: Sums, dataset_size: int | None, largest_batch: int, ranks: Processes) -> None:
+    """Make the sums those of all processes, in place.
 
     Args:
-        layers: Their moments, of as many classes in every process.
+        sums: Of this process.
+        dataset_size: Samples of the dataset behind its loader, where it is known.
+        largest_batch: Samples of its largest batch.
         ranks: The processes.
-        segment: What pairs the layers.
+
+    Raises:
+        ValueError: If together they saw a little more samples than there are.
     """
     if ranks.size == 1:
         return
-    own = layers[0].count
-    n = ranks.total(own.clone())
-    lost = [torch.zeros_like(own) for _ in layers]
-    lost_cross = torch.zeros_like(own)
-    for columns in _slices(layers[0].mean):
-        moved = [_merge_means(layer, n, columns, ranks) for layer in layers]
-        for layer, gone, (delta, step) in zip(layers, lost, moved, strict=True):
-            layer.scatter += own * delta.square().sum(1)
-            gone += n * step.square().sum(1)
-        if segment is not None:
-            (delta_A, step_A), (delta_B, step_B) = moved[0], moved[-1]
-            segment.cross += own * (delta_A * delta_B).sum(1)
-            lost_cross += n * (step_A * step_B).sum(1)
-    for layer, gone in zip(layers, lost, strict=True):
-        ranks.total(layer.scatter).sub_(gone)
-        layer.count = n.clone()
-    if segment is not None:
-        ranks.total(segment.cross).sub_(lost_cross)
-        ranks.total(segment.steps)
+    own = {"seen": int(sums.count.sum()), "dataset": dataset_size, "batch": largest_batch}
+    each = ranks.exchange("pass 1", {**own, "classes": len(sums.count)})
+    _refuse_repeated(each)
+    sums.grow(max(other["classes"] for other in each))
+    for group in sums.groups:
+        shift = group.scale.merge(ranks.exchange(f"scale {group.names[0]}", group.scale.to_dict()))
+        if shift:
+            group.moments.rescale(-shift)
+            group.paths.scale(2.0**-shift)
+        group.moments.merge(total=ranks.all_reduce)
+        if group.moments.paired:
+            group.paths = _merged_paths(group.paths, len(group.names) - 1, ranks)
 
 
-def one_scale(
-    scale: Scale,
-    name: str,
-    layers: Sequence[ClassMoments],
-    ranks: Processes,
-    segment: SegmentMoments | None = None,
-    sample: PathSample | None = None,
-) -> None:
-    """Bring what was measured over different powers of two over the largest of these, in place.
+def _refuse_repeated(each: Sequence[Mapping[str, int | None]]) -> None:
+    """Refuse what a sampler that is not known repeated to make the processes' parts even."""
+    seen, sizes, batch = ([int(one[name] or 0) for one in each] for name in ("seen", "dataset", "batch"))
+    together, N = sum(seen), sizes[0]
+    if set(sizes) == {N} and max(seen) < N < together <= N + sum(batch):
+        raise ValueError(
+            f"{len(each)} processes saw {together} samples of a dataset of {N}: their sampler repeats "
+            f"some to make the parts even; let it leave the last {together - N} away, or use "
+            "torch.utils.data.DistributedSampler, whose repeated samples are known and counted once"
+        )
 
-    Args:
-        scale: Of a segment or a layer by itself.
-        name: Of its first layer.
-        layers: Their moments.
-        ranks: The processes.
-        segment: What pairs the layers.
-        sample: Their samples' paths.
-    """
-    shift = scale.merge(ranks.meet(f"scale {name}", scale.told()))
-    if not shift:
+
+def _merged_paths(sample: PathSample, L: int, ranks: Processes) -> PathSample:
+    """The path numbers of all processes' samples, of paths of L increments."""
+    seen = ranks.gather(torch.tensor([sample.seen]))
+    merged = PathSample()
+    for n, *parts in zip(seen, *map(ranks.gather, sample.kept_parts(L)), strict=True):
+        merged.merge(PathSample.restored(int(n), tuple(parts)))
+    return merged
+
+
+def merge_fingerprint(inputs: Fingerprint, classes: int, ranks: Processes) -> None:
+    """Make the fingerprint that of all processes, in place; refuse the same samples in all of them."""
+    if ranks.size == 1:
         return
-    once, twice = 2.0**-shift, 4.0**-shift
-    parts = [(part, once) for layer in layers for part in (layer.mean, layer.low)]
-    parts += [(layer.scatter, twice) for layer in layers]
-    if segment is not None:
-        parts += [(segment.cross, twice), (segment.steps, twice)]
-    for part, factor in parts:
-        part *= factor
-    if sample is not None:
-        sample.scale(once)
+    ours = with_room(inputs.sums.cpu(), classes)
+    parts = torch.stack(ranks.gather(ours[None])).flatten(0, 1)
+    equal = torch.isclose(parts, parts[0], rtol=SAME, atol=0.0).all()
+    if bool(equal & parts[..., 1:].any()):  # inputs of no known form leave no mark
+        raise ValueError(
+            f"each of the {ranks.size} processes was given the same {int(ours[:, 0].sum())} samples: "
+            "give each its own part, such as by a DistributedSampler, or pass group=False to measure "
+            "in each process alone"
+        )
+    inputs.sums = parts.sum(0)
+    if inputs.marks is not None:
+        _warn_of_shared(inputs.marks, ranks)
+        inputs.marks = None
 
 
-def _slices(M: Float64[Tensor, "K D"]) -> Iterator[slice]:
-    width = max(1, SLICE // len(M))
-    return (slice(start, start + width) for start in range(0, M.shape[1], width))
+def _warn_of_shared(marks: Sequence[Float64[Tensor, "B 2"]], ranks: Processes) -> None:
+    """Warn of samples that are in more than one process."""
+    ours = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *(each.cpu() for each in marks)])
+    if shared := _shared(ranks.gather(ours)):
+        warn(
+            f"{shared} sample(s) of a process are in another too and count in both: if a sampler "
+            "repeats them, give measure the DataLoader with its DistributedSampler"
+        )
 
 
-def _merge_means(
-    layer: ClassMoments, n: Float64[Tensor, " K"], columns: slice, ranks: Processes
-) -> tuple[Float64[Tensor, "K C"], Float64[Tensor, "K C"]]:
-    """Merge some columns of the means; how far our own were from S, and the means of all are."""
-    share = (layer.count / n.clamp(min=1))[:, None]
-    mean, low = layer.mean[:, columns], layer.low[:, columns]
-    S = ranks.total(share * mean)
-    delta = (mean - S) + low
-    step = ranks.total(share * delta)
-    layer.mean[:, columns], layer.low[:, columns] = exact_sum(S, step)
-    return delta, step
+def _shared(marks: Sequence[Float64[Tensor, "N 2"]]) -> int:
+    """How many samples have the class and the mark of another process's."""
+    rank = torch.cat([torch.full((len(each),), i) for i, each in enumerate(marks)])
+    y, mark = torch.cat([*marks]).unbind(1)
+    order = torch.from_numpy(np.lexsort((mark.numpy(), y.numpy())))
+    rank, y, mark = rank[order], y[order], mark[order]
+    near = mark.diff().abs() <= NEAR * mark.abs().max()
+    return int((near & (y.diff() == 0) & (rank.diff() != 0)).sum()) if bool(mark.any()) else 0
 
 
-def one_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -> MeansSpan:
-    """The span of the merged means as the first process finds it: in another a basis may turn.
-
-    Args:
-        moments: Of the layer, merged.
-        weighting: What a class counts.
-        ranks: The processes.
-
-    Returns:
-        The same span in all processes.
-    """
-    found = MeansSpan.of(moments, weighting) if ranks.first else None
+def shared_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -> MeansSpan:
+    """The span of the merged means as the first process finds it: in another a basis may turn."""
+    found = MeansSpan.of(moments, weighting) if ranks.is_main else None
     if ranks.size == 1 and found is not None:
         return found
-    rank = int(ranks.lead(torch.tensor([0 if found is None else len(found.values)])))
+    rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)])))
     span = MeansSpan.room(moments, rank) if found is None else found
-    for part in (span.centre, span.low, span.basis.mT, span.values, span.points):
-        _slicewise(part, ranks)
+    for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points):
+        for piece in part.view(-1).split(SLICE):
+            ranks.broadcast(piece)
     return span
 
 
-def _slicewise(x: Tensor, ranks: Processes) -> None:
-    flat = x.view(-1)
-    for start in range(0, len(flat), SLICE):
-        ranks.lead(flat[start : start + SLICE])
-
-
-def merge_nearest(nearest: NearestMean, ranks: Processes) -> None:
-    """Sum over all processes what the second pass gathered of one layer, in place."""
-    for part in (nearest.count, nearest.hits, nearest.sums, nearest.squares):
-        ranks.total(part)
-    rounding = torch.tensor([nearest.rounding], dtype=torch.float64)
-    nearest.rounding = max(float(part) for part in ranks.gather(rounding))
-
-
-def merge_crossings(line: LineCrossings, ranks: Processes) -> None:
-    """Bring together where all samples change sides along a line."""
+def merge_decisions(decisions: Decisions, ranks: Processes) -> None:
+    """Make the decisions those of all processes, in place."""
     if ranks.size == 1:
         return
+    ranks.exchange("pass 2")
+    for nearest in decisions.nearest.values():
+        nearest.merge(total=ranks.all_reduce)
+        rounding = ranks.gather(torch.tensor([nearest.rounding], dtype=torch.float64))
+        nearest.rounding = max(map(float, rounding))
+    for line in decisions.lines.values():
+        _merge_crossings(line, ranks)
+    ranks.all_reduce(decisions.answers.tally)
+    decisions.answers.samples = int(ranks.all_reduce(torch.tensor([decisions.answers.samples])))
+
+
+def _merge_crossings(line: LineCrossings, ranks: Processes) -> None:
+    """Bring together where all samples change sides along a line."""
     line.fetch()
-    line.samples = int(ranks.total(torch.tensor([line.samples])))
+    line.samples = int(ranks.all_reduce(torch.tensor([line.samples])))
     for end, points in line.points.items():
         if points is not None:
             parts = line.found.get(end, [])
             ours = [np.concatenate([part[i] for part in parts] or [np.empty(0)]) for i in (0, 1)]
             starts, stops = (ranks.gather(torch.from_numpy(events)) for events in ours)
             line.found[end] = [(a.numpy(), b.numpy()) for a, b in zip(starts, stops, strict=True)]
-
-
-def merge_paths(sample: PathSample, L: int, ranks: Processes) -> PathSample:
-    """The path numbers of all processes' samples.
-
-    Args:
-        sample: This process's, of a stream of its own.
-        L: Increments of the path.
-        ranks: The processes.
-
-    Returns:
-        Those of all.
-    """
-    if ranks.size == 1:
-        return sample
-    seen = ranks.gather(torch.tensor([sample.seen]))
-    merged = PathSample()
-    for n, *parts in zip(seen, *map(ranks.gather, sample.kept_parts(L)), strict=True):
-        merged.merge(PathSample.restored(int(n), tuple(parts)))
-    return merged

@@ -1,23 +1,23 @@
 """A first look at a model: which layers run, in what order and shape, and where the classifier is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pfc.measuring.loader import EMPTY, Batch, cut
-from pfc.processes import Processes
+from pfc.measuring.layout import Layout
+from pfc.measuring.loader import Batch, cut
+from pfc.measuring.sums import See
 from pfc.taps import (
     CLASSIFIER_INPUT,
     KNOWN_BLOCKS,
     Layers,
+    ModuleCall,
     Pool,
-    Run,
     Watch,
     all_tensors,
     choose,
@@ -32,40 +32,39 @@ from pfc.taps import (
 )
 from pfc.warning import warn
 
-See = Callable[[str, Float[Tensor, "B D"]], None]
-
 FEW = 2  # samples of the first look; ours: one alone may meet a network's squeeze()
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What will be measured of a model; made from a forward pass of a batch's first two samples.
+    """A model and where its layers are found; made from a forward pass of a batch's first two samples.
 
     Args:
         model: The network without wrappers.
+        layout: What is measured of it.
         modules: The tapped modules by name, in the order of the forward pass.
-        shapes: Shape of a sample at each row, also of the classifier's input where that is one.
-        pool: What becomes of a layer's output.
-        classifier: Name of the last linear layer, or `None`.
-        head: That layer.
-        at_head: The row that is the classifier's input, or `None`.
-        chosen: How the layers were chosen, in words.
+        head: The classifier's layer, or `None`.
+        pool: How outputs of several tokens or pixels are reduced.
     """
 
     model: nn.Module
-    modules: dict[str, nn.Module]
-    shapes: dict[str, tuple[int, ...]]
-    pool: Pool
-    classifier: str | None
+    layout: Layout
+    modules: Mapping[str, nn.Module]
     head: nn.Linear | None
-    at_head: str | None
-    chosen: str
+    pool: Pool
 
-    @property
-    def segments(self) -> list[list[str]]:
-        """Runs of consecutive layers of one shape; the row of the classifier's input stands aside."""
-        names = [name for name in self.shapes if name != CLASSIFIER_INPUT]
-        return [list(run) for _, run in groupby(names, key=self.shapes.__getitem__)]
+    @classmethod
+    def of(cls, layout: Layout, model: nn.Module, pool: Pool) -> "Survey":
+        """Where the layers of a layout are in a model."""
+        names = module_names(model)
+        head = None if layout.classifier is None else names[layout.classifier]
+        return cls(
+            model=unwrapped(model),
+            layout=layout,
+            modules={name: names[name] for name in layout.names if name in names},
+            head=head if isinstance(head, nn.Linear) else None,
+            pool=pool,
+        )
 
     def forward(self, batch: Batch, see: See) -> Int64[Tensor, " B"] | None:
         """Run a batch, handing the rows of every layer to `see`, inside its hook.
@@ -87,146 +86,82 @@ class Survey:
 
     @contextmanager
     def watching(
-        self, number: int, size: int, place: torch.device, see: See
+        self, number: int, size: int, device: torch.device, see: See
     ) -> Iterator[list[Int64[Tensor, " B"]]]:
-        """As `forward`, for a block that runs the model once on a batch of that number and size.
-
-        Args:
-            number: For messages.
-            size: Samples.
-            place: Where the rows are wanted.
-            see: As for `forward`.
-
-        Yields:
-            Where the answers will be.
-        """
+        """As `forward`, for a block that runs the model; rows are handed over on `device`."""
         answers: list[Tensor] = []
 
         def at_layer(name: str, output: Tensor) -> None:
-            see(name, self._rows(name, output, number, size).to(place))
+            see(name, self._rows(name, output, number, size).to(device))
 
         def at_input(x: Tensor) -> None:
-            if CLASSIFIER_INPUT in self.shapes:
+            if CLASSIFIER_INPUT in self.layout.shapes:
                 at_layer(CLASSIFIER_INPUT, x)
 
-        edge = (at_input, lambda logits: answers.append(_answers(logits).to(place)))
+        edge = (at_input, lambda logits: answers.append(_answers(logits).to(device)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
             yield answers
             watch.finish(number)
 
     def _rows(self, name: str, output: Tensor, number: int, size: int) -> Float[Tensor, "B D"]:
         H = output if name == CLASSIFIER_INPUT else pooled(output, self.pool)
-        if H.shape != (size, *self.shapes[name]):
+        shape = self.layout.shapes[name]
+        if H.shape != (size, *shape):
             raise ValueError(
                 f"layer {name!r} gave shape {(*H.shape,)} on batch {number} of {size} "
-                f"samples; a sample's shape was {self.shapes[name]} before"
+                f"samples; a sample's shape was {shape} before"
             )
         return H.reshape(size, -1)
 
 
-def survey(
-    model: nn.Module, batch: Batch, layers: Layers, classifier: str | nn.Module | None, pool: Pool
-) -> Survey:
-    """Look at a model by running the first two samples of a batch.
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked to be measured of a model; the arguments are those of `pfc.measure`."""
 
-    Args:
-        model: The network, wrapped or not, in the state in which it will be measured.
-        batch: Any batch.
-        layers: As for `pfc.measure`.
-        classifier: As for `pfc.measure`.
-        pool: As for `pfc.measure`.
+    model: nn.Module
+    layers: Layers = None
+    classifier: str | nn.Module | None = None
+    pool: Pool = "flatten"
+    segments: bool = True
 
-    Returns:
-        What will be measured.
 
-    Raises:
-        ValueError: If a layer is unknown, never runs, runs twice, or has no features to measure.
-    """
+def survey(request: Request, batch: Batch) -> Survey:
+    """Look at a model, in the state in which it will be measured, by running two samples of a batch."""
+    model, layers, pool = request.model, request.layers, request.pool
     chosen, wants_input = choose(model, layers)
-    head_names = _head_candidates(model, classifier)
-    runs, result = _trial(model, {**head_names, **chosen}, batch)
-    last = _classifier(runs, head_names, result, named=classifier is not None)
-    end = None if layers is not None or last is None else runs.index(last)  # logits are no features
-    taps = [run for run in runs[:end] if run.name in chosen]
+    heads = _head_candidates(model, request.classifier)
+    calls, result = _trial(model, {**heads, **chosen}, batch)
+    last = _classifier(calls, heads, result, named=request.classifier is not None)
+    end = None if layers is not None or last is None else calls.index(last)  # logits are no features
+    taps = [call for call in calls[:end] if call.name in chosen]
     if layers is None:
         rows = _automatic(taps, pool, _tried(result, batch))
     else:
         rows = _named(taps, chosen, pool, model)
-    if layers is None and not rows and (last is None or {*chosen} - {run.name for run in runs}):
+    if layers is None and not rows and (last is None or {*chosen} - {call.name for call in calls}):
         raise ValueError(
             f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
         )
-    at_head = None if last is None else next((n for n in reversed(rows) if _feeds(rows[n], last)), None)
-    shapes = {name: (*H.shape[1:],) for name, (_, H) in rows.items()}
     if wants_input and last is None and layers is not None:
         raise ValueError("no linear classifier was found, so 'classifier.input' names nothing")
-    if wants_input and last is not None and (layers is not None or at_head != next(reversed(rows), "")):
-        shapes[CLASSIFIER_INPUT] = (*last.input.shape[1:],)  # type: ignore[union-attr]
-        at_head = CLASSIFIER_INPUT
-    head = None if last is None else head_names[last.name]
-    return Survey(
-        model=unwrapped(model),
-        modules={name: chosen[name] for name in rows},
+    shapes = {name: (*H.shape[1:],) for name, (_, H) in rows.items()}
+    at: dict[str, Any] = {"classifier": None, "outputs": 0, "classifier_row": None}
+    if last is not None:
+        row = next((name for name in reversed(rows) if _feeds(rows[name], last)), None)
+        if wants_input and (layers is not None or row != next(reversed(rows), "")):
+            row = CLASSIFIER_INPUT
+            shapes[row] = (*last.input.shape[1:],)  # type: ignore[union-attr]
+        outputs = heads[last.name].out_features
+        at = {"classifier": last.name, "outputs": outputs, "classifier_row": row}
+    layout = Layout(
         shapes=shapes,
-        pool=pool,
-        classifier=None if last is None else last.name,
-        head=head,
-        at_head=at_head,
+        paired=request.segments,
+        **at,
+        model=type(unwrapped(model)).__name__,
+        pool=pool if isinstance(pool, str) else getattr(pool, "__name__", "callable"),
         chosen=_how(model, layers, chosen),
     )
-
-
-def agreed(found: Survey | None, model: nn.Module, pool: Pool, ranks: Processes) -> Survey:
-    """What all processes measure, also those that have no batch to look at.
-
-    Args:
-        found: What this process found, or `None`.
-        model: Its network.
-        pool: As for `pfc.measure`.
-        ranks: The processes.
-
-    Returns:
-        The survey of this process.
-
-    Raises:
-        ValueError: If none has a batch, or two measure different things.
-    """
-    told = ranks.meet("layers", found and _told(found))
-    there = [rank for rank, each in enumerate(told) if each is not None]
-    if not there:
-        raise ValueError(EMPTY)
-    for rank in there:
-        if told[rank] != told[there[0]]:
-            raise ValueError(
-                f"process {rank} measures {_words(told[rank])}, process {there[0]} "
-                f"{_words(told[there[0]])}: every process needs the same network and layers"
-            )
-    return found or _restored(told[there[0]], unwrapped(model), pool)
-
-
-def _told(found: Survey) -> dict[str, Any]:
-    parts = {name: getattr(found, name) for name in ("classifier", "at_head", "chosen")}
-    return {"shapes": {name: list(shape) for name, shape in found.shapes.items()}, **parts}
-
-
-def _words(told: dict[str, Any]) -> str:
-    layers = ", ".join(f"{name} {tuple(shape)}" for name, shape in told["shapes"].items())
-    return f"{layers} (classifier {told['classifier']})"
-
-
-def _restored(told: dict[str, Any], model: nn.Module, pool: Pool) -> Survey:
-    names = module_names(model)
-    head = None if told["classifier"] is None else names[told["classifier"]]
-    return Survey(
-        model=model,
-        modules={name: names[name] for name in told["shapes"] if name in names},
-        shapes={name: tuple(shape) for name, shape in told["shapes"].items()},
-        pool=pool,
-        classifier=told["classifier"],
-        head=head if isinstance(head, nn.Linear) else None,
-        at_head=told["at_head"],
-        chosen=told["chosen"],
-    )
+    return Survey.of(layout, model, pool)
 
 
 def _answers(logits: Float[Tensor, "B K"]) -> Int64[Tensor, " B"]:
@@ -246,7 +181,9 @@ def _head_candidates(model: nn.Module, classifier: str | nn.Module | None) -> di
     return {wanted[0]: linear[wanted[0]]}
 
 
-def _trial(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Run], Any]:
+def _trial(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch
+) -> tuple[list[ModuleCall], Any]:
     net = unwrapped(model)
     args, kwargs = cut((batch.args, batch.kwargs), min(FEW, len(batch)), len(batch))
     try:
@@ -265,14 +202,16 @@ def _tried(result: Any, batch: Batch) -> int:
 
 
 def _classifier(
-    runs: list[Run], heads: Mapping[str, nn.Linear], result: Any, *, named: bool
-) -> Run | None:
-    """The run of the linear layer that gave the model's answer; one that ran twice is none."""
-    names = [run.name for run in runs]
+    calls: list[ModuleCall], heads: Mapping[str, nn.Linear], result: Any, *, named: bool
+) -> ModuleCall | None:
+    """The call of the linear layer that gave the model's answer; one that ran twice is none."""
+    names = [call.name for call in calls]
     linear = [
-        run for run in runs if run.name in heads and run.output is not None and run.output.ndim == 2
+        call
+        for call in calls
+        if call.name in heads and call.output is not None and call.output.ndim == 2
     ]
-    once = [run for run in linear if names.count(run.name) == 1]
+    once = [call for call in linear if names.count(call.name) == 1]
     if named:
         if not once:
             raise ValueError(
@@ -281,7 +220,7 @@ def _classifier(
         return once[-1]
     tensors = all_tensors(result)
     logits = {name: t for name, t in tensors.items() if name.rpartition(".")[2] == "logits"}
-    found = [run for run in once if any(_gave(run, t) for t in (logits or tensors).values())]
+    found = [call for call in once if any(_gave(call, t) for t in (logits or tensors).values())]
     if len(found) > 1:
         warn(
             f"the model returns what {' and '.join(r.name for r in found)} gave: name one as classifier="
@@ -289,60 +228,62 @@ def _classifier(
     return found[0] if len(found) == 1 else None
 
 
-def _gave(run: Run, answer: Tensor) -> bool:
+def _gave(call: ModuleCall, answer: Tensor) -> bool:
     """Whether a returned tensor is this layer's output, cast or not, or the probabilities made of it."""
-    out = run.output
+    out = call.output
     if out is None or out.numel() != answer.numel() or not answer.is_floating_point():
         return False
     if answer.data_ptr() == out.data_ptr():
-        return run.version == writes(out)
+        return call.version == writes(out)
     out = out.to(answer.device, torch.promote_types(answer.dtype, torch.float32))
     made = (out, out.log_softmax(1), out.softmax(1), out.sigmoid())
     return any(torch.allclose(answer.to(p), p.view_as(answer), rtol=1e-2, atol=1e-5) for p in made)
 
 
-def _automatic(taps: list[Run], pool: Pool, size: int) -> dict[str, tuple[Run, Tensor]]:
+def _automatic(taps: list[ModuleCall], pool: Pool, size: int) -> dict[str, tuple[ModuleCall, Tensor]]:
     """Rows of the layers that can be measured: they ran once and gave numbers for each sample."""
-    names = [run.name for run in taps]
+    names = [call.name for call in taps]
     fit = [
-        run
-        for run in taps
-        if names.count(run.name) == 1
-        and run.output is not None
-        and run.output.is_floating_point()
-        and run.output.ndim > 1
-        and len(run.output) == size
+        call
+        for call in taps
+        if names.count(call.name) == 1
+        and call.output is not None
+        and call.output.is_floating_point()
+        and call.output.ndim > 1
+        and len(call.output) == size
     ]
-    return {run.name: (run, pooled(run.output, pool)) for run in fit if run.output is not None}
+    return {call.name: (call, pooled(call.output, pool)) for call in fit if call.output is not None}
 
 
 def _named(
-    taps: list[Run], chosen: Mapping[str, nn.Module], pool: Pool, model: nn.Module
-) -> dict[str, tuple[Run, Tensor]]:
-    names = [run.name for run in taps]
+    taps: list[ModuleCall], chosen: Mapping[str, nn.Module], pool: Pool, model: nn.Module
+) -> dict[str, tuple[ModuleCall, Tensor]]:
+    names = [call.name for call in taps]
     for name in chosen:
         if name not in names:
             raise ValueError(f"layer {name!r} never ran: {why_silent(model)}")
         if names.count(name) > 1:
             raise ValueError(ran_twice(name))
     rows = {}
-    for run in taps:
-        if run.output is None or not run.output.is_floating_point() or not run.output.ndim:
-            got = "no tensor" if run.output is None else f"{run.output.dtype}"
-            raise ValueError(f"layer {run.name!r} gave {got}, not floating-point numbers of each sample")
-        rows[run.name] = (run, pooled(run.output, pool))
+    for call in taps:
+        if call.output is None or not call.output.is_floating_point() or not call.output.ndim:
+            got = "no tensor" if call.output is None else f"{call.output.dtype}"
+            raise ValueError(
+                f"layer {call.name!r} gave {got}, not floating-point numbers of each sample"
+            )
+        rows[call.name] = (call, pooled(call.output, pool))
     return rows
 
 
-def _feeds(row: tuple[Run, Tensor], last: Run) -> bool:
+def _feeds(row: tuple[ModuleCall, Tensor], last: ModuleCall) -> bool:
     """Whether a row's features are what the classifier reads: the same memory, or the same pooling."""
-    run, H = row
+    call, H = row
     x, H = last.input, H.reshape(len(H), -1)
-    if x is None or run.output is None or x.shape != H.shape:
+    if x is None or call.output is None or x.shape != H.shape:
         return False
-    if run.version == -1 or run.version != writes(run.output):  # written to since, so H says nothing
+    if call.version == -1 or call.version != writes(call.output):  # written to since, so H says nothing
         return False
-    if H.data_ptr() == run.output.data_ptr():
+    if H.data_ptr() == call.output.data_ptr():
         return x.data_ptr() == H.data_ptr()
     return torch.equal(x, H)
 

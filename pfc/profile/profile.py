@@ -1,35 +1,18 @@
 """What measuring found: a frozen profile that prints, saves and loads itself."""
 
-import hashlib
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from pfc import metrics
-from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
+from pfc.profile.columns import COLUMNS, PFC
 from pfc.profile.prediction import Prediction
 from pfc.profile.segment import KINDS, Position, Segment
-from pfc.schema import (
-    COUNT,
-    EXPONENT,
-    FRACTION,
-    NUMBER,
-    POSITIVE,
-    TEXT,
-    Array,
-    check_arrays,
-    maybe,
-    one_of,
-    rows,
-    table,
-)
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 
@@ -37,33 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pfc.theory.transport import Gap
-
-FORMAT = "pfc-profile-1"
-COLUMNS = (
-    *("position", "pfc1", "pfc2", "pfc3", "nc1", "fuzziness"),
-    *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
-)
-MAIN = (*COLUMNS[:5], "nc3", "nc4", "cdnv")  # as text; the rest is in the table
-HOLDS = table(  # what the JSON file must hold; all else is free
-    {
-        "about": table(
-            {
-                **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
-                **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
-            },
-            optional={"data": maybe(TEXT), "pool": TEXT, "exponents": table({}, others=EXPONENT)},
-        ),
-        "layers": rows(TEXT),
-        "shapes": rows(rows(POSITIVE)),
-        "columns": table(
-            {}, optional={"pfc3": rows(FRACTION), "nc4": rows(FRACTION)}, others=rows(NUMBER)
-        ),
-        "segments": rows(table({"start": COUNT, "layers": rows(TEXT)}, optional={"sampled": COUNT})),
-        "arrays": TEXT,
-    }
-)
-MOMENTS = {"count": Array("K"), "mean": Array("K D"), "scatter": Array("K"), "low": Array("K D")}
-RISES = {"pfc1": False, "pfc2": False, "pfc3": True}  # the direction of collapse
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +95,7 @@ class Profile:
         accuracy: float | None = self.about["accuracy"]
         return accuracy
 
-    def steps_back(self, column: str, i: int = -1) -> list[str]:
+    def non_monotone_layers(self, column: str, i: int = -1) -> list[str]:
         """Layers of a segment at which a PFC metric is less collapsed than at the layer before.
 
         Args:
@@ -152,16 +108,21 @@ class Profile:
         Raises:
             ValueError: If it is no PFC metric, or there is no such segment.
         """
-        if column not in RISES:
-            raise ValueError(f"column must be one of {', '.join(RISES)}, got {column!r}")
+        if column not in PFC:
+            raise ValueError(f"column must be one of {', '.join(PFC)}, got {column!r}")
         segment = self.segment(i)
-        sign = -1 if RISES[column] else 1
+        sign = -1 if PFC[column].rises else 1
         values = [sign * v for v in self._of_segment(column, segment)]
         return [
             name
             for name, a, b in zip(segment.layers[1:], values, values[1:], strict=False)
             if not b <= a
         ]
+
+    def steps_back(self, column: str, i: int = -1) -> list[str]:
+        """The former name of `non_monotone_layers`."""
+        warnings.warn("steps_back is non_monotone_layers now", DeprecationWarning, stacklevel=2)
+        return self.non_monotone_layers(column, i)
 
     def tau(self, column: str, i: int = -1) -> float:
         """Kendall's rank correlation of a metric with depth over a segment; NaN if it is constant.
@@ -209,7 +170,7 @@ class Profile:
             metric: self.columns.get(metric, nothing)[
                 segment.start : segment.start + len(segment.layers)
             ]
-            for metric in RISES
+            for metric in PFC
         }
         return agreement(segment.ends(end), segment.position(kind), values)
 
@@ -253,11 +214,11 @@ class Profile:
             judged = f"Of progressive feedforward collapse nothing can be said {span}"
             return f"{judged}: {why}.\n{self._decided(eps)}"
         told, back = [], []
-        for column in RISES:
+        for column in PFC:
             values = self._of_segment(column, segment)
             told.append(f"{column.upper()} goes from {values[0]:.3g} to {values[-1]:.3g}")
-            if steps := self.steps_back(column, i):
-                back.append(f"{column.upper()} steps back at {', '.join(steps)}")
+            if layers := self.non_monotone_layers(column, i):
+                back.append(f"{column.upper()} steps back at {', '.join(layers)}")
         holds = f"does not hold at every layer {span} ({'; '.join(back)})" if back else f"holds {span}"
         return f"Progressive feedforward collapse {holds}: {', '.join(told)}.\n{self._decided(eps)}"
 
@@ -266,26 +227,26 @@ class Profile:
         if segment.path().length == 0:
             return "nothing moves between these layers"
         told = []
-        for column in RISES:
+        for column in PFC:
             values = zip(segment.layers, self._of_segment(column, segment), strict=True)
             if unknown := [name for name, value in values if math.isnan(value)]:
                 told.append(f"{column.upper()} is undefined at {', '.join(unknown)}")
         return "; ".join(told)
 
     def _decided(self, eps: float) -> str:
-        least = f"at least {100 * (1 - eps):g} % of the samples are nearest to their own class mean"
-        depth = self.effective_depth(eps)
+        least, depth = f"{100 * (1 - eps):g} %", self.effective_depth(eps)
         if depth is None:
-            best = max(self._measured("pfc3"))
-            return f"At no layer {least}; at most {100 * best:.2f} % are."
+            best = f"{100 * max(self._measured('pfc3')):.2f} %"
+            return f"No layer reaches {least} nearest-class-mean accuracy; the best reaches {best}."
         wrong = round((1 - self._measured("pfc3")[-1]) * self.about["samples"])
         return (
-            f"From {self.layers[depth]} (layer {depth + 1} of {len(self.layers)}) on, {least}; "
-            f"at {self.layers[-1]} {'all are' if not wrong else f'all but {wrong} are'}."
+            f"From {self.layers[depth]} (layer {depth + 1} of {len(self.layers)}) on, at least {least} "
+            "of the samples are nearest to their own class mean; at "
+            f"{self.layers[-1]} {'all are' if not wrong else f'all but {wrong} are'}."
         )
 
     def __str__(self) -> str:
-        shown = [c for c in MAIN if c in self.columns]
+        shown = [name for name, column in COLUMNS.items() if column.main and name in self.columns]
         return f"{self._headline()}\n{self.table()[shown].to_string(float_format=_short, na_rep='-')}"
 
     def _headline(self) -> str:
@@ -309,122 +270,10 @@ class Profile:
         Raises:
             ValueError: If the path has another ending.
         """
-        path = _json_path(path)
-        arrays = {
-            f"segment/{i}/{name}": array
-            for i, segment in enumerate(self.segments)
-            for name, array in segment.arrays().items()
-        }
-        for name, moments in self.moments.items() if means else ():
-            arrays |= {f"layer/{name}/{part}": getattr(moments, part) for part in MOMENTS}
-        content = {
-            "format": FORMAT,
-            "about": dict(self.about),
-            "layers": list(self.layers),
-            "shapes": [list(shape) for shape in self.shapes],
-            "columns": dict(self.columns),
-            "segments": [segment.told() for segment in self.segments],
-        }
-        _write_both(path, content, arrays)
+        from pfc.profile.storage import write
 
-
-def _write_both(path: Path, content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
-    """Write a profile's two files: at every moment the JSON file and its own arrays are there.
-
-    The arrays wait under another name until the JSON file is replaced, and take their place then.
-    """
-    beside, coming = _places(path)
-    if coming.exists() and path.exists() and _digest(coming) in path.read_text(errors="replace"):
-        coming.replace(beside)  # a killed process had replaced the JSON file only
-    try:
-        write_tensors(coming, arrays, format=FORMAT)
-        write_json(path, {**content, "arrays": _digest(coming)})
-    except BaseException:
-        coming.unlink(missing_ok=True)
-        raise
-    coming.replace(beside)
-
-
-def _places(path: Path) -> tuple[Path, Path]:
-    """Where the arrays of a profile stand, and where they wait for its JSON file."""
-    beside = path.with_suffix(".safetensors")
-    return beside, beside.with_name(f"{beside.name}.next")
-
-
-def _digest(path: Path) -> str:
-    with reading(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load(path: str | Path) -> Profile:
-    """Read a profile that `Profile.save` wrote.
-
-    Args:
-        path: The JSON file; its safetensors file stands beside it.
-
-    Returns:
-        The profile, with everything that was saved.
-
-    Raises:
-        ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
-    """
-    refuse_pickle(Path(path))
-    path = _json_path(path)
-    content = read_json(path, FORMAT, HOLDS)
-    return _restored(content, _arrays(path, content["arrays"]), path)
-
-
-def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
-    """The arrays of a profile: of its two places, from the one that has what the JSON file names."""
-    beside, coming = _places(path)
-    if coming.exists() and _digest(coming) == digest:
-        beside = coming
-    refuse_pickle(beside)
-    if _digest(beside) != digest:
-        raise ValueError(f"{beside} does not belong to {path}; measure again")
-    return read_tensors(beside, FORMAT)[0]
-
-
-def _restored(content: Mapping[str, Any], arrays: Mapping[str, Tensor], path: Path) -> Profile:
-    about, layers = content["about"], tuple(content["layers"])
-    shapes = tuple(tuple(shape) for shape in content["shapes"])
-    columns = {name: tuple(map(float, values)) for name, values in content["columns"].items()}
-    lengths = {len(layers), len(shapes), *map(len, columns.values())}
-    if len(lengths) > 1 or len(set(layers)) < len(layers) or not layers:
-        raise ValueError(
-            f"{path}: layers, shapes and columns must be as many, each layer of its own name"
-        )
-    return Profile(
-        layers=layers,
-        shapes=shapes,
-        columns=columns,
-        moments={
-            name: _moments(f"layer/{name}/", prod(shape), about["classes"], arrays, path)
-            for name, shape in zip(layers, shapes, strict=True)
-            if f"layer/{name}/mean" in arrays
-        },
-        segments=tuple(
-            Segment.restored(told, layers, about, arrays, f"segment/{i}/", path)
-            for i, told in enumerate(content["segments"])
-        ),
-        about=about,
-    )
-
-
-def _moments(
-    prefix: str, features: int, classes: int, arrays: Mapping[str, Tensor], path: Path
-) -> ClassMoments:
-    parts = {name: arrays[prefix + name] for name in MOMENTS if prefix + name in arrays}
-    check_arrays(parts, MOMENTS, {"K": classes, "D": features}, f"{path}: {prefix}")
-    return ClassMoments(**parts)
+        write(self, path, means=means)
 
 
 def _short(x: float) -> str:
     return f"{x:.4g}"
-
-
-def _json_path(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix != ".json":
-        raise ValueError(f"a profile's path ends in .json, got {path}")
-    return path

@@ -2,32 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.line import ENDS, End, StepCurve
+from pfc.line import End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
-from pfc.schema import Array, check_arrays, short
 from pfc.theory.geodesic import Certificate, Line, OnLine
 from pfc.theory.path import Path, PathSample, path_of
-from pfc.theory.path import names as path_numbers
 
 Position = Literal["path", "chord", "proj", "index"]
 KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
-ARRAYS = {  # K classes with samples, L increments
-    "count": Array("K"),
-    "scatter": Array("2 K"),
-    "cross": Array("K"),
-    "means": Array("2 K R"),
-    "steps": Array("K L L"),
-}
-CURVE = {"starts": Array("B"), "stops": Array("B")}
-QUANTILES = Array("C 101", finite=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +56,7 @@ class Segment:
     def of(
         cls,
         start: int,
-        layers: list[str],
+        layers: Sequence[str],
         moments: SegmentMoments,
         weighting: Weighting,
         curves: Mapping[End, StepCurve],
@@ -180,78 +168,13 @@ class Segment:
             exponent=self.exponent,
         )
 
-    def arrays(self) -> dict[str, Tensor]:
-        """All that is kept in a file beside the names."""
-        curves = {
-            f"curve/{end}/{part}": getattr(curve, part)
-            for end, curve in self.curves.items()
-            for part in ("starts", "stops")
-        }
-        kept = {} if self.quantiles is None else {"quantiles": self.quantiles}
-        return {name: getattr(self, name) for name in ARRAYS} | curves | kept
-
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What is kept as words and numbers beside the arrays."""
         return {"start": self.start, "layers": list(self.layers), "sampled": self.sampled}
 
-    @classmethod
-    def restored(
-        cls,
-        told: Mapping[str, Any],
-        layers: Sequence[str],
-        about: Mapping[str, Any],
-        arrays: Mapping[str, Tensor],
-        prefix: str,
-        path: FilePath,
-    ) -> "Segment":
-        """A segment from a file.
-
-        Args:
-            told: What was told of it.
-            layers: Names of all layers of the profile.
-            about: What was told of the profile.
-            arrays: Of the profile; the segment's stand under a prefix.
-            prefix: The prefix.
-            path: The file, for messages.
-
-        Returns:
-            The segment.
-
-        Raises:
-            ValueError: If the parts do not belong together.
-        """
-        own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-        start, names = told["start"], tuple(told["layers"])
-        if len(names) < 2 or tuple(layers[start : start + len(names)]) != names:
-            raise ValueError(
-                f"{path}: {prefix} must be two or more layers from layer {start} on, got {short(names)}"
-            )
-        sizes = {"L": len(names) - 1, "C": len(path_numbers(len(names) - 1))}
-        check_arrays(own, ARRAYS, sizes, f"{path}: {prefix}")
-        if not bool((own["count"] > 0).all()) or sizes["K"] < 2:
-            raise ValueError(f"{path}: {prefix}count must be of two or more classes with samples")
-        if "quantiles" in own:
-            QUANTILES.check(own["quantiles"], sizes, f"{path}: {prefix}quantiles")
-        return cls(
-            start=start,
-            layers=names,
-            weighting=about["weighting"],
-            curves={
-                end: _curve(own, end, about["samples"], f"{path}: {prefix}")
-                for end in ENDS
-                if f"curve/{end}/starts" in own
-            },
-            quantiles=own.get("quantiles"),
-            sampled=told.get("sampled", 0),
-            exponent=about.get("exponents", {}).get(names[0], 0),
-            **{name: own[name] for name in ARRAYS},
-        )
-
-
-def _curve(arrays: Mapping[str, Tensor], end: End, samples: int, where: str) -> StepCurve:
-    parts = {name: arrays[f"curve/{end}/{name}"] for name in CURVE if f"curve/{end}/{name}" in arrays}
-    check_arrays(parts, CURVE, {}, f"{where}curve/{end}/")
-    for name, times in parts.items():
-        if not bool((times.diff() >= 0).all() & (times >= 0).all() & (times <= 1.001).all()):
-            raise ValueError(f"{where}curve/{end}/{name} must ascend from 0 to 1")
-    return StepCurve(samples, **parts)
+    def arrays(self) -> dict[str, Tensor]:
+        """All that is kept in a file beside the names."""
+        kept = {name: getattr(self, name) for name in ("count", "scatter", "cross", "means", "steps")}
+        for end, curve in self.curves.items():
+            kept |= {f"curve/{end}/starts": curve.starts, f"curve/{end}/stops": curve.stops}
+        return kept if self.quantiles is None else {**kept, "quantiles": self.quantiles}

@@ -95,17 +95,17 @@ def train(
     """
     due = measured_epochs(recipe.epochs, measure_every)
     with together(group) as ranks:
-        ranks.at(device_of(device, net))
+        ranks.use_device(device_of(device, net))
         ranks.agree(seed=seed, precision=precision, measured=due, samples=len(data), recipe=str(recipe))
         run = Trainer(net, data, recipe, seed, device, precision, threads, ranks)
         home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
-        mine = home if ranks.first else None  # only the first process writes
-        bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress and ranks.first)
+        mine = home if ranks.is_main else None  # only the first process writes
+        bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress and ranks.is_main)
         with locked(mine.path) if mine else nullcontext(), bar as step:
             done = mine.open(run, resume=resume) if mine else -1
             done = _follow(run, home, done)
             for number in range(done + 1, recipe.epochs + 1):
-                ranks.meet(f"epoch {number}")  # none goes on that waits for one that has left
+                ranks.exchange(f"epoch {number}")  # none goes on that waits for one that has left
                 epoch = run.epoch(number, profiled=number in due)
                 states = gathered_random(run) if home else []
                 if mine:
@@ -118,7 +118,7 @@ def train(
 
 def _follow(run: Trainer, home: RunFolder | None, done: int) -> int:
     """Bring the other processes to the state that the first one found; its epoch."""
-    done = run.ranks.meet("state", done)[0]
-    if home and done >= 0 and not run.ranks.first:
+    done = run.ranks.exchange("state", done)[0]
+    if home and done >= 0 and not run.ranks.is_main:
         home.restore(run)
     return done

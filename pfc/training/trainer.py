@@ -143,12 +143,12 @@ class Trainer:
             group["lr"] = rate
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index in self._order(number):
-            self.ranks.look()
+            self.ranks.check_peers()
             with self.ranks.exchanging():
                 total += self._step(index)
         for buffer in self.net.buffers() if self.ranks.size > 1 else ():
-            self.ranks.lead(buffer)  # each process has gathered batch statistics of its own
-        loss, hits = (self.ranks.total(total) / len(self.data)).tolist()
+            self.ranks.broadcast(buffer)  # each process has gathered batch statistics of its own
+        loss, hits = (self.ranks.all_reduce(total) / len(self.data)).tolist()
         return loss, hits
 
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:

@@ -1,0 +1,119 @@
+"""An order-independent fingerprint of the labelled inputs, by which the second pass knows them again."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pfc.measuring.loader import Batch
+from pfc.measuring.scale import exponent_of
+from pfc.taps import first_tensor
+from pfc.tiles import column_tiles, row_tiles, upcast
+
+MOST = 2.0**500  # a mark beyond it is cut off, for its square is no number; ours
+ROUNDING = 1e-13  # of an inner product, relative to the vector; ours
+SAME = 1e-9  # relative: sums of the same float64 numbers in another order differ by less; ours
+
+Reference = tuple[int, float, float]  # of the first input: the power of two, its mark and its norm
+
+
+class Fingerprint:
+    """Order-independent fingerprint of the labelled inputs.
+
+    Each input is one inner product with a fixed vector of incommensurable cosines, less that of the
+    first input, so that a common offset hides nothing; of each class the number, the sum and the sum of
+    squares are kept.
+
+    Args:
+        reference: Of the first input; the first one that comes if `None`.
+        keep_marks: Whether to keep class and mark of each sample, too.
+    """
+
+    def __init__(self, reference: Reference | None = None, *, keep_marks: bool = False) -> None:
+        self.reference = reference
+        self.sums = torch.zeros(0, 3, dtype=torch.float64)
+        self.marks: list[Float64[Tensor, "B 2"]] | None = [] if keep_marks else None
+        self._waves: dict[tuple[int, torch.device], Tensor] = {}
+
+    def fresh(self) -> "Fingerprint":
+        """An empty one with the same reference, for the second pass."""
+        return Fingerprint(self.reference)
+
+    def update(self, batch: Batch) -> None:
+        """Add a batch."""
+        x, labels = inputs_of(batch), batch.labels
+        mark = torch.zeros(len(batch), dtype=torch.float64, device=labels.y.device)
+        if x is not None:
+            self.reference = self.reference or reference_of(x)
+            exponent, origin, _ = self.reference
+            mark = (self._marks_of(x, exponent) - origin).to(mark.device)
+        if self.marks is not None:
+            self.marks.append(torch.stack([labels.y.double(), mark], dim=1))
+        rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
+        sums = with_room(self.sums.to(mark.device), labels.numbers[-1] + 1)
+        self.sums = sums.index_add_(0, labels.y, rows)
+
+    def _marks_of(self, x: Tensor, exponent: int) -> Float64[Tensor, " B"]:
+        key = (x.shape[1], x.device)
+        if key not in self._waves:
+            self._waves = {key: _wave(x, exponent)}
+        return _products(x, self._waves[key])
+
+    def compare(self, again: "Fingerprint") -> None:
+        """Refuse a second pass that read other samples than the first."""
+        remedy = "turn off random augmentation (and shuffling, under a limit), or take passes=1"
+        K = max(len(self.sums), len(again.sums))
+        ours, theirs = (with_room(each.sums.cpu(), K) for each in (self, again))
+        _, _, length = self.reference or (0, 0.0, 0.0)
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            if a[0] != b[0]:
+                what = f"{int(b[0])} of class {k} after {int(a[0])}"
+            elif not _equal(a, b, ROUNDING * length):
+                what = f"the inputs of class {k} differ"
+            else:
+                continue
+            raise ValueError(f"the second pass saw different samples from the first: {what}; {remedy}")
+
+
+def _equal(a: Float64[Tensor, "3"], b: Float64[Tensor, "3"], slip: float) -> bool:
+    """Whether sums and squares agree to rounding, where a mark may be off by a slip."""
+    n, size = a[0], torch.maximum(a[2], b[2])
+    sums, squares = (a - b).abs()[1:]
+    return bool(
+        (sums <= SAME * (n * size).sqrt() + n * slip)
+        & (squares <= SAME * size + n * slip**2 + 2 * slip * (n * size).sqrt())
+    )
+
+
+def reference_of(x: Tensor) -> Reference:
+    """What all marks are taken from: the first of these inputs."""
+    far = x.dtype == torch.float64 and x.numel() > 0
+    exponent = exponent_of(float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if far else 0.0)
+    length = float((x[0].double() * 2.0**-exponent).nan_to_num(0.0, 0.0, 0.0).norm())
+    return exponent, float(_products(x[:1], _wave(x, exponent))), length
+
+
+def _wave(x: Tensor, exponent: int) -> Float64[Tensor, " D"]:
+    steps = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
+    return torch.cos(steps * 2.399963229728653) * 2.0**-exponent  # the golden angle
+
+
+def _products(x: Tensor, wave: Float64[Tensor, " D"]) -> Float64[Tensor, " B"]:
+    mark = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for columns in column_tiles(x):
+        for rows in row_tiles(x, columns):
+            mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
+    return mark.nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
+
+
+def inputs_of(batch: Batch) -> Tensor | None:
+    """A row of numbers for each sample, where the network's first input is that."""
+    x = first_tensor((batch.args, batch.kwargs))
+    if x is None or x.device.type == "mps" or len(x) != len(batch):
+        return None
+    return x.reshape(len(x), -1)
+
+
+def with_room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:
+    """The same rows, and zero ones for further classes."""
+    more = classes - len(sums)
+    return torch.cat([sums, sums.new_zeros(more, 3)]) if more > 0 else sums

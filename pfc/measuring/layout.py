@@ -1,0 +1,75 @@
+"""What is measured: plain data that every process can be told."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import prod
+from typing import Any
+
+from pfc.taps import CLASSIFIER_INPUT
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is measured of a model or of arrays.
+
+    Args:
+        shapes: Shape of a sample at each row, in the order of the forward pass.
+        paired: Whether neighbours of one shape form segments.
+        classifier: Name of the classifier's layer, or `None`.
+        outputs: Numbers that the classifier gives a sample; 0 without one.
+        classifier_row: The row that is the classifier's input, or `None`.
+        model: What the network is called.
+        pool: How outputs of several tokens or pixels were reduced.
+        chosen: How the layers were chosen, in words.
+    """
+
+    shapes: Mapping[str, Shape]
+    paired: bool = True
+    classifier: str | None = None
+    outputs: int = 0
+    classifier_row: str | None = None
+    model: str = "features"
+    pool: str = "flatten"
+    chosen: str = "named"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return tuple(self.shapes)
+
+    @property
+    def features(self) -> dict[str, int]:
+        """Numbers of a sample at each row."""
+        return {name: prod(shape) for name, shape in self.shapes.items()}
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """The segments, and every other row by itself; the classifier's input stands aside."""
+
+        def key(item: tuple[int, str]) -> object:
+            i, name = item
+            return self.shapes[name] if self.paired and name != CLASSIFIER_INPUT else i
+
+        return [tuple(name for _, name in run) for _, run in groupby(enumerate(self.names), key)]
+
+    @property
+    def segments(self) -> list[tuple[str, ...]]:
+        """Runs of two or more consecutive rows of one shape."""
+        return [group for group in self.groups if len(group) > 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Layout":
+        """The layout that `to_dict` described."""
+        shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
+        return cls(**{**value, "shapes": shapes})
+
+    def __str__(self) -> str:
+        layers = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        return f"{layers} (classifier {self.classifier})"

@@ -1,0 +1,197 @@
+"""State of pass one: what is summed of features and labels, wherever they come from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from pfc.measuring.layout import Layout
+from pfc.measuring.scale import Origin, Scale
+from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.theory.path import PathSample
+from pfc.warning import warn
+
+See = Callable[[str, Float[Tensor, "B D"]], None]  # takes a layer's name and its features
+
+
+@dataclass(eq=False)
+class GroupSums:
+    """What is summed of a segment, or of a layer by itself.
+
+    Args:
+        names: Of the layers.
+        moments: Of the layers, and their cross-layer statistics.
+        paths: The samples' own paths through a segment.
+        scale: The power of two by which all of them are divided.
+    """
+
+    names: tuple[str, ...]
+    moments: SegmentMoments
+    paths: PathSample
+    scale: Scale = field(default_factory=Scale)
+    _waiting: dict[str, Tensor] = field(default_factory=dict)  # until the last layer has run
+
+    def add(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels, origin: Origin) -> None:
+        """Add a layer's features of a batch; those of a segment once its last layer's are there."""
+        self._waiting[name] = H if name == self.names[-1] else H.clone()  # the network may write over it
+        if name == self.names[-1]:
+            batch = [self._taken(each, origin) for each in self.names]
+            gram = self.moments.update(self.scale.fit(self.names, batch, origin), labels)
+            if self.moments.paired:
+                self.paths.update(gram, labels.y)
+
+    def _taken(self, name: str, origin: Origin) -> Tensor:
+        if name not in self._waiting:
+            raise ValueError(
+                f"layer {name!r} did not run on batch {origin} before {self.names[-1]!r}, as it did "
+                "before; tap layers that run on every batch in one order"
+            )
+        return self._waiting.pop(name)
+
+
+@dataclass(eq=False)
+class Sums:
+    """State of pass one: knows features and labels only. A monoid, group by group.
+
+    Args:
+        layout: What is measured.
+        groups: The segments, and the other layers by themselves.
+        classes: Number of classes; `None` while the labels seen so far decide.
+    """
+
+    layout: Layout
+    groups: list[GroupSums]
+    classes: int | None
+    _nonfinite: Int64[Tensor, " L"]  # of each layer the first batch that was not finite, or -1
+
+    @classmethod
+    def empty(
+        cls,
+        layout: Layout,
+        classes: int | None,
+        device: torch.device | str = "cpu",
+        *,
+        at_least: int = 1,
+        stream: int = 0,
+    ) -> "Sums":
+        """Sums of no samples.
+
+        Args:
+            layout: What is measured.
+            classes: Number of classes; `None` where the labels decide.
+            device: Where the sums are kept.
+            at_least: Classes to make room for at once where the labels decide.
+            stream: Tells apart the samples of processes, each of which counts its own from 0.
+
+        Returns:
+            The empty sums.
+        """
+        K, features = classes or at_least, layout.features
+        groups = [
+            GroupSums(
+                names,
+                SegmentMoments.empty(len(names), K, features[names[0]], device),
+                PathSample(stream=stream),
+            )
+            for names in layout.groups
+        ]
+        return cls(layout, groups, classes, torch.full((len(features),), -1, device=device))
+
+    @property
+    def moments(self) -> dict[str, ClassMoments]:
+        """Moments of each layer, in the order of the layout."""
+        found = {
+            name: moments
+            for group in self.groups
+            for name, moments in zip(group.names, group.moments.layers, strict=True)
+        }
+        return {name: found[name] for name in self.layout.names}
+
+    @property
+    def count(self) -> Float64[Tensor, " K"]:
+        """Samples of each class."""
+        return self.groups[0].moments.layers[0].count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are kept."""
+        return self._nonfinite.device
+
+    @contextmanager
+    def batch(self, labels: BatchLabels, origin: Origin) -> Iterator[See]:
+        """Take a batch layer by layer, each as soon as its features are there.
+
+        Args:
+            labels: Of the samples, on `device`.
+            origin: The batch's number, or that of each sample, for messages.
+
+        Yields:
+            A function to be called with each layer's name and features, in the order of the layout.
+        """
+        self.make_room(labels.numbers[-1], origin)
+        group_of = {name: group for group in self.groups for name in group.names}
+        batches: dict[str, int | Tensor] = {}
+
+        def see(name: str, H: Float[Tensor, "B D"]) -> None:
+            batches[name] = origin if isinstance(origin, int) else _first_nonfinite(H, origin)
+            group_of[name].add(name, H, labels, origin)
+
+        yield see
+        self._note_nonfinite([batches[name] for name in self.layout.names])
+
+    def update(
+        self, features: Mapping[str, Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin = 0
+    ) -> None:
+        """Add a batch of which every layer's features are at hand."""
+        with self.batch(labels, origin) as see:
+            for name in self.layout.names:
+                see(name, features[name])
+
+    def make_room(self, largest: int, origin: Origin) -> None:
+        """Make room for the classes up to a label, or refuse it where there are fewer."""
+        if self.classes is None:
+            self.grow(largest + 1)
+        elif largest >= self.classes:
+            raise ValueError(
+                f"batch {origin} has the label {largest}, but there are {self.classes} classes "
+                f"(0..{self.classes - 1})"
+            )
+
+    def grow(self, classes: int) -> None:
+        """Make room for so many classes."""
+        for group in self.groups:
+            group.moments.grow(classes)
+
+    def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
+        """Keep the first batch after which a layer's scatter is not finite; asks no device."""
+        fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
+        batch = torch.stack([torch.as_tensor(each, device=self.device) for each in batches])
+        self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
+
+    def check_finite(self) -> None:
+        """Refuse features that were not finite."""
+        found = zip(self._nonfinite.tolist(), self.layout.names, strict=True)
+        if first := min((each for each in found if each[0] >= 0), key=itemgetter(0), default=None):
+            raise ValueError(f"layer {first[1]!r} gave NaN or infinite features on batch {first[0]}")
+
+    def check(self) -> None:
+        """Refuse samples of less than two classes, and what float64 could not hold."""
+        for group in self.groups:
+            group.scale.check()
+        missing = (self.count == 0).nonzero().flatten().tolist()
+        present = len(self.count) - len(missing)
+        if present < 2:
+            raise ValueError(f"need samples of at least 2 classes, got {present}")
+        if missing:
+            warn(f"classes {missing} have no sample and are left out")
+        if self.count.max() <= 1:
+            warn("every class has one sample, so PFC1 = 0 and PFC3 = 1 say nothing")
+
+
+def _first_nonfinite(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int64[Tensor, ""]:
+    """The batch of the first row that is not finite, if there is one; asks no device."""
+    return origin[(~H.sum(1, dtype=torch.float64).isfinite()).int().argmax()]

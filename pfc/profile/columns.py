@@ -1,0 +1,174 @@
+"""THE table of metrics: what each column of a profile is, how it is formed, and which way is collapse.
+
+Assembly, files, figures, the README's table and the tests read it. A new metric is a formula in
+`pfc.metrics`, a row here, and its oracle and invariances in the tests.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pfc import metrics
+from pfc.metrics import Weighting
+from pfc.moments import ClassMoments
+from pfc.nearest import NearestMean
+
+Needs = Literal["segment", "means", "nearest", "classifier", "answers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one layer; of the classes that have samples.
+
+    Args:
+        count: Samples of each class.
+        scatter: Summed squared distances of each class's samples to their mean.
+        M: Centred class means, in an orthonormal basis of their span: coinciding means are one.
+        weighting: What a class counts in covariances.
+        nearest: Nearest class means; `None` after one pass.
+        classifier: At the classifier's input its weight's rows, and the centred class means in the
+            features' own coordinates; `None` elsewhere.
+        disagreement: Fraction answered with another class than the nearest mean's; NaN if not known.
+        position: Where the layer stands in its segment; NaN without one.
+    """
+
+    count: Float64[Tensor, " K"]
+    scatter: Float64[Tensor, " K"]
+    M: Float64[Tensor, "K R"]
+    weighting: Weighting
+    nearest: NearestMean | None = None
+    classifier: tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"]] | None = None
+    disagreement: float = math.nan
+    position: float = math.nan
+
+    @property
+    def decided(self) -> NearestMean:
+        """Nearest class means, where they are known."""
+        assert self.nearest is not None, "a column that needs them asks for them"
+        return self.nearest
+
+    @property
+    def moments(self) -> ClassMoments:
+        """Moments whose means are `M`."""
+        return ClassMoments(self.count, self.M, self.scatter, torch.zeros_like(self.M))
+
+    def has(self, needs: Needs) -> bool:
+        """Whether a column's need is met."""
+        known = {
+            "segment": not math.isnan(self.position),
+            "means": True,
+            "nearest": self.nearest is not None,
+            "classifier": self.classifier is not None,
+            "answers": not math.isnan(self.disagreement),
+        }
+        return known[needs]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric as a column of a profile.
+
+    Args:
+        name: Of the column.
+        formula: What it is of a layer's evidence.
+        words: What it is, in a sentence's end.
+        needs: Without which it is NaN: its place in a segment, the class means, nearest class means,
+            the classifier's weight, or its answers.
+        highest: The largest value it may have; the least is 0.
+        collapsed: Its value at perfect collapse; `None` if collapse gives it none.
+        main: Whether it stands in a profile's text.
+        title: What figures call it; empty if they do not draw it unasked.
+        tex: Its formula for figures.
+    """
+
+    name: str
+    formula: Callable[[Evidence], float | Tensor]
+    words: str
+    needs: Needs = "means"
+    highest: float = math.inf
+    collapsed: float | None = 0.0
+    main: bool = True
+    title: str = ""
+    tex: str = ""
+
+    @property
+    def passes(self) -> int:
+        """After how many passes it is known."""
+        return 2 if self.needs in {"nearest", "answers"} else 1
+
+    @property
+    def rises(self) -> bool:
+        """Whether the metric rises towards collapse."""
+        return self.collapsed == self.highest
+
+    def of(self, evidence: Evidence) -> float:
+        """The metric of a layer; NaN where it has no meaning."""
+        return float(self.formula(evidence)) if evidence.has(self.needs) else math.nan
+
+
+def _fuzziness(e: Evidence) -> Float64[Tensor, ""]:
+    squares = e.decided.squares * (e.scatter > 0)[:, None]  # of a collapsed class only rounding
+    return metrics.collapse_trace(squares, e.count, e.decided.span.values, e.weighting)
+
+
+def _self_duality(e: Evidence) -> Float64[Tensor, ""]:
+    assert e.classifier is not None, "a column that needs it asks for it"
+    W, M = e.classifier
+    return metrics.self_duality(M=M, W=W)
+
+
+# fmt: off
+_ROWS = (
+    Column("position", lambda e: e.position,
+           "place on the path from the first to the last layer of its shape",
+           needs="segment", highest=1.0, collapsed=None),
+    Column("pfc1", lambda e: metrics.scatter_ratio(e.moments, e.weighting),
+           "within-class over between-class variance",
+           title="scatter ratio", tex=r"$\mathrm{Tr}\,\Sigma_W\,/\,\mathrm{Tr}\,\Sigma_B$"),
+    Column("pfc2", lambda e: metrics.etf_distance(e.M),
+           "distance of the class means from a simplex equiangular tight frame", highest=math.sqrt(2),
+           title="distance to simplex ETF", tex=r"$\|G/\|G\|_F - G_\mathrm{ETF}\|_F$"),
+    Column("pfc3", lambda e: metrics.nearest_mean_accuracy(e.decided.hits, e.decided.count),
+           "fraction of samples nearest to their own class mean",
+           needs="nearest", highest=1.0, collapsed=1.0,
+           title="nearest-mean accuracy", tex="fraction of samples"),
+    Column("nc1", lambda e: _fuzziness(e) / len(e.count),
+           "Tr(Sigma_W Sigma_B^+) / K", needs="nearest"),
+    Column("fuzziness", lambda e: _fuzziness(e),
+           "separation fuzziness, Tr(Sigma_W Sigma_B^+)", needs="nearest", main=False),
+    Column("nc2_norm", lambda e: metrics.equinorm(e.M),
+           "coefficient of variation of the norms of the class means", main=False),
+    Column("nc2_angle", lambda e: metrics.equiangle(e.M),
+           "standard deviation of the cosines between class means", highest=1.0, main=False),
+    Column("nc2_max_angle", lambda e: metrics.maximal_angle_distance(e.M),
+           "mean distance of these cosines from -1/(K-1), the simplex ETF's", highest=2.0, main=False),
+    Column("nc3", lambda e: _self_duality(e),
+           "distance of the classifier from the class means", needs="classifier", highest=2.0),
+    Column("nc4", lambda e: e.disagreement,
+           "fraction of samples whose nearest class mean is not the classifier's answer",
+           needs="answers", highest=1.0),
+    Column("cdnv", lambda e: metrics.class_distance_variance(e.M, e.scatter / e.count),
+           "class-distance normalised variance"),
+)
+# fmt: on
+COLUMNS: dict[str, Column] = {column.name: column for column in _ROWS}
+PFC = {name: COLUMNS[name] for name in ("pfc1", "pfc2", "pfc3")}  # what the paper's claim is about
+
+
+def measured(passes: int) -> list[Column]:
+    """The columns that so many passes give."""
+    return [column for column in COLUMNS.values() if column.passes <= passes]
+
+
+def markdown() -> str:
+    """The table of columns as the README has it."""
+    rows = [
+        f"| `{c.name}` | {c.words} | {'' if c.collapsed is None else f'{c.collapsed:g}'} |"
+        for c in COLUMNS.values()
+    ]
+    return "\n".join(["| column | what it is | collapsed |", "| --- | --- | --- |", *rows])

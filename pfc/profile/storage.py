@@ -1,0 +1,227 @@
+"""A profile's two files: numbers as JSON, arrays as safetensors beside it."""
+
+import hashlib
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
+from pfc.line import ENDS, End, StepCurve
+from pfc.moments import ClassMoments
+from pfc.profile.columns import COLUMNS
+from pfc.profile.profile import Profile
+from pfc.profile.segment import Segment
+from pfc.schema import (
+    COUNT,
+    EXPONENT,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Array,
+    check_arrays,
+    maybe,
+    one_of,
+    rows,
+    short,
+    table,
+)
+from pfc.theory.path import names as path_numbers
+
+FORMAT = "pfc-profile-1"
+SCHEMA = table(  # what the JSON file must hold; all else is free
+    {
+        "about": table(
+            {
+                **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
+                **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
+            },
+            optional={"data": maybe(TEXT), "pool": TEXT, "exponents": table({}, others=EXPONENT)},
+        ),
+        "layers": rows(TEXT),
+        "shapes": rows(rows(POSITIVE)),
+        "columns": table(
+            {},
+            optional={name: rows(FRACTION) for name, c in COLUMNS.items() if c.highest == 1},
+            others=rows(NUMBER),
+        ),
+        "segments": rows(table({"start": COUNT, "layers": rows(TEXT)}, optional={"sampled": COUNT})),
+        "arrays": TEXT,
+    }
+)
+MOMENTS = {"count": "count", "mean": "mean", "scatter": "scatter", "low": "mean_error"}  # in files: here
+LAYER = {"count": Array("K"), "mean": Array("K D"), "scatter": Array("K"), "low": Array("K D")}
+SEGMENT = {  # K classes with samples, L increments
+    "count": Array("K"),
+    "scatter": Array("2 K"),
+    "cross": Array("K"),
+    "means": Array("2 K R"),
+    "steps": Array("K L L"),
+}
+CURVE = {"starts": Array("B"), "stops": Array("B")}
+QUANTILES = Array("C 101", finite=False)
+
+
+def write(profile: Profile, path: str | Path, *, means: bool = True) -> None:
+    """Write both files, as `Profile.save` says."""
+    path = _json_path(path)
+    arrays = {
+        f"segment/{i}/{name}": array
+        for i, segment in enumerate(profile.segments)
+        for name, array in segment.arrays().items()
+    }
+    for name, moments in profile.moments.items() if means else ():
+        arrays |= {f"layer/{name}/{key}": getattr(moments, own) for key, own in MOMENTS.items()}
+    content = {
+        "format": FORMAT,
+        "about": dict(profile.about),
+        "layers": list(profile.layers),
+        "shapes": [list(shape) for shape in profile.shapes],
+        "columns": dict(profile.columns),
+        "segments": [segment.to_dict() for segment in profile.segments],
+    }
+    _write_both(path, content, arrays)
+
+
+def _write_both(path: Path, content: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+    """Write the two files so that at every moment the JSON file and its own arrays are there.
+
+    The arrays wait under another name until the JSON file is replaced, and take their place then.
+    """
+    beside, coming = _places(path)
+    if coming.exists() and path.exists() and _digest(coming) in path.read_text(errors="replace"):
+        coming.replace(beside)  # a killed process had replaced the JSON file only
+    try:
+        write_tensors(coming, arrays, format=FORMAT)
+        write_json(path, {**content, "arrays": _digest(coming)})
+    except BaseException:
+        coming.unlink(missing_ok=True)
+        raise
+    coming.replace(beside)
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """Where the arrays of a profile stand, and where they wait for its JSON file."""
+    beside = path.with_suffix(".safetensors")
+    return beside, beside.with_name(f"{beside.name}.next")
+
+
+def _digest(path: Path) -> str:
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(path: str | Path) -> Profile:
+    """Read a profile that `Profile.save` wrote.
+
+    Args:
+        path: The JSON file; its safetensors file stands beside it.
+
+    Returns:
+        The profile, with everything that was saved.
+
+    Raises:
+        ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
+    """
+    refuse_pickle(Path(path))
+    path = _json_path(path)
+    content = read_json(path, FORMAT, SCHEMA)
+    arrays = _arrays(path, content["arrays"])
+    about, layers = content["about"], tuple(content["layers"])
+    shapes = tuple(tuple(shape) for shape in content["shapes"])
+    columns = {name: tuple(map(float, values)) for name, values in content["columns"].items()}
+    lengths = {len(layers), len(shapes), *map(len, columns.values())}
+    if len(lengths) > 1 or len(set(layers)) < len(layers) or not layers:
+        raise ValueError(
+            f"{path}: layers, shapes and columns must be as many, each layer of its own name"
+        )
+    return Profile(
+        layers=layers,
+        shapes=shapes,
+        columns=columns,
+        moments={
+            name: _moments(f"layer/{name}/", prod(shape), about["classes"], arrays, path)
+            for name, shape in zip(layers, shapes, strict=True)
+            if f"layer/{name}/mean" in arrays
+        },
+        segments=tuple(
+            _segment(each, layers, about, arrays, f"segment/{i}/", path)
+            for i, each in enumerate(content["segments"])
+        ),
+        about=about,
+    )
+
+
+def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
+    """The arrays of a profile: of its two places, from the one that has what the JSON file names."""
+    beside, coming = _places(path)
+    if coming.exists() and _digest(coming) == digest:
+        beside = coming
+    refuse_pickle(beside)
+    if _digest(beside) != digest:
+        raise ValueError(f"{beside} does not belong to {path}; measure again")
+    return read_tensors(beside, FORMAT)[0]
+
+
+def _moments(
+    prefix: str, features: int, classes: int, arrays: Mapping[str, Tensor], path: Path
+) -> ClassMoments:
+    parts = {key: arrays[prefix + key] for key in MOMENTS if prefix + key in arrays}
+    check_arrays(parts, LAYER, {"K": classes, "D": features}, f"{path}: {prefix}")
+    return ClassMoments(**{own: parts[key] for key, own in MOMENTS.items()})
+
+
+def _segment(
+    content: Mapping[str, Any],
+    layers: tuple[str, ...],
+    about: Mapping[str, Any],
+    arrays: Mapping[str, Tensor],
+    prefix: str,
+    path: Path,
+) -> Segment:
+    """A segment, if its parts belong together; its arrays stand under a prefix."""
+    own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    start, names = content["start"], tuple(content["layers"])
+    if len(names) < 2 or layers[start : start + len(names)] != names:
+        raise ValueError(
+            f"{path}: {prefix} must be two or more layers from layer {start} on, got {short(names)}"
+        )
+    sizes = {"L": len(names) - 1, "C": len(path_numbers(len(names) - 1))}
+    check_arrays(own, SEGMENT, sizes, f"{path}: {prefix}")
+    if not bool((own["count"] > 0).all()) or sizes["K"] < 2:
+        raise ValueError(f"{path}: {prefix}count must be of two or more classes with samples")
+    if "quantiles" in own:
+        QUANTILES.check(own["quantiles"], sizes, f"{path}: {prefix}quantiles")
+    return Segment(
+        start=start,
+        layers=names,
+        weighting=about["weighting"],
+        curves={
+            end: _curve(own, end, about["samples"], f"{path}: {prefix}")
+            for end in ENDS
+            if f"curve/{end}/starts" in own
+        },
+        quantiles=own.get("quantiles"),
+        sampled=content.get("sampled", 0),
+        exponent=about.get("exponents", {}).get(names[0], 0),
+        **{name: own[name] for name in SEGMENT},
+    )
+
+
+def _curve(arrays: Mapping[str, Tensor], end: End, samples: int, where: str) -> StepCurve:
+    parts = {name: arrays[f"curve/{end}/{name}"] for name in CURVE if f"curve/{end}/{name}" in arrays}
+    check_arrays(parts, CURVE, {}, f"{where}curve/{end}/")
+    for name, times in parts.items():
+        if not bool((times.diff() >= 0).all() & (times >= 0).all() & (times <= 1.001).all()):
+            raise ValueError(f"{where}curve/{end}/{name} must ascend from 0 to 1")
+    return StepCurve(samples, **parts)
+
+
+def _json_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"a profile's path ends in .json, got {path}")
+    return path

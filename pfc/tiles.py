@@ -1,0 +1,58 @@
+"""Float64 arithmetic on tiles of a matrix that stay in the processor's cache."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
+
+
+def column_tiles(H: Float[Tensor, "B D"]) -> Iterator[slice]:
+    """Columns to be worked on at once: as many as fit in a tile with up to 128 rows."""
+    width = max(1, TILE.get(H.device.type, TILE["cpu"]) // min(len(H), 128))
+    return (slice(start, min(start + width, H.shape[1])) for start in range(0, H.shape[1], width))
+
+
+def row_tiles(H: Float[Tensor, "B D"], columns: slice) -> Iterator[slice]:
+    """Rows that fill a tile of these columns."""
+    width = columns.stop - columns.start
+    height = max(1, TILE.get(H.device.type, TILE["cpu"]) // width)
+    return (slice(start, min(start + height, len(H))) for start in range(0, len(H), height))
+
+
+class _Kept(threading.local):
+    """Work arrays of each thread, by use and device."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[str, torch.device], Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, "..."]:
+    """A float64 work array that keeps its memory from call to call; its content is arbitrary."""
+    key, size = (name, like.device), prod(shape)
+    buffer = _kept.arrays.get(key)
+    if buffer is None or len(buffer) < size:
+        with torch.inference_mode(False):  # it is to serve outside, too
+            buffer = _kept.arrays[key] = torch.empty(size, dtype=torch.float64, device=like.device)
+    return buffer[:size].view(*shape)
+
+
+def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
+    """A float64 copy of `H` in the work array `name`."""
+    return scratch(name, H.shape, H).copy_(H)
+
+
+def exact_sum(
+    a: Float64[Tensor, "*n"], b: Float64[Tensor, "*n"]
+) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+    """The rounded sum and what rounding took from it (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
