@@ -245,3 +245,15 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="need samples of at least 2 classes, got 1"):
         run(monitor, model, [(x, 0 * y)])
     assert not hooks(model)
+
+
+@pytest.mark.parametrize("group", [1, 700, 2**20], ids=["alone", "some", "all"])
+def test_the_batch_that_is_named_is_the_one_that_was_bad(group, monkeypatch):
+    """Float64 features that grow beyond what squares can hold, in a step that waited for others."""
+    monkeypatch.setattr(monitoring, "GROUP", group)
+    model = seeded(lambda: Net({"a": nn.Identity()}, width=6)).double()
+    data = [(x.double(), y) for x, y in batched(X, Y, 7)]
+    data[5] = (data[5][0] * 1e170, data[5][1])
+    match = r"layer 'a' gave features of .*e\+170 on batch 5, the first were near 1: float64 cannot"
+    with pytest.raises(ValueError, match=match):
+        run(Monitor(model, segments=False), model, data)

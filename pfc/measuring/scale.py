@@ -66,13 +66,21 @@ class Scale:
         for name, H in zip(names, batch, strict=True):
             size = H.abs().amax().double()
             self.sizes[name] = torch.fmax(self.sizes.get(name, size), size)
-        if not self.settled and (largest := max(self.largest.values())) > 0:
-            self.settled, self.exponent = True, exponent_of(largest)
+        if not self.settled:
+            self._settle(batch, origin)
         if batch[0].device.type in SYNCHRONOUS_DEVICES:
             for name, H in zip(names, batch, strict=True):
                 if self._place(float(self.sizes[name])) > FAR:
                     self._refuse_larger(name, f" on batch {_batch_of(origin, H)}")
         return [self.rescaled(H) for H in batch]
+
+    def _settle(self, batch: Sequence[Float[Tensor, "B D"]], origin: Origin) -> None:
+        """Take the power of two of the first batch that is not all zeros."""
+        for first in [...] if isinstance(origin, int) else (origin == n for n in origin.unique()):
+            largest = max(float(H[first].abs().amax()) for H in batch)
+            if largest > 0:
+                self.settled, self.exponent = True, exponent_of(largest)
+                return
 
     def rescaled(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Features divided by the power of two, exactly."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from pfc.profile.prediction import Prediction as Prediction
 from pfc.profile.profile import Profile as Profile
+from pfc.profile.profile import load as load
 from pfc.profile.segment import Segment as Segment
-from pfc.profile.storage import load as load
 
 _MOVED = frozenset({"Cost", "Monitor", "cost", "features", "measure", "transport"})  # until 0.3
 

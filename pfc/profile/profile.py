@@ -13,6 +13,7 @@ from pfc.moments import ClassMoments
 from pfc.profile.columns import COLUMNS, PFC
 from pfc.profile.prediction import Prediction
 from pfc.profile.segment import KINDS, Position, Segment
+from pfc.profile.storage import read, write
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 
@@ -270,9 +271,22 @@ class Profile:
         Raises:
             ValueError: If the path has another ending.
         """
-        from pfc.profile.storage import write
+        write(path, **{**vars(self), "moments": self.moments if means else {}})
 
-        write(self, path, means=means)
+
+def load(path: str | Path) -> Profile:
+    """Read a profile that `Profile.save` wrote.
+
+    Args:
+        path: The JSON file; its safetensors file stands beside it.
+
+    Returns:
+        The profile, with everything that was saved.
+
+    Raises:
+        ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
+    """
+    return Profile(**read(path))
 
 
 def _short(x: float) -> str:

@@ -1,7 +1,7 @@
 """A profile's two files: numbers as JSON, arrays as safetensors beside it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_jso
 from pfc.line import ENDS, End, StepCurve
 from pfc.moments import ClassMoments
 from pfc.profile.columns import COLUMNS
-from pfc.profile.profile import Profile
 from pfc.profile.segment import Segment
 from pfc.schema import (
     COUNT,
@@ -65,23 +64,32 @@ CURVE = {"starts": Array("B"), "stops": Array("B")}
 QUANTILES = Array("C 101", finite=False)
 
 
-def write(profile: Profile, path: str | Path, *, means: bool = True) -> None:
-    """Write both files, as `Profile.save` says."""
+def write(
+    path: str | Path,
+    *,
+    layers: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[float]],
+    moments: Mapping[str, ClassMoments],
+    segments: Sequence[Segment],
+    about: Mapping[str, Any],
+) -> None:
+    """Write both files; what is given are the fields of a `Profile`."""
     path = _json_path(path)
     arrays = {
         f"segment/{i}/{name}": array
-        for i, segment in enumerate(profile.segments)
+        for i, segment in enumerate(segments)
         for name, array in segment.arrays().items()
     }
-    for name, moments in profile.moments.items() if means else ():
-        arrays |= {f"layer/{name}/{key}": getattr(moments, own) for key, own in MOMENTS.items()}
+    for name, each in moments.items():
+        arrays |= {f"layer/{name}/{key}": getattr(each, own) for key, own in MOMENTS.items()}
     content = {
         "format": FORMAT,
-        "about": dict(profile.about),
-        "layers": list(profile.layers),
-        "shapes": [list(shape) for shape in profile.shapes],
-        "columns": dict(profile.columns),
-        "segments": [segment.to_dict() for segment in profile.segments],
+        "about": dict(about),
+        "layers": list(layers),
+        "shapes": [list(shape) for shape in shapes],
+        "columns": dict(columns),
+        "segments": [segment.to_dict() for segment in segments],
     }
     _write_both(path, content, arrays)
 
@@ -114,18 +122,8 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load(path: str | Path) -> Profile:
-    """Read a profile that `Profile.save` wrote.
-
-    Args:
-        path: The JSON file; its safetensors file stands beside it.
-
-    Returns:
-        The profile, with everything that was saved.
-
-    Raises:
-        ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
-    """
+def read(path: str | Path) -> dict[str, Any]:
+    """The fields of the `Profile` that a file holds."""
     refuse_pickle(Path(path))
     path = _json_path(path)
     content = read_json(path, FORMAT, SCHEMA)
@@ -138,21 +136,21 @@ def load(path: str | Path) -> Profile:
         raise ValueError(
             f"{path}: layers, shapes and columns must be as many, each layer of its own name"
         )
-    return Profile(
-        layers=layers,
-        shapes=shapes,
-        columns=columns,
-        moments={
+    return {
+        "layers": layers,
+        "shapes": shapes,
+        "columns": columns,
+        "moments": {
             name: _moments(f"layer/{name}/", prod(shape), about["classes"], arrays, path)
             for name, shape in zip(layers, shapes, strict=True)
             if f"layer/{name}/mean" in arrays
         },
-        segments=tuple(
+        "segments": tuple(
             _segment(each, layers, about, arrays, f"segment/{i}/", path)
             for i, each in enumerate(content["segments"])
         ),
-        about=about,
-    )
+        "about": about,
+    }
 
 
 def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
