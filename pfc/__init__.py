@@ -26,7 +26,7 @@ _HOME = {  # the public names, found on first use: `pfc --help` shall not pay fo
     **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

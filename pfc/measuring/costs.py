@@ -55,8 +55,8 @@ def cost(
         classes: Number of classes.
         processes: That measure together.
         samples: Of each process.
-        passes: As for `measure`.
-        segments: As for `measure`.
+        passes: 2 for all metrics, 1 without those of the second pass.
+        segments: Whether cross-layer statistics of layers of one shape are accumulated.
 
     Returns:
         Bytes.

@@ -1,4 +1,4 @@
-"""Consecutive layers of one shape, and what pairs them."""
+"""Consecutive layers of one shape, and their cross-layer statistics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive layers of one shape, and all that pairs them; theory reads nothing else.
+    """Consecutive layers of one shape and their cross-layer statistics; theory reads nothing else.
 
     Args:
         start: Index of the first layer in the profile.
@@ -148,7 +148,7 @@ class Segment:
         """Theorems 1 and 2 on this segment, as verdicts with their numbers.
 
         Args:
-            end: As for `line`; the theorems themselves speak of `"etf"`.
+            end: What stands at the end, as for `line`; the theorems themselves speak of `"etf"`.
 
         Returns:
             Where PFC1 and PFC2 turn on the line, decided and not sampled.
