@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by a lock that ends with its process."""
+"""An exclusive lock on a folder that ends with the process that holds it."""
 
 import atexit
 import os
@@ -16,13 +16,13 @@ NAME = "lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep everyone else out of a folder while the block runs, other threads and loops of ours too.
+    """Lock a folder while the block runs, against other processes and other threads of this one.
 
     The lock is the operating system's, on the file `lock` in the folder. It ends with the process that
     holds it, however that dies; the file may then stay, which means nothing.
 
     Args:
-        folder: Where; made if it is not there.
+        folder: The folder; created if it does not exist.
 
     Yields:
         Nothing.
@@ -67,14 +67,14 @@ def _holder(path: Path) -> str:
 
 
 def _sign(file: int) -> None:
-    """Leave our number, which messages tell; the lock holds without it, also on a full disk."""
+    """Write the number of this process for messages; without it, on a full disk, the lock holds too."""
     with suppress(OSError):
         os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())
 
 
 def _release(lock: FileLock, path: Path, mine: os.stat_result, holder: int) -> None:
-    """Remove the lock's file, if it is still ours, and release; a child that was forked leaves both."""
+    """Remove the lock's file if it is still ours, then release; a forked child does neither."""
     with suppress(OSError):  # the folder may be gone, or closed to writing
         if os.getpid() == holder and os.path.samestat(path.stat(), mine):
             path.unlink()

@@ -12,7 +12,7 @@ QUIET_SECONDS = 10.0  # between plain lines where no terminal can show a bar
 
 @runtime_checkable
 class Step(Protocol):
-    """Tells how far the work has come."""
+    """Reports progress."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Report that `done` units are done, with a short note such as the loss."""
