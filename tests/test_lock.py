@@ -156,6 +156,7 @@ def test_a_forked_child_that_lives_on_does_not_hold_the_lock(tmp_path):
             with locked(tmp_path):
                 os.kill(child, 0)
         finally:
+            parent.kill()
             os.kill(child, signal.SIGKILL)
 
 
