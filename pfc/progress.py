@@ -1,9 +1,10 @@
-"""One way to show that long work goes on: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal or in a notebook, a plain line now and then elsewhere."""
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Protocol, runtime_checkable
 
 QUIET_SECONDS = 10.0  # between plain lines where no terminal can show a bar
@@ -11,7 +12,7 @@ QUIET_SECONDS = 10.0  # between plain lines where no terminal can show a bar
 
 @runtime_checkable
 class Step(Protocol):
-    """Tells how far the work has come."""
+    """Reports progress."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Report that `done` units are done, with a short note such as the loss."""
@@ -31,34 +32,42 @@ def shown(title: str, total: int | None, *, enabled: bool = True) -> Iterator[St
     """
     if not enabled:
         yield lambda done, note="": None
-    elif sys.stderr.isatty():
+    elif _can_draw():
         with _bar(title, total) as step:
             yield step
     else:
         yield _lines(title, total)
 
 
+def _can_draw() -> bool:
+    """Whether the standard error is a terminal or the cell of a notebook."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__ == "ipykernel.iostream"
+
+
 @contextmanager
 def _bar(title: str, total: int | None) -> Iterator[Step]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    with warnings.catch_warnings(action="ignore"):  # a notebook without widgets gets a bar of text
+        from tqdm.auto import tqdm
+        from tqdm.contrib import DummyTqdmFile as AboveBar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+    if isinstance(sys.stderr, AboveBar):
+        yield _lines(title, total)
+        return
+    bar = tqdm(desc=title, total=total, leave=False, miniters=0, dynamic_ncols=True)
+
+    def step(done: int, note: str = "") -> None:
+        renamed = note != bar.postfix
+        bar.set_postfix_str(note, refresh=False)
+        if not bar.update(done - bar.n) and renamed:
+            bar.refresh()  # at once, since what a note names may take long
+
+    above = AboveBar(sys.stderr)  # what others print meanwhile, whole lines
+    with redirect_stderr(above), redirect_stdout(above if sys.stdout.isatty() else sys.stdout):
+        try:
+            yield step
+        finally:
+            bar.total = None  # else a notebook keeps a bar that ends before its total
+            bar.close()
 
 
 def _lines(title: str, total: int | None) -> Step:

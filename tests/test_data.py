@@ -277,6 +277,18 @@ def test_image_folder_without_splits_is_for_training(pictures):
     assert load(pictures / "train").classes == ("bee", "cat")
 
 
+def test_a_split_is_told_by_whole_names_of_folders_alone(tmp_path):
+    for name in ("crash-test/ILSVRC2012_val_00000293.png", "crash-test/b.png", "car/test.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(noise(1)[0]))
+    data = load(tmp_path)
+    assert (data.split, data.classes, data.labels.tolist()) == (
+        "train",
+        ("car", "crash-test"),
+        [0, 1, 1],
+    )
+
+
 def test_broken_file_of_an_image_folder_is_named(pictures):
     (pictures / "train/cat/b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"row 1 of split 'train'.* \(.*cat/b.png\) cannot be dec"):

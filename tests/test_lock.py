@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -136,6 +137,40 @@ def test_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
+def test_a_forked_child_that_lives_on_does_not_hold_the_lock(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pfc.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    print(child, flush=True) if child else None\n"
+        "    signal.pause()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match=BUSY.format(parent.pid)), locked(tmp_path):
+                pass
+            parent.kill()
+            parent.wait()
+            with locked(tmp_path):
+                os.kill(child, 0)
+        finally:
+            parent.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def test_another_thread_is_kept_out(tmp_path):
+    def enter():
+        with locked(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path), pytest.raises(ValueError, match=BUSY.format(os.getpid())):
+            pool.submit(enter).result()
+        pool.submit(enter).result()
+
+
 def test_the_file_of_a_dead_holder_means_nothing(tmp_path):
     (tmp_path / "lock").write_text("123456789\n")
     with locked(tmp_path):
@@ -169,3 +204,19 @@ def test_a_generator_left_open_is_no_noise_at_exit(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert not (tmp_path / "lock").exists()
+
+
+def test_at_exit_the_file_is_removed_before_the_lock_is_released(tmp_path):
+    code = (
+        "import fcntl, sys; from pathlib import Path; from pfc.lock import locked\n"
+        "real = fcntl.flock\n"
+        "def flock(file, how):\n"
+        "    print(how == fcntl.LOCK_UN, Path(sys.argv[1], 'lock').exists())\n"
+        "    real(file, how)\n"
+        "fcntl.flock = flock\n"
+        "held = locked(Path(sys.argv[1]))\n"
+        "held.__enter__()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False True\nTrue False\n", "")

@@ -1,4 +1,4 @@
-"""From encoded columns to tensors: one Pillow loop, one thread, no rows of a data set object."""
+"""Decode columns of encoded images into one tensor: a loop over Pillow on one thread."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pfc.data.images import Images
-from pfc.data.sources import Source
+from pfc.data.sources import EncodedSet
 from pfc.progress import Step, shown
 
 MANY = 5_000  # images worth a progress bar
@@ -19,8 +19,8 @@ IMAGE_NAMES = ("image", "img", "images")
 LABEL_NAMES = ("fine_label", "label", "labels", "target", "class")  # CIFAR-100: 100 fine classes
 
 
-def decoded(source: Source, split: str, progress: bool) -> Images:
-    """Read and decode a split of a source."""
+def decoded(source: EncodedSet, split: str, progress: bool) -> Images:
+    """Read and decode a split."""
     image_column, label_column = _columns(source, split)
     labels, classes = _labels(source, split, label_column)
     N, where = len(labels), source.where(split)
@@ -34,26 +34,26 @@ def decoded(source: Source, split: str, progress: bool) -> Images:
 
 
 def _kinds(schema: Any) -> dict[str, dict[str, Any]]:
-    """The hub's feature types by column; nothing where the file does not tell."""
+    """The hub's feature types by column; empty where the file has none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
     kinds: dict[str, dict[str, Any]] = json.loads(text).get("info", {}).get("features", {})
     return {name: kind for name, kind in kinds.items() if isinstance(kind, dict)}
 
 
-def _columns(source: Source, split: str) -> tuple[str, str]:
-    """Columns of images and labels: as asked, else by feature type, else by content or name."""
+def _columns(source: EncodedSet, split: str) -> tuple[str, str]:
+    """The image and the label column: as given, else by feature type, else by content or name."""
     schema, where = source.schemas[split], source.where(split)
     kinds = {name: kind.get("_type") for name, kind in _kinds(schema).items()}
     images = [name for name in schema.names if kinds.get(name) == "Image"]
     images = images or [column.name for column in schema if "binary" in str(column.type)]
     labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
     labels = labels or [name for name in schema.names if name in LABEL_NAMES]
-    for name in source.asked:
+    for name in source.columns:
         if name is not None and name not in schema.names:
             raise ValueError(f"no column {name!r} in {where}; it has {', '.join(schema.names)}")
     return (
-        source.asked[0] or _one("image", images, IMAGE_NAMES, schema.names, where),
-        source.asked[1] or _one("label", labels, LABEL_NAMES, schema.names, where),
+        source.columns[0] or _one("image", images, IMAGE_NAMES, schema.names, where),
+        source.columns[1] or _one("label", labels, LABEL_NAMES, schema.names, where),
     )
 
 
@@ -68,11 +68,11 @@ def _one(what: str, found: Sequence[str], usual: Sequence[str], names: Sequence[
     return candidates[0]
 
 
-def _values(source: Source, split: str, column: str) -> Iterator[Any]:
+def _values(source: EncodedSet, split: str, column: str) -> Iterator[Any]:
     return (value for array in source.read(split, column) for value in array.to_pylist())
 
 
-def _labels(source: Source, split: str, column: str) -> tuple[list[int], tuple[str, ...]]:
+def _labels(source: EncodedSet, split: str, column: str) -> tuple[list[int], tuple[str, ...]]:
     """Class indices of all rows, and the names of the classes."""
     values, where = list(_values(source, split, column)), source.where(split)
     if not values:
@@ -90,8 +90,8 @@ def _labels(source: Source, split: str, column: str) -> tuple[list[int], tuple[s
     return labels, names
 
 
-def _held(source: Source, column: str) -> list[Any]:
-    """Labels that some split holds, sorted: the classes of a column that does not name them."""
+def _held(source: EncodedSet, column: str) -> list[Any]:
+    """Sorted labels of all splits: the classes of a column without class names."""
     splits = [split for split, schema in source.schemas.items() if column in schema.names]
     values = [value for split in splits for value in _values(source, split, column)]
     if odd := [value for value in values if not isinstance(value, int | str | None)]:

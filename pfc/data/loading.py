@@ -1,4 +1,4 @@
-"""Load a split by name, decoded once and then served from the user's cache folder."""
+"""Load a split by name: decode it once, then serve it from the user's cache folder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfc.data.decoding import decoded
 from pfc.data.images import Images, Normalisation
-from pfc.data.sources import Source, find
+from pfc.data.sources import EncodedSet, find
 from pfc.files import parse_json, read_tensors, write_tensors
 from pfc.schema import FINITE, TEXT, Array, check_arrays, rows, table
 
@@ -46,7 +46,7 @@ def load(
         seed: Chooses the images under a limit; a smaller limit's are among a larger one's.
         image_column: The column with the images, if it cannot be told.
         label_column: The column with the labels, if it cannot be told or is not the one wanted.
-        progress: Show a bar while many images are decoded.
+        progress: Show a progress bar while many images are decoded.
 
     Returns:
         The images, in the order of their source.
@@ -61,7 +61,7 @@ def load(
     """
     if str(spec) == "digits":
         return subset(_digits(split), limit, seed)
-    source = replace(find(str(spec), progress), asked=(image_column, label_column))
+    source = replace(find(str(spec), progress), columns=(image_column, label_column))
     if split not in source.schemas:
         have = ", ".join(sorted(source.schemas))
         raise ValueError(f"no split {split!r} in {source.spec!r}; it has {have}")
@@ -117,7 +117,7 @@ def _digits(split: str) -> Images:
     return Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", "train")
 
 
-def _whole(source: Source, split: str, progress: bool) -> Images:
+def _whole(source: EncodedSet, split: str, progress: bool) -> Images:
     path = _cache_file(source, split)
     whole = _from_cache(path, source.spec, split)
     if whole is None:
@@ -126,10 +126,10 @@ def _whole(source: Source, split: str, progress: bool) -> Images:
     return whole
 
 
-def _cache_file(source: Source, split: str) -> Path:
+def _cache_file(source: EncodedSet, split: str) -> Path:
     from platformdirs import user_cache_path
 
-    key = sha256(json.dumps([FORMAT, source.stamp, source.asked, split]).encode()).hexdigest()[:20]
+    key = sha256(json.dumps([FORMAT, source.stamp, source.columns, split]).encode()).hexdigest()[:20]
     name = re.sub(r"\W+", "-", f"{Path(source.spec).name}-{split}-{key}")
     return Path(os.environ.get("PFC_CACHE") or user_cache_path("pfc")) / f"{name}.safetensors"
 

@@ -1,9 +1,14 @@
-"""Where a set lies, still encoded: Arrow columns with the hub's feature types."""
+"""Find an image set and read its encoded columns: Arrow arrays with the hub's feature types.
+
+Folders are read by rules of our own. Those of `datasets` look for words such as `test` in the name of
+every file and folder and leave out what lies beside a match: a class `crash-test` or a file
+`ILSVRC2012_val_00000293.JPEG` would make all other images vanish without a word.
+"""
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,29 +27,29 @@ SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .webp .tif .tiff .pbm .pgm .ppm"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A set that has been found but not read.
+class EncodedSet:
+    """An image set that has been found but not read.
 
     Args:
         spec: What the user called it.
-        schemas: The Arrow schema of each split, the hub's feature types in its metadata if known.
-        read: Gives the arrays of a column of a split, in order.
+        schemas: Arrow schema of each split, with the hub's feature types in its metadata if known.
+        read: Yields the arrays of a column of a split, in order.
         stamp: Plain JSON that changes whenever the data do.
-        asked: The columns of images and labels that the user named.
+        columns: Names of the image and the label column, if the user gave them.
     """
 
     spec: str
     schemas: Mapping[str, Any]
     read: Callable[[str, str], Iterable[Any]]
     stamp: Any
-    asked: tuple[str | None, str | None] = (None, None)
+    columns: tuple[str | None, str | None] = (None, None)
 
     def where(self, split: str) -> str:
         """Name a split in a message."""
         return f"split {split!r} of {self.spec!r}"
 
 
-def find(spec: str, progress: bool) -> Source:
+def find(spec: str, progress: bool) -> EncodedSet:
     """Find a set by its name: a folder of parquet or of images, or a set on the hub."""
     folder = Path(spec).expanduser()
     refuse_pickle(folder)
@@ -69,7 +74,7 @@ def _stamp(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _parquet(spec: str, folder: Path, files: Sequence[Path]) -> Source:
+def _parquet(spec: str, folder: Path, files: Sequence[Path]) -> EncodedSet:
     import pyarrow.parquet as pq
 
     splits: dict[str, list[Path]] = {}
@@ -83,7 +88,7 @@ def _parquet(spec: str, folder: Path, files: Sequence[Path]) -> Source:
                     yield rows.column(column)
 
     schemas = {split: pq.read_schema(first) for split, (first, *_) in splits.items()}
-    return Source(spec, schemas, read, _stamp(files))
+    return EncodedSet(spec, schemas, read, _stamp(files))
 
 
 def _split_of(file: Path) -> str:
@@ -94,18 +99,14 @@ def _split_of(file: Path) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
-def _image_folder(spec: str, folder: Path) -> Source:
+def _image_folder(spec: str, folder: Path) -> EncodedSet:
     import pyarrow as pa
 
     parts = {SPLITS[d.name.lower()]: d for d in folder.iterdir() if d.name.lower() in SPLITS}
-    rows = {
-        split: [(file, file.relative_to(root).parts[0]) for file in _files(root, SUFFIXES)]
-        for split, root in (parts or {"train": folder}).items()
-    }
-    classes = sorted({name for split in rows.values() for file, name in split if name != file.name})
+    rows = {split: _by_class(root) for split, root in (parts or {"train": folder}).items()}
+    classes = sorted({name for split in rows.values() for _, name in split})
     if not classes:
         raise ValueError(f"folder {spec!r} has no parquet files and no images in class subfolders")
-    rows = {split: [row for row in rows[split] if row[1] in classes] for split in rows}
     kinds = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": classes}}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     schema = pa.schema(
@@ -120,10 +121,16 @@ def _image_folder(spec: str, folder: Path) -> Source:
             yield pa.array([{"path": str(file)} for file, _ in rows[split]], image)
 
     stamp = _stamp(file for split in rows.values() for file, _ in split)
-    return Source(spec, dict.fromkeys(rows, schema), read, stamp)
+    return EncodedSet(spec, dict.fromkeys(rows, schema), read, stamp)
 
 
-def _hub(spec: str, progress: bool) -> Source:
+def _by_class(root: Path) -> list[tuple[Path, str]]:
+    """Images of a split, each with the name of its class: its folder just below the root."""
+    files = _files(root, SUFFIXES)
+    return [(file, file.relative_to(root).parts[0]) for file in files if file.parent != root]
+
+
+def _hub(spec: str, progress: bool) -> EncodedSet:
     import datasets
 
     try:
@@ -144,19 +151,16 @@ def _hub(spec: str, progress: bool) -> Source:
         yield from (rows.column(column) for rows in table.to_batches(max_chunksize=ROWS))
 
     schemas = {split: sets[split].features.arrow_schema for split in sets}
-    return Source(spec, schemas, read, {split: sets[split]._fingerprint for split in sets})
+    return EncodedSet(spec, schemas, read, {split: sets[split]._fingerprint for split in sets})
 
 
 @contextmanager
 def _hub_bars(visible: bool) -> Iterator[None]:
-    """Hide the bars of `datasets`, a switch of the whole process, and put it back."""
+    """Disable the progress bars of `datasets`, a switch of the whole process, and restore it."""
     import datasets
 
-    if visible or datasets.are_progress_bars_disabled():
+    with ExitStack() as end:
+        if not visible and not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            end.callback(datasets.enable_progress_bars)
         yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

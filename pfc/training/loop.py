@@ -84,7 +84,7 @@ def train(
         measure_every: Measure each so many epochs instead of the geometric steps.
         group: The processes that train together; `None` for all of an initialised process group,
             `False` for this one alone.
-        progress: Show loss, accuracy and time left.
+        progress: Show a progress bar with loss, accuracy and time left.
 
     Yields:
         One `Epoch` after each pass; a resumed run begins with the pass after the kept one.
