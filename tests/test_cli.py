@@ -14,8 +14,7 @@ import torch
 
 import pfc
 from pfc.cli import HELP, main
-from pfc.commands.theory import fair
-from pfc.data import Normalisation
+from pfc.data import Normalisation, stratified
 from pfc.files import write_tensors
 
 SMALL = "digits --limit 200 --epochs 3 --width 16 --blocks 2 --seed 1".split()
@@ -164,10 +163,8 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     with warnings.catch_warnings(action="always"):
         main(["figures", str(out)])
     warned = capsys.readouterr().err.strip()
-    assert (
-        warned
-        == f"pfc: {tmp_path}/p-theory.json tells of another profile, so it is not drawn: measure again"
-    )
+    left_out = "is of another profile, so its transport is left out: measure again"
+    assert warned == f"pfc: {tmp_path}/p-theory.json {left_out}"
     (tmp_path / "p-theory.json").write_text('{"format": "pfc-theory-9"}')
     assert "by a newer pfc (pfc-theory-9); this one reads pfc-theory-1: update pfc" in refused(
         capsys, "figures", out
@@ -181,11 +178,13 @@ def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monke
     main(["measure", str(run_folder), "--weighting", "sample"])
     assert "60 samples of 16 features, weighted by sample" in capsys.readouterr().out
     images = pfc.data.load("digits", limit=200)
-    equal, any_of = (fair(images, 60, weighting).labels.bincount() for weighting in ("class", "sample"))
+    equal, any_of = (
+        stratified(images, 60, weighting).labels.bincount() for weighting in ("class", "sample")
+    )
     assert equal.tolist() == [6] * 10
     assert any_of.sum() == 60
     assert any_of.tolist() != [6] * 10
-    assert fair(images, 60, "sample").labels.equal(fair(images, 60, "sample").labels)
+    assert stratified(images, 60, "sample").labels.equal(stratified(images, 60, "sample").labels)
 
 
 @pytest.mark.parametrize(

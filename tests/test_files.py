@@ -14,10 +14,10 @@ import torch
 import pfc
 from pfc import schema
 from pfc.files import check_format, check_place, read_json, read_tensors, write_json, write_tensors
-from pfc.schema import Array, check_arrays, form_of, restored, rows, table
+from pfc.schema import Array, check_arrays, form_of, list_of, object_of, restored
 from pfc.training import Run
 
-ANY = table({})
+ANY = object_of({})
 PICKLED = (
     r"is a pickle, and a pickle is never loaded: convert weights with safetensors\.torch\.save_file"
 )
@@ -227,9 +227,9 @@ def test_a_form_says_where_and_what(change, message):
         (schema.POSITIVE, [1], [0, "1"], "a whole number above 0"),
         (schema.FINITE, [-1.5, 2], ["nan", None], "a finite number"),
         (schema.FRACTION, [0, 0.5, 1, "nan"], [1.1, -0.1, "inf", True], "a number from 0 to 1"),
-        (rows(schema.TEXT), [[], ["a"]], ["a", {}], "a list"),
-        (table({}, others=schema.TEXT), [{"a": "b"}], [[]], "an object"),
-        (table({}, others=schema.TEXT), [{}], [{"a": 1}], "text"),
+        (list_of(schema.TEXT), [[], ["a"]], ["a", {}], "a list"),
+        (object_of({}, others=schema.TEXT), [{"a": "b"}], [[]], "an object"),
+        (object_of({}, others=schema.TEXT), [{}], [{"a": 1}], "text"),
     ],
 )
 def test_kinds_of_values(form, good, bad, message):

@@ -132,7 +132,7 @@ def test_a_prediction_tells_its_numbers(measured, tmp_path):
     assert table.loc["etf", "align"] == certificate.theorem1.align
     assert table.loc["etf", "pfc2_from"] == certificate.theorem2.t0
     assert table.loc["measured", "pfc1_falls"] == profile.segment().certify().theorem1.monotone
-    write_json(tmp_path / "t.json", prediction.told())
+    write_json(tmp_path / "t.json", prediction.to_dict())
     told = json.loads((tmp_path / "t.json").read_text())
     assert told["certificates"]["etf"]["theorem1"]["b01"] == certificate.theorem1.b01
     assert told["path"]["straightness"] == profile.segment().path().straightness

@@ -232,7 +232,7 @@ def test_negative_cycles_need_a_witness(run, digits):
     found = transport(net, digits.batches(), profile, exact=10, progress=False)
     cycles = replace(found.cycles[0], negative=1, witness=())
     with pytest.raises(ValueError, match="no verdict on transport: negative cycles need a witness"):
-        restored(replace(found, cycles=(cycles,)).told())
+        restored(replace(found, cycles=(cycles,)).to_dict())
 
 
 def test_a_cache_of_impossible_labels_is_decoded_anew(digits, tmp_path):

@@ -25,10 +25,10 @@ from pfc.schema import (
     TEXT,
     Array,
     check_arrays,
-    maybe,
+    list_of,
+    object_of,
     one_of,
-    rows,
-    table,
+    optional,
 )
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
@@ -44,21 +44,23 @@ COLUMNS = (
     *("nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "nc4", "cdnv"),
 )
 MAIN = (*COLUMNS[:5], "nc3", "nc4", "cdnv")  # as text; the rest is in the table
-HOLDS = table(  # what the JSON file must hold; all else is free
+SCHEMA = object_of(  # what the JSON file must hold; all else is free
     {
-        "about": table(
+        "about": object_of(
             {
                 **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
-                **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
+                **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
             },
-            optional={"data": maybe(TEXT), "pool": TEXT, "exponents": table({}, others=EXPONENT)},
+            optional={"data": optional(TEXT), "pool": TEXT, "exponents": object_of({}, others=EXPONENT)},
         ),
-        "layers": rows(TEXT),
-        "shapes": rows(rows(POSITIVE)),
-        "columns": table(
-            {}, optional={"pfc3": rows(FRACTION), "nc4": rows(FRACTION)}, others=rows(NUMBER)
+        "layers": list_of(TEXT),
+        "shapes": list_of(list_of(POSITIVE)),
+        "columns": object_of(
+            {}, optional={"pfc3": list_of(FRACTION), "nc4": list_of(FRACTION)}, others=list_of(NUMBER)
         ),
-        "segments": rows(table({"start": COUNT, "layers": rows(TEXT)}, optional={"sampled": COUNT})),
+        "segments": list_of(
+            object_of({"start": COUNT, "layers": list_of(TEXT)}, optional={"sampled": COUNT})
+        ),
         "arrays": TEXT,
     }
 )
@@ -370,7 +372,7 @@ def load(path: str | Path) -> Profile:
     """
     refuse_pickle(Path(path))
     path = _json_path(path)
-    content = read_json(path, FORMAT, HOLDS)
+    content = read_json(path, FORMAT, SCHEMA)
     return _restored(content, _arrays(path, content["arrays"]), path)
 
 
