@@ -1,12 +1,13 @@
 """The command line: what each command prints and writes, and one line with exit code 2 on bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import median
 
 import pytest
@@ -236,6 +237,31 @@ def test_help_has_a_working_example_of_every_command(capsys):
     assert all(name in out for name in HELP)
     main(["--version"])
     assert capsys.readouterr().out.strip() == pfc.__version__
+
+
+def optimised(*arguments):
+    """`python -OO -m pfc`, which has no docstrings and no assertions."""
+    command = [sys.executable, "-OO", "-m", "pfc", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_shows_every_field_of_a_recipe(capsys):
+    main(["run", "--help"])
+    for out in (capsys.readouterr().out, optimised("run", "--help")):
+        words = " ".join(re.sub(r"[^!-~]", " ", out.replace("`", "")).split())
+        for field in fields(pfc.Recipe):
+            if field.name not in {"name", "data"}:
+                assert f"--{field.name.replace('_', '-')} " in words
+                assert field.metadata["help"].replace("`", "") in words
+                assert field.metadata["source"]
+
+
+def test_commands_need_no_docstrings(tmp_path):
+    small = "run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
+    assert "Progressive feedforward collapse" in optimised(*small, tmp_path / "run")
+    assert all("--out" in optimised(name, "--help") for name in HELP)
 
 
 def test_help_does_not_pay_for_torch():

@@ -16,7 +16,7 @@ import struct
 import sys
 import warnings
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -115,7 +115,10 @@ def read_run(home, rng):
     recipe, history, weights = run.recipe, run.history, run.network().state_dict()
     told = json.loads((home / "run/config.json").read_text())
     told.pop("checksum", None)
-    assert run.config == told
+    usual = {f.name: plain(f.default) for f in fields(Recipe) if f.default is not MISSING}
+    told["recipe"] = {**usual, **told["recipe"]}
+    told["data"] = {"limit": None, "seed": 0, **told["data"]}
+    assert run.config == {"seed": 0, "precision": "float32", "measure_every": None, **told}
     assert as_floats(plain(vars(recipe))) == as_floats(told["recipe"])
     lines = [told_of_line(line) for line in (home / "run/history.jsonl").read_bytes().split(b"\n")]
     assert history == lines[: len(history)]

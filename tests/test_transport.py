@@ -633,7 +633,9 @@ def test_what_it_tells_comes_back_through_a_file(tmp_path):
         del again["checksum"]
         assert repr(restored(again)) == repr(restored(found.to_dict())) == repr(found)
     assert quick(A, B, y).to_dict()["subsets"][0]["size"] == 50
-    told = quick(A, B, y).to_dict()
+    with pytest.warns(DeprecationWarning, match=r"Gap\.told is Gap\.to_dict now"):
+        told = quick(A, B, y).told()
+    assert repr(told) == repr(quick(A, B, y).to_dict())
     for broken in ({}, {**told, "exact": 3}, {**told, "cost": "much"}, {**told, "more": 1}):
         with pytest.raises(ValueError, match="this is no verdict on transport"):
             restored(broken)

@@ -139,7 +139,7 @@ def iterations(task: Task) -> Iterations:
     Example:
         >>> import tempfile
         >>> from pfc.experiments import mufm
-        >>> constants = mufm.Constants(per_class=5, dimensions=4, steps=20)
+        >>> constants = mufm.Constants(per_class=10, dimensions=6, steps=20)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     task = mufm.Task(data=mufm.Dataset.toy(constants), constants=constants, folder=folder)
         ...     found = mufm.iterations(task)
@@ -227,10 +227,10 @@ def sweep(task: Task, lams: Iterable[float]) -> Sweep:
     chosen, path = coefficients(lams), Path(task.folder) / "figure5.json"
     check_place(path, "figure5.png", "figure5.svg")
     settings = task.settings(sweep=True)
-    kept = _kept(path, settings)
-    if not kept:
-        kept = {"format": FORMAT, "settings": settings, "data": task.data.metrics}
-        kept |= {"solutions": [], "descent": []}
+    kept = _kept(path, settings) or {
+        **{"format": FORMAT, "settings": settings, "data": task.data.metrics},
+        **{"solutions": [], "descent": []},
+    }
     _solve(task, chosen, kept, path)
     solutions, descent = (
         [row for row in kept[part] if row["lam"] in chosen] for part in ("solutions", "descent")
@@ -308,10 +308,7 @@ def _descended(task: Task, lam: float) -> Row:
     trace, seconds = _timed(partial(task.descend, lam))
     X, H, cosine = task.X, trace.H, float(trace.cosine[-1])
     ends = {name: float(getattr(trace, name)[-1]) for name in ("objective", "gradient_norm", *METRICS)}
-    apart = {
-        "distance": max(0.0, 2 - 2 * cosine) ** 0.5,
-        "moved": float((H - X).norm()) / float(X.norm()),
-        "size": float(H.norm()) / float(X.norm()),
-    }
+    moved, size = (float(part.norm()) / float(X.norm()) for part in (H - X, H))
+    apart = {"distance": max(0.0, 2 - 2 * cosine) ** 0.5, "moved": moved, "size": size}
     row = {"lam": lam, **ends, "cosine": cosine, **apart}
     return {**row, "steps": int(trace.steps[-1]), "cpu_seconds": seconds}

@@ -20,9 +20,16 @@ from pfc.theory.collapse import collapse
 from pfc.theory.toy import toy
 from pfc.training import Run
 
+OURS = "ours; the paper does not say"
 TIRER = "Tirer and Bruna 2022, from memory; the paper's own is lost"
-INFERRED = "inferred; the paper's own is lost"
+SOURCES = {  # of the defaults of the constants; the rest is ours
+    **dict.fromkeys(("classes", "dimensions", "per_class"), TIRER),
+    **dict.fromkeys(("weight_decay", "feature_decay", "step"), TIRER),
+    **dict.fromkeys(("sigma", "lam", "steps"), "inferred; the paper's own is lost"),
+    **dict.fromkeys(("loss", "start"), "arXiv 2405.00985, Sec. IV-B"),
+}
 METRICS = ("pfc1", "pfc2", "pfc3")
+DESCENT = ("weight_decay", "loss", "seed", "step", "steps")  # constants that gradient descent takes
 ROWS = 5_000  # samples gathered between two signs of life; ours
 NARROW = 200  # features up to which the relaxation is solved too, for a smaller gap; ours
 
@@ -74,16 +81,8 @@ class Constants:
     @property
     def sources(self) -> dict[str, str]:
         """Where each constant comes from."""
-        known = {
-            **dict.fromkeys(("classes", "dimensions", "per_class"), TIRER),
-            **dict.fromkeys(("weight_decay", "feature_decay", "step"), TIRER),
-            **dict.fromkeys(("sigma", "lam", "steps"), INFERRED),
-            **dict.fromkeys(("loss", "start"), "arXiv 2405.00985, Sec. IV-B"),
-        }
         return {
-            f.name: known.get(f.name, "ours; the paper does not say")
-            if getattr(self, f.name) == f.default
-            else "given"
+            f.name: SOURCES.get(f.name, OURS) if getattr(self, f.name) == f.default else "given"
             for f in fields(self)
         }
 
@@ -180,7 +179,7 @@ class Task:
     centre: bool | None = None
     bias: Literal["free"] | bool = False
     descent: bool = True
-    folder: Path = Path("runs") / "mufm"
+    folder: str | Path = Path("runs") / "mufm"
 
     def __post_init__(self) -> None:
         if self.bias and self.descent:
@@ -197,16 +196,11 @@ class Task:
         idle = {"classes", "dimensions", "per_class", "sigma"} if self.data.real else set()
         idle |= {"lam", "feature_decay"} if sweep else set()
         idle |= set() if self.descent else {"step", "steps", "start"}
-        constants, sources = asdict(self.constants), self.constants.sources
+        parts = {"constants": asdict(self.constants), "sources": self.constants.sources}
         return {
-            "data": self.data.name,
-            "samples": N,
-            "features": D,
-            "centred": self.centred,
-            "bias": self.bias,
-            "descent": self.descent,
-            "constants": {name: value for name, value in constants.items() if name not in idle},
-            "sources": {name: source for name, source in sources.items() if name not in idle},
+            **{"data": self.data.name, "samples": N, "features": D, "centred": self.centred},
+            **{"bias": self.bias, "descent": self.descent},
+            **{name: {k: v for k, v in part.items() if k not in idle} for name, part in parts.items()},
         }
 
     @property
@@ -228,11 +222,8 @@ class Task:
         X, y, c = self.data.X, self.data.y, self.constants
         narrow = X.shape[1] <= NARROW
         restarts = c.restarts if c.restarts is not None else 4 * narrow
-        how: dict[str, Any] = {
-            **{"weight_decay": c.weight_decay, "restarts": restarts, "seed": c.seed},
-            **{"centre": self.centred, "loss": c.loss, "bias": self.bias},
-            "relax": narrow,
-        }
+        how = self._given("weight_decay", "loss", "seed")
+        how |= {"restarts": restarts, "centre": self.centred, "bias": self.bias, "relax": narrow}
         if c.loss == "ce" or len(X) < X.shape[1]:
             return lambda lam: mufm.solve(X, y, lam=lam, **how)
         statistics = self._statistics()
@@ -271,37 +262,29 @@ class Task:
         (N, D), classes = self.data.X.shape, int(self.data.y.max()) + 1
         return classes, D, N // classes
 
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Some of the constants by name, as the models take them."""
+        return {name: getattr(self.constants, name) for name in names}
+
     def optimum(self) -> ufm.Optimum:
         """The optimum of UFM for balanced classes, in closed form."""
-        names = ("weight_decay", "feature_decay", "loss")
-        how: dict[str, Any] = {name: getattr(self.constants, name) for name in names}
-        return ufm.optimum(*self._sizes, **how)
+        return ufm.optimum(*self._sizes, **self._given("weight_decay", "feature_decay", "loss"))
 
     def iterate(self) -> mufm.Iterates:
         """What our solver passes through in MUFM."""
-        return self._iterated(self.X, self.constants.lam)
+        return mufm.iterates(self.X, self.data.y, **self._given("lam", "weight_decay", "seed"))
 
     def iterate_ufm(self) -> mufm.Iterates:
         """What our solver passes through in UFM, which is MUFM of data that are zero."""
         classes, D, _ = self._sizes
         zero = torch.zeros(len(self.data.y), min(D, classes), dtype=torch.float64)
-        return self._iterated(zero, self.constants.feature_decay)
-
-    def _iterated(self, X: Tensor, lam: float) -> mufm.Iterates:
-        c = self.constants
-        return mufm.iterates(X, self.data.y, lam=lam, weight_decay=c.weight_decay, seed=c.seed)
+        how = self._given("weight_decay", "seed")
+        return mufm.iterates(zero, self.data.y, lam=self.constants.feature_decay, **how)
 
     def descend(self, lam: float) -> plain_descent.Trace:
         """Plain gradient descent on MUFM."""
-        how = {**self._descent, "start": self.constants.start}
-        return plain_descent.mufm(self.X, self.data.y, lam=lam, **how)
+        return plain_descent.mufm(self.X, self.data.y, lam=lam, **self._given(*DESCENT, "start"))
 
     def descend_ufm(self) -> plain_descent.Trace:
         """Plain gradient descent on UFM of balanced classes."""
-        how = {**self._descent, "feature_decay": self.constants.feature_decay}
-        return plain_descent.ufm(*self._sizes, **how)
-
-    @property
-    def _descent(self) -> dict[str, Any]:
-        names = ("weight_decay", "loss", "seed", "step", "steps")
-        return {name: getattr(self.constants, name) for name in names}
+        return plain_descent.ufm(*self._sizes, **self._given(*DESCENT, "feature_decay"))

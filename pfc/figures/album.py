@@ -118,7 +118,6 @@ def of_run(
     epochs = run.profiles
     last = epochs[max(epochs)]
     files = [file for name, draw in OF_RUN.items() for file in save(draw(epochs), folder / name)]
-    transport = load_transport(run.theory_file, last) if theory and last.segments else None
-    return files + of_profile(
-        last, folder, position=position, end=end, theory=theory, transport=transport
-    )
+    transport = load_transport(run.theory_file, last) if theory else None
+    how: dict[str, Any] = {"position": position, "end": end, "theory": theory, "transport": transport}
+    return files + of_profile(last, folder, **how)

@@ -184,7 +184,7 @@ def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
         profile: What was measured; a file of another profile is left out, with a warning.
 
     Returns:
-        The verdict; `None` if there is no such file, or none was computed.
+        The verdict; `None` if there is no such file, none was computed, or the profile has no segment.
 
     Raises:
         ValueError: If the file is damaged, or of another format.
@@ -192,7 +192,7 @@ def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
     from pfc.theory.transport import Gap, restored
 
     path = FilePath(path)
-    if not path.exists():
+    if not path.exists() or not profile.segments:
         return None
     known = {"profile": TEXT, "transport": optional(form_of(Gap))}
     schema = object_of({"layers": list_of(TEXT), "sentences": list_of(TEXT)}, optional=known)

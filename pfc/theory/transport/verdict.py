@@ -148,7 +148,7 @@ def gap(
         certificates: Whether to bound and sample the whole set besides.
         directions: The Gelbrich bound works in so many dimensions, at most.
         seed: Of all that is drawn; not negative.
-        progress: Show how far it has come.
+        progress: Show a progress bar.
 
     Returns:
         Cost, W2^2, gap, ratio and bounds; the ratio is 1 exactly for an optimal map.
