@@ -238,13 +238,13 @@ def refuse_pickle(path: Path) -> None:
         raise ValueError(f"{path} is a pickle, and {CONVERT}")
 
 
-def read_json(path: Path, ours: str, holds: Form) -> dict[str, Any]:
+def read_json(path: Path, ours: str, schema: Form) -> dict[str, Any]:
     """Read a JSON object of a format: strict JSON, its checksum if it has one, and what it must hold.
 
     Args:
         path: The file.
         ours: The format that is read.
-        holds: What stands in it.
+        schema: What stands in it.
 
     Returns:
         The object without its checksum.
@@ -258,7 +258,7 @@ def read_json(path: Path, ours: str, holds: Form) -> dict[str, Any]:
     content = parse_json(text, str(path))
     check_format(content.get("format"), ours, path)
     content = unsealed(content, str(path))
-    holds(content, f"{path}: ")
+    schema(content, f"{path}: ")
     return content
 
 

@@ -5,7 +5,7 @@ content of a file is one table, in the module that writes it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -27,8 +27,8 @@ def short(value: Any) -> str:
     return one_line(repr(value), 60)
 
 
-def kind(words: str, fits: Callable[[Any], bool]) -> Form:
-    """A value of one kind, by its name in words and a test."""
+def scalar(words: str, fits: Callable[[Any], bool]) -> Form:
+    """A single value, by its name in words and a test."""
 
     def form(value: Any, where: str) -> None:
         if not fits(value):
@@ -37,7 +37,7 @@ def kind(words: str, fits: Callable[[Any], bool]) -> Form:
     return form
 
 
-def rows(each: Form, size: int | None = None) -> Form:
+def list_of(each: Form, size: int | None = None) -> Form:
     """A list whose parts are all of one form, of some size or of any."""
 
     def form(value: Any, where: str) -> None:
@@ -50,7 +50,7 @@ def rows(each: Form, size: int | None = None) -> Form:
     return form
 
 
-def table(
+def object_of(
     parts: Mapping[str, Form],
     *,
     optional: Mapping[str, Form] | None = None,
@@ -86,7 +86,7 @@ def table(
     return form
 
 
-def maybe(form: Form) -> Form:
+def optional(form: Form) -> Form:
     """Nothing, or something of a form."""
     return lambda value, where: None if value is None else form(value, where)
 
@@ -94,7 +94,7 @@ def maybe(form: Form) -> Form:
 def one_of(*values: Any) -> Form:
     """One of some values."""
     words = f"one of {', '.join(map(repr, values))}"
-    return kind(words, lambda v: any(type(v) is type(known) and v == known for known in values))
+    return scalar(words, lambda v: any(type(v) is type(known) and v == known for known in values))
 
 
 def _number(value: Any) -> bool:
@@ -107,22 +107,29 @@ def _whole(value: Any) -> bool:
     return type(value) is int and abs(value) <= MOST
 
 
-LIST = kind("a list", lambda v: isinstance(v, list | tuple))
-OBJECT = kind("an object", lambda v: isinstance(v, dict))
-TEXT = kind("text", lambda v: isinstance(v, str))
-FLAG = kind("true or false", lambda v: isinstance(v, bool))
-WHOLE = kind("a whole number", _whole)
-COUNT = kind("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
-POSITIVE = kind("a whole number above 0", lambda v: _whole(v) and v > 0)
-EXPONENT = kind("a whole number from -1100 to 1100", lambda v: _whole(v) and abs(v) <= 1100)
-NUMBER = kind("a number", _number)
-FINITE = kind("a finite number", lambda v: _number(v) and not isinstance(v, str))
-ABOVE = kind("a number above 0", lambda v: _number(v) and not isinstance(v, str) and v > 0)
-FRACTION = kind(
+LIST = scalar("a list", lambda v: isinstance(v, list | tuple))
+OBJECT = scalar("an object", lambda v: isinstance(v, dict))
+TEXT = scalar("text", lambda v: isinstance(v, str))
+FLAG = scalar("true or false", lambda v: isinstance(v, bool))
+WHOLE = scalar("a whole number", _whole)
+COUNT = scalar("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
+POSITIVE = scalar("a whole number above 0", lambda v: _whole(v) and v > 0)
+EXPONENT = scalar("a whole number from -1100 to 1100", lambda v: _whole(v) and abs(v) <= 1100)
+NUMBER = scalar("a number", _number)
+FINITE = scalar("a finite number", lambda v: _number(v) and not isinstance(v, str))
+ABOVE = scalar("a number above 0", lambda v: _number(v) and not isinstance(v, str) and v > 0)
+FRACTION = scalar(
     "a number from 0 to 1",
     lambda v: v == "nan" or (not isinstance(v, str) and _number(v) and 0 <= v <= 1),
 )
 SIMPLE: dict[Any, Form] = {int: WHOLE, float: NUMBER, str: TEXT, bool: FLAG}
+
+
+def defaults_of(hint: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, by name: what a file of an older version may lack."""
+    known = [f for f in fields(hint) if f.init]
+    given = {f.name: f.default for f in known if f.default is not MISSING}
+    return given | {f.name: f.default_factory() for f in known if f.default_factory is not MISSING}
 
 
 def form_of(hint: Any) -> Form:
@@ -131,14 +138,16 @@ def form_of(hint: Any) -> Form:
         return SIMPLE[hint]
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        return table({f.name: form_of(hints[f.name]) for f in fields(hint) if f.init}, closed=True)
+        forms = {f.name: form_of(hints[f.name]) for f in fields(hint) if f.init}
+        absent = {name: forms.pop(name) for name in defaults_of(hint)}
+        return object_of(forms, optional=absent, closed=True)
     inner = get_args(hint)
     if get_origin(hint) is Literal:
         return one_of(*inner)
     if get_origin(hint) is tuple:
-        return rows(form_of(inner[0]))
+        return list_of(form_of(inner[0]))
     (some,) = (part for part in inner if part is not NoneType)
-    return maybe(form_of(some))
+    return optional(form_of(some))
 
 
 def restored(hint: Any, value: Any) -> Any:
@@ -198,15 +207,15 @@ class Array:
 
 
 def check_arrays(
-    tensors: Mapping[str, Tensor], holds: Mapping[str, Array], sizes: dict[str, int], where: str
+    tensors: Mapping[str, Tensor], schema: Mapping[str, Array], sizes: dict[str, int], where: str
 ) -> None:
     """Refuse tensors that are not what a table says.
 
     Args:
         tensors: By name.
-        holds: What each must be.
+        schema: What each must be.
         sizes: Lengths of letters that are known; those seen first are put in.
         where: The file and what stands before the names.
     """
-    for name, array in holds.items():
+    for name, array in schema.items():
         array.check(tensors.get(name), sizes, f"{where}{name}")

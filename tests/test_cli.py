@@ -1,12 +1,13 @@
 """The command line: what each command prints and writes, and one line with exit code 2 on bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import median
 
 import pytest
@@ -14,8 +15,7 @@ import torch
 
 import pfc
 from pfc.cli import HELP, main
-from pfc.commands.theory import fair
-from pfc.data import Normalisation
+from pfc.data import Normalisation, stratified
 from pfc.files import write_tensors
 
 SMALL = "digits --limit 200 --epochs 3 --width 16 --blocks 2 --seed 1".split()
@@ -164,10 +164,8 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     with warnings.catch_warnings(action="always"):
         main(["figures", str(out)])
     warned = capsys.readouterr().err.strip()
-    assert (
-        warned
-        == f"pfc: {tmp_path}/p-theory.json tells of another profile, so it is not drawn: measure again"
-    )
+    left_out = "is of another profile, so its transport is left out: measure again"
+    assert warned == f"pfc: {tmp_path}/p-theory.json {left_out}"
     (tmp_path / "p-theory.json").write_text('{"format": "pfc-theory-9"}')
     assert "by a newer pfc (pfc-theory-9); this one reads pfc-theory-1: update pfc" in refused(
         capsys, "figures", out
@@ -181,11 +179,13 @@ def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monke
     main(["measure", str(run_folder), "--weighting", "sample"])
     assert "60 samples of 16 features, weighted by sample" in capsys.readouterr().out
     images = pfc.data.load("digits", limit=200)
-    equal, any_of = (fair(images, 60, weighting).labels.bincount() for weighting in ("class", "sample"))
+    equal, any_of = (
+        stratified(images, 60, weighting).labels.bincount() for weighting in ("class", "sample")
+    )
     assert equal.tolist() == [6] * 10
     assert any_of.sum() == 60
     assert any_of.tolist() != [6] * 10
-    assert fair(images, 60, "sample").labels.equal(fair(images, 60, "sample").labels)
+    assert stratified(images, 60, "sample").labels.equal(stratified(images, 60, "sample").labels)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,31 @@ def test_help_has_a_working_example_of_every_command(capsys):
     assert all(name in out for name in HELP)
     main(["--version"])
     assert capsys.readouterr().out.strip() == pfc.__version__
+
+
+def optimised(*arguments):
+    """`python -OO -m pfc`, which has no docstrings and no assertions."""
+    command = [sys.executable, "-OO", "-m", "pfc", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_shows_every_field_of_a_recipe(capsys):
+    main(["run", "--help"])
+    for out in (capsys.readouterr().out, optimised("run", "--help")):
+        words = " ".join(re.sub(r"[^!-~]", " ", out.replace("`", "")).split())
+        for field in fields(pfc.Recipe):
+            if field.name not in {"name", "data"}:
+                assert f"--{field.name.replace('_', '-')} " in words
+                assert field.metadata["help"].replace("`", "") in words
+                assert field.metadata["source"]
+
+
+def test_commands_need_no_docstrings(tmp_path):
+    small = "run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
+    assert "Progressive feedforward collapse" in optimised(*small, tmp_path / "run")
+    assert all("--out" in optimised(name, "--help") for name in HELP)
 
 
 def test_help_does_not_pay_for_torch():

@@ -4,8 +4,9 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
@@ -428,6 +429,61 @@ def test_drawing_leaves_no_global_state(profile, tmp_path):
     figures.training({0: profile})
     figures.save(Figure(), tmp_path / "fig")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_an_album_has_all_figures_of_a_profile(profile, tmp_path):
+    found = transport(net(), batches(), profile, progress=False)
+    how = {"position": "index", "end": "etf"}
+    paths = figures.of_profile(profile, tmp_path / "a", stem="p-", transport=found, **how)
+    assert [path.name for path in paths] == [
+        f"p-{name}.{kind}" for name in ("layers", "path", "certificates") for kind in ("png", "svg")
+    ]
+    known = {
+        "layers": figures.layers(profile, **how),
+        "path": figures.path(profile),
+        "certificates": figures.certificates(profile, transport=found),
+    }
+    for name, figure in known.items():
+        png, svg = figures.save(figure, tmp_path / name)
+        assert (tmp_path / "a" / f"p-{name}.png").read_bytes() == png.read_bytes()
+        assert (tmp_path / "a" / f"p-{name}.svg").read_bytes() == svg.read_bytes()
+
+
+def test_an_album_without_theory_draws_no_line(profile, tmp_path):
+    png, svg = figures.of_profile(profile, str(tmp_path), theory=False)
+    known, _ = figures.save(measured_layers(profile), tmp_path / "known")
+    assert png.read_bytes() == known.read_bytes()
+    assert (png.name, svg.name) == ("layers.png", "layers.svg")
+    alone = figures.of_profile(replace(profile, segments=()), tmp_path / "alone")
+    assert [path.name for path in alone] == ["layers.png", "layers.svg"], "theory needs a segment"
+
+
+@dataclass
+class Kept:
+    """What an album needs of a run."""
+
+    folder: Path
+    profiles: dict
+    theory_file: Path
+
+
+def test_an_album_of_a_run_has_its_epochs_and_its_last_profile(profile, other, tmp_path):
+    run = Kept(tmp_path, {4: profile, 0: other}, tmp_path / "theory.json")
+    found = transport(net(), batches(), profile, progress=False)
+    profile.prediction(transport=found).save(run.theory_file, profile)
+    paths = figures.of_run(run)
+    names = ("training", "layers", "path", "certificates")
+    assert [path.stem for path in paths] == [name for name in names for _ in range(2)]
+    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    known = figures.of_profile(profile, tmp_path / "a", transport=found)
+    known += figures.save(figures.training(run.profiles), tmp_path / "a" / "training")
+    for path in known:
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
+    run.theory_file.write_text("damaged")
+    few = figures.of_run(run, str(tmp_path / "b"), theory=False)
+    assert [path.stem for path in few] == ["training", "training", "layers", "layers"]
+    with pytest.raises(ValueError, match=r"theory\.json is not JSON"):
+        figures.of_run(run, tmp_path / "b")
 
 
 def test_importing_figures_is_cheap():

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +14,10 @@ import torch
 import pfc
 from pfc import schema
 from pfc.files import check_format, check_place, read_json, read_tensors, write_json, write_tensors
-from pfc.schema import Array, check_arrays, form_of, restored, rows, table
+from pfc.schema import Array, check_arrays, defaults_of, form_of, list_of, object_of, restored
 from pfc.training import Run
 
-ANY = table({})
+ANY = object_of({})
 PICKLED = (
     r"is a pickle, and a pickle is never loaded: convert weights with safetensors\.torch\.save_file"
 )
@@ -197,6 +197,32 @@ def test_a_dataclass_comes_back_from_its_form():
     assert restored(Whole, {**TOLD, "part": {"size": 1, "shares": []}}).part == Part(1, ())
 
 
+@dataclass(frozen=True)
+class Longer(Part):
+    """A part to which a later version added fields."""
+
+    way: Literal["up", "down"] = "down"
+    names: tuple[str, ...] = field(default_factory=lambda: ("a",))
+
+
+def test_a_field_with_a_default_may_be_absent():
+    old = {"size": 2, "shares": [1]}
+    form_of(Longer)(old, "it")
+    assert restored(Longer, old) == Longer(2, (1.0,), "down", ("a",))
+    assert defaults_of(Longer) == {"way": "down", "names": ("a",)}
+    new = {**old, "way": "up", "names": []}
+    form_of(Longer)(new, "it")
+    assert restored(Longer, new) == Longer(2, (1.0,), "up", ())
+    for change, message in (
+        ({"way": "left"}, "it.way must be one of 'up', 'down', got 'left'"),
+        ({"other": 1}, "it.other is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            form_of(Longer)({**old, **change}, "it")
+    with pytest.raises(ValueError, match=r"it.shares is missing"):
+        form_of(Longer)({"size": 2}, "it")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -227,9 +253,9 @@ def test_a_form_says_where_and_what(change, message):
         (schema.POSITIVE, [1], [0, "1"], "a whole number above 0"),
         (schema.FINITE, [-1.5, 2], ["nan", None], "a finite number"),
         (schema.FRACTION, [0, 0.5, 1, "nan"], [1.1, -0.1, "inf", True], "a number from 0 to 1"),
-        (rows(schema.TEXT), [[], ["a"]], ["a", {}], "a list"),
-        (table({}, others=schema.TEXT), [{"a": "b"}], [[]], "an object"),
-        (table({}, others=schema.TEXT), [{}], [{"a": 1}], "text"),
+        (list_of(schema.TEXT), [[], ["a"]], ["a", {}], "a list"),
+        (object_of({}, others=schema.TEXT), [{"a": "b"}], [[]], "an object"),
+        (object_of({}, others=schema.TEXT), [{}], [{"a": 1}], "text"),
     ],
 )
 def test_kinds_of_values(form, good, bad, message):

@@ -16,7 +16,7 @@ import struct
 import sys
 import warnings
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 import pfc
 from pfc import figures
 from pfc.cli import main
-from pfc.commands import solving
-from pfc.commands.theory import _kept_transport
 from pfc.data.loading import _from_cache, _to_cache
-from pfc.files import plain, sealed, write_json
+from pfc.experiments import mufm
+from pfc.files import plain, sealed
 from pfc.measuring import transport
+from pfc.profile import load_transport
 from pfc.training import Recipe, Run
 from pfc.training.folder import RunFolder
 from pfc.training.trainer import Trainer
@@ -59,7 +59,7 @@ def home(tmp_path_factory, digits):
     profile.save(home / "p.json")
     found = transport(net, digits.batches(), profile, exact=20, progress=False)
     prediction = profile.prediction(transport=found)
-    write_json(home / "p-theory.json", {"format": "pfc-theory-1", **prediction.told()})
+    prediction.save(home / "p-theory.json", profile)
     sweep = (
         "mufm --sweep --lams 1e-3 0.1 --classes 3 --dimensions 4 --per-class 4 --steps 20 --restarts 0"
     )
@@ -115,7 +115,10 @@ def read_run(home, rng):
     recipe, history, weights = run.recipe, run.history, run.network().state_dict()
     told = json.loads((home / "run/config.json").read_text())
     told.pop("checksum", None)
-    assert run.config == told
+    usual = {f.name: plain(f.default) for f in fields(Recipe) if f.default is not MISSING}
+    told["recipe"] = {**usual, **told["recipe"]}
+    told["data"] = {"limit": None, "seed": 0, **told["data"]}
+    assert run.config == {"seed": 0, "precision": "float32", "measure_every": None, **told}
     assert as_floats(plain(vars(recipe))) == as_floats(told["recipe"])
     lines = [told_of_line(line) for line in (home / "run/history.jsonl").read_bytes().split(b"\n")]
     assert history == lines[: len(history)]
@@ -152,11 +155,11 @@ def read_state(home, rng):
 
 
 def read_theory(home, rng):
-    found = _kept_transport(home / "p-theory.json", pfc.load(home / "p.json"))
-    told = json.loads((home / "p-theory.json").read_text())["transport"]
+    found = load_transport(home / "p-theory.json", pfc.load(home / "p.json"))
+    told = json.loads((home / "p-theory.json").read_text()).get("transport")
     assert (found is None) == (told is None)
     if found is not None:
-        assert repr(as_floats(plain(found.told()))) == repr(as_floats(told))
+        assert repr(as_floats(plain(found.to_dict()))) == repr(as_floats(told))
         _ = str(found), found.bounds
 
 
@@ -173,12 +176,12 @@ def as_floats(value):
 def read_sweep(home, rng):
     path = home / "sweep/figure5.json"
     settings = json.loads((home / "sweep/settings.json").read_text())
-    kept = solving._kept(path, settings)
+    kept = mufm._kept(path, settings)
     told = json.loads(path.read_text())
     told = {name: told[name] for name in kept}
     told["data"] = {metric: told["data"][metric] for metric in kept["data"]}
     assert repr(as_floats(plain(kept))) == repr(as_floats(told))
-    solving._print_sweep(kept["data"], kept["solutions"], kept["descent"])
+    _ = str(mufm.Sweep(kept["data"], kept["solutions"], kept["descent"]))
     if rng.random() < 0.05:
         with quiet_values():
             figures.sweep(kept["solutions"], kept["data"], kept["descent"], title="").canvas.draw()

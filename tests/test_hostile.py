@@ -184,7 +184,7 @@ def check_sayings(profile, folder):
     profile.save(folder / "p.json")
     again = pfc.load(folder / "p.json")
     said, said_again = profile.prediction(), str(again.prediction())
-    write_json(folder / "t.json", said.told())
+    write_json(folder / "t.json", said.to_dict())
     assert str(said) == said_again
     assert again.table().equals(profile.table())
     assert str(again) == str(profile)
@@ -629,7 +629,7 @@ def test_denormal_numbers_that_the_processor_flushes_change_nothing():
                 one, two = (getattr(p.segment().line(t, end), metric) for p in (known, again))
                 assert one.equal(two)
         assert again.table().equals(known.table())
-        assert again.prediction().told() == known.prediction().told()
+        assert again.prediction().to_dict() == known.prediction().to_dict()
     finally:
         torch.set_flush_denormal(False)
 
@@ -639,7 +639,7 @@ def test_a_scaled_segment_comes_back_in_its_unit(tmp_path):
     assert set(profile.about["exponents"]) == set(profile.layers)
     profile.save(tmp_path / "p.json")
     again = pfc.load(tmp_path / "p.json")
-    assert again.segment().path().told() == profile.segment().path().told()
+    assert again.segment().path().to_dict() == profile.segment().path().to_dict()
     assert again.segment().certify() == profile.segment().certify()
     assert 1e160 < again.segment().path().length < 1e162
     assert again.segment().path().energy == math.inf

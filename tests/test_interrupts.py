@@ -84,7 +84,7 @@ def test_a_signal_that_code_of_others_catches(monkeypatch, capsys, number, code,
                 raise ImportError("numpy could not be imported") from None
 
     monkeypatch.setattr("pfc.commands.profiles.load", load)
-    monkeypatch.setattr("pfc.commands.profiles.draw_profile", lambda *_: [])
+    monkeypatch.setattr("pfc.figures.of_profile", lambda *_, **__: [])
     before = [signal.getsignal(n) for n, *_ in SIGNALS]
     with pytest.raises(SystemExit) as caught:
         main(["figures", "p.json"])

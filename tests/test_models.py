@@ -83,9 +83,9 @@ def test_figure_5_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     assert "of 2 are proven to be within a relative 1e-04 of the minimum" in out
     assert "PFC1 is below that of the data (Theorem 4) for 2 of 2 coefficients." in out
     message = refused(capsys, *lams, "--weight-decay", "0.01")
-    assert "holds a sweep with another weight_decay: choose another folder by --out" in message
+    assert "holds a sweep with another weight_decay: choose another folder" in message
     (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-1"}')
-    message = "figure5.json: settings is missing; or choose another folder by --out"
+    message = "figure5.json: settings is missing; or choose another folder"
     assert message in refused(capsys, *lams)
     (tmp_path / "figure5.json").write_text('{"format": "pfc-mufm-9"}')
     assert "by a newer pfc (pfc-mufm-9); this one reads pfc-mufm-1: update pfc" in refused(capsys, *lams)
@@ -132,7 +132,7 @@ def test_features_of_a_run_are_the_data(run_folder, tmp_path, capsys):
     settings = json.loads((tmp_path / "b" / "figure4.json").read_text())["settings"]
     assert settings["data"] == "100 features of blocks.1 of small on digits"
     message = refused(capsys, "--features", run_folder, "--layer", "blocks.*")
-    assert "--layer must name one layer, 'blocks.*' names blocks.0, blocks.1" in message
+    assert "layer must name one layer, 'blocks.*' names blocks.0, blocks.1" in message
 
 
 def test_cross_entropy_and_a_free_bias(tmp_path):
@@ -152,16 +152,16 @@ def test_cross_entropy_and_a_free_bias(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lam", "0"], "--lam must be a positive number, got 0.0"),
-        (["--weight-decay", "-1"], "--weight-decay must be a positive number, got -1.0"),
+        (["--lam", "0"], "lam must be a positive number, got 0.0"),
+        (["--weight-decay", "-1"], "weight_decay must be a positive number, got -1.0"),
         (["--lams", "1"], "--lams are the coefficients of a --sweep; without one there is --lam"),
-        (["--sweep", "--lams", "1", "-2"], "--lams must be a positive number, got -2.0"),
-        (["--sweep", "--lams"], "--lams needs at least one coefficient"),
+        (["--sweep", "--lams", "1", "-2"], "lams must be a positive number, got -2.0"),
+        (["--sweep", "--lams"], "lams needs at least one coefficient"),
         (["--sigma", "1e200", "--no-descent"], "squares overflow; scale them down"),
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
-        (["--restarts", "-1"], "--restarts must be at least 0, got -1"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--restarts", "-1"], "restarts must be at least 0, got -1"),
         (["--bias", "--loss", "ce"], "--bias goes with --loss mse only"),
-        (["--bias", "--descent"], "--descent has no bias; leave it out"),
+        (["--bias", "--descent"], "gradient descent has no bias; leave one of them out"),
         (["--limit", "10"], "--limit goes with --data or --features"),
         (["--layer", "stem"], "--layer and --epoch go with --features RUN"),
         (["--features", "nowhere"], "nowhere holds no run"),

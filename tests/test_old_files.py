@@ -1,11 +1,16 @@
 """Files that version 0.1.0 wrote are read by this one; they were made with that version."""
 
+import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 
 import pfc
+from pfc.cli import main
+from pfc.profile import load_transport
+from pfc.theory import descent, mufm
 from pfc.training import Run
 
 OLD = Path(__file__).parent / "written_by_0_1_0"
@@ -42,3 +47,29 @@ def test_a_run_is_read_and_resumed(tmp_path):
         assert found.columns[column] == pytest.approx(values, rel=1e-6, nan_ok=True), column
     net = run.recipe.build(run.data())
     assert not list(pfc.train(net, run.data(), run.recipe, folder=tmp_path / "run", resume=True))
+
+
+def test_what_theory_said_of_a_run_is_read():
+    run = Run(OLD / "run")
+    with warnings.catch_warnings(action="error"):
+        found = load_transport(run.theory_file, run.profiles[2])
+    assert found.to_dict()["cost"] == json.loads(run.theory_file.read_text())["transport"]["cost"]
+
+
+def test_a_sweep_goes_on_without_solving_anything_anew(tmp_path, monkeypatch, capsys):
+    def again(*_, **__):
+        raise AssertionError("this was solved")
+
+    shutil.copytree(OLD / "mufm", tmp_path / "mufm")
+    path = tmp_path / "mufm" / "figure5.json"
+    before = path.read_bytes()
+    monkeypatch.setattr(mufm, "solve", again)
+    monkeypatch.setattr(descent, "mufm", again)
+    sweep = "mufm --sweep --steps 50 --classes 3 --dimensions 4 --per-class 6 --lams 1e-3 1e-1"
+    main([*sweep.split(), "--out", str(tmp_path / "mufm")])
+    assert path.read_bytes() == before
+    assert (
+        "PFC1 is below that of the data (Theorem 4) for 2 of 2 coefficients." in capsys.readouterr().out
+    )
+    with pytest.raises(AssertionError, match="this was solved"):
+        main([*sweep.split(), "1e-2", "--out", str(tmp_path / "mufm")])

@@ -236,8 +236,8 @@ def test_a_profile_keeps_its_paths(tmp_path):
     profile = pfc.measure(net, [(H.float(), y)], progress=False)
     profile.save(tmp_path / "p.json", means=False)
     path, again = profile.segment().path(), pfc.load(tmp_path / "p.json").segment().path()
-    assert path.told() == again.told()
-    assert path.told()["straightness.median"] == path.over_samples("straightness", 0.5)
+    assert path.to_dict() == again.to_dict()
+    assert path.to_dict()["straightness.median"] == path.over_samples("straightness", 0.5)
     assert again.sampled == 60
 
 

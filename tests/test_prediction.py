@@ -11,6 +11,7 @@ from torch import nn
 
 import pfc
 from pfc.files import write_json
+from pfc.profile import load_transport
 from pfc.profile.prediction import _percent
 from pfc.theory import transport
 from tests import problems
@@ -132,12 +133,38 @@ def test_a_prediction_tells_its_numbers(measured, tmp_path):
     assert table.loc["etf", "align"] == certificate.theorem1.align
     assert table.loc["etf", "pfc2_from"] == certificate.theorem2.t0
     assert table.loc["measured", "pfc1_falls"] == profile.segment().certify().theorem1.monotone
-    write_json(tmp_path / "t.json", prediction.told())
+    write_json(tmp_path / "t.json", prediction.to_dict())
     told = json.loads((tmp_path / "t.json").read_text())
     assert told["certificates"]["etf"]["theorem1"]["b01"] == certificate.theorem1.b01
     assert told["path"]["straightness"] == profile.segment().path().straightness
     assert told["sentences"] == prediction.sentences()
     assert repr(transport.restored(told["transport"])) == repr(found)
+
+
+def test_a_prediction_is_kept_and_its_transport_read_again(measured, tmp_path):
+    net, data, profile = measured
+    found = pfc.measuring.transport(net, data, profile, progress=False)
+    path = tmp_path / "theory.json"
+    assert load_transport(path, profile) is None, "there is no file"
+    profile.prediction(transport=found).save(path, profile)
+    kept = json.loads(path.read_text())
+    assert kept["format"] == "pfc-theory-1"
+    assert kept["sentences"] == profile.prediction(transport=found).sentences()
+    assert repr(load_transport(path, profile)) == repr(found)
+    assert load_transport(path, replace(profile, segments=())) is None
+    other = replace(profile, columns={**profile.columns, "cdnv": (0.0,) * len(profile.layers)})
+    message = f"{path} is of another profile, so its transport is left out: measure again"
+    with pytest.warns(UserWarning, match=message):
+        assert load_transport(path, other) is None
+    profile.prediction().save(str(path), profile)
+    assert load_transport(str(path), profile) is None, "none was computed"
+    for name in ("profile", "transport", "checksum"):
+        del kept[name]
+    path.write_text(json.dumps(kept))
+    assert load_transport(path, profile) is None, "what has a default may be absent"
+    path.write_text(json.dumps({**kept, "transport": {"cost": 1}}))
+    with pytest.raises(ValueError, match=rf"{path}: transport\.samples is missing"):
+        load_transport(path, profile)
 
 
 def test_transport_is_that_of_the_segments_ends(measured):

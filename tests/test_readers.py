@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from hashlib import sha256
+from inspect import signature
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pfc.files import read_tensors
 from pfc.measuring import transport
 from pfc.theory.transport import restored
 from pfc.training import Run
-from pfc.training.folder import fill, history
+from pfc.training.folder import DEFAULTS, fill, history
 from tests.test_fuzz import TINY
 
 
@@ -39,7 +40,7 @@ def rewritten(path, change):
     """Change a file as someone may who knows of no checksum."""
     if path.suffix == ".json":
         content = json.loads(path.read_text())
-        del content["checksum"]
+        content.pop("checksum", None)
         change(content)
         path.write_text(json.dumps(content))
         return
@@ -162,6 +163,42 @@ def test_a_configuration_that_cannot_be(run, change, message):
         Run(run).network()
 
 
+def without_what_has_a_default(config):
+    """What a version would have written that knew fewer fields."""
+    for name in ("decay", "head"):
+        del config["recipe"][name], config["sources"][name]
+    for name in ("limit", "seed"):
+        del config["data"][name]
+    for name in ("seed", "precision", "measure_every"):
+        del config[name]
+
+
+def test_an_old_configuration_is_read_and_resumed(tmp_path, digits):
+    whole = replace(digits, limit=None)
+    folder, other = tmp_path / "run", replace(TINY, decay=0.5)
+
+    def epochs(recipe):
+        net = recipe.build(whole)
+        return list(pfc.train(net, whole, recipe, folder=folder, resume=True, progress=False))
+
+    assert len(epochs(TINY)) == 3
+    known = Run(folder).config
+    rewritten(folder / "config.json", without_what_has_a_default)
+    assert Run(folder).recipe == TINY
+    assert Run(folder).config == {**known, "sources": Run(folder).config["sources"]}
+    assert len(Run(folder).data()) == 1797, "of a run without a limit"
+    assert epochs(TINY) == []
+    with pytest.raises(ValueError, match=r"holds another run: its decay is 0.1, not 0.5; choose"):
+        epochs(other)
+    rewritten(folder / "config.json", lambda c: c["sources"].update(width="in other words"))
+    assert epochs(TINY) == [], "words are no part of what a run is"
+
+
+def test_defaults_of_a_configuration_are_those_of_train():
+    known = signature(pfc.train).parameters
+    assert {name: known[name].default for name in DEFAULTS} == DEFAULTS
+
+
 def test_weights_of_another_kind(run):
     path = run / "weights/epoch-0002.safetensors"
     rewritten(path, lambda t, a: t.update({"stem.0.bias": torch.zeros(6, dtype=torch.int64)}))
@@ -232,7 +269,7 @@ def test_negative_cycles_need_a_witness(run, digits):
     found = transport(net, digits.batches(), profile, exact=10, progress=False)
     cycles = replace(found.cycles[0], negative=1, witness=())
     with pytest.raises(ValueError, match="no verdict on transport: negative cycles need a witness"):
-        restored(replace(found, cycles=(cycles,)).told())
+        restored(replace(found, cycles=(cycles,)).to_dict())
 
 
 def test_a_cache_of_impossible_labels_is_decoded_anew(digits, tmp_path):

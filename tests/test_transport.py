@@ -180,7 +180,7 @@ def test_a_rearranged_cloud_costs_infinitely_more_than_nothing():
     A = torch.arange(4.0)[:, None]
     found = quick(A, A.flip(0))
     assert (found.w2, found.ratio, found.exact.moved) == (0, math.inf, 1)
-    assert found.told()["exact"]["ratio"] == math.inf
+    assert found.to_dict()["exact"]["ratio"] == math.inf
 
 
 def test_the_ratio_of_a_cost():
@@ -628,12 +628,14 @@ def test_sentences_say_what_is_proven_and_what_is_sampled():
 def test_what_it_tells_comes_back_through_a_file(tmp_path):
     A, B, y = pair(1, N=120)
     for found in (quick(A, A, y), quick(A, B, y), quick(A, B, exact=0, certificates=False)):
-        write_json(tmp_path / "gap.json", found.told())
+        write_json(tmp_path / "gap.json", found.to_dict())
         again = json.loads((tmp_path / "gap.json").read_text())
         del again["checksum"]
-        assert repr(restored(again)) == repr(restored(found.told())) == repr(found)
-    assert quick(A, B, y).told()["subsets"][0]["size"] == 50
-    told = quick(A, B, y).told()
+        assert repr(restored(again)) == repr(restored(found.to_dict())) == repr(found)
+    assert quick(A, B, y).to_dict()["subsets"][0]["size"] == 50
+    with pytest.warns(DeprecationWarning, match=r"Gap\.told is Gap\.to_dict now"):
+        told = quick(A, B, y).told()
+    assert repr(told) == repr(quick(A, B, y).to_dict())
     for broken in ({}, {**told, "exact": 3}, {**told, "cost": "much"}, {**told, "more": 1}):
         with pytest.raises(ValueError, match="this is no verdict on transport"):
             restored(broken)

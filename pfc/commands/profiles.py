@@ -4,20 +4,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from torch import nn
 
 from pfc import data as sets
-from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
-from pfc.commands.training import draw_run
+from pfc import figures as draw
+from pfc.commands.theory import ALL_THEORY, Theory, tell
 from pfc.files import check_format, check_place, read_tensors, refuse_pickle
 from pfc.line import End
 from pfc.measuring import measure as measure_layers
 from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import launched
-from pfc.profile import load
+from pfc.profile import load, load_transport
 from pfc.profile.segment import Position
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
@@ -55,7 +55,7 @@ def measure(
         source: A run's folder, or MODULE:FUNCTION, a function without arguments that gives the model.
         data: digits, a hub name, a folder of parquet files or of images; a run has its own.
         split: Of the data.
-        limit: Measure a class-balanced subset of so many samples.
+        limit: Use at most this many samples, as equal a class as can be.
         epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
         weights: The model's state dict as safetensors, for MODULE:FUNCTION.
         mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
@@ -66,10 +66,10 @@ def measure(
         classifier: Name of the last linear layer; found by itself if not given.
         statistics: Keep the class statistics on the device or in the host's memory; where they fit if
             not given.
-        weighting: What a class counts in covariances of unbalanced data.
+        weighting: Class weights in covariances: equal, or proportional to counts.
         passes: 2 for all metrics; 1 leaves out those that need the class means first.
-        segments: Also gather what pairs layers of one shape.
-        pool: What becomes of outputs with more than one axis a sample.
+        segments: Also accumulate cross-layer statistics: positions, path and straight line.
+        pool: How to reduce tokens or pixels to one vector per sample.
         batch_size: Samples in a forward pass.
         device: Such as cpu or cuda.
         out: Save the profile as this .json file, and what theory says beside it.
@@ -78,7 +78,6 @@ def measure(
     Raises:
         ValueError: If an argument has no meaning.
     """
-    check(theory)
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out must end in .json, got {out}")
     if batch_size < 1:
@@ -186,10 +185,12 @@ def figures(
             the simplex ETF nearest to these.
         theory: Draw the predicted line, the path and the certificates.
     """
+    how: dict[str, Any] = {"position": position, "end": end, "theory": theory}
     if source.suffix == ".json":
-        beside, stem = source.with_name(f"{source.stem}-theory.json"), f"{source.stem}-"
-        paths = draw_profile(load(source), position, end, theory, beside, out or source.parent, stem)
+        profile, beside = load(source), source.with_name(f"{source.stem}-theory.json")
+        kept = load_transport(beside, profile) if theory else None
+        how = {**how, "stem": f"{source.stem}-", "transport": kept}
+        paths = draw.of_profile(profile, out or source.parent, **how)
     else:
-        paths = draw_run(Run(source), position, out, end, theory=theory)
-    for path in paths:
-        print(path)
+        paths = draw.of_run(Run(source), out, **how)
+    print(*paths, sep="\n")

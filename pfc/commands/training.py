@@ -1,7 +1,6 @@
 """`pfc run` and `pfc train`: a recipe, a folder, and what came out."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -11,26 +10,18 @@ from cyclopts import Parameter
 
 from pfc import data as sets
 from pfc import figures as draw
-from pfc.commands.theory import ALL_THEORY, Theory, check, draw_profile, tell
-from pfc.line import End
+from pfc.commands.theory import ALL_THEORY, Theory, tell
 from pfc.processes import launched
 from pfc.profile import Profile
-from pfc.profile.segment import Position
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
-
-
-def _said() -> dict[str, str]:
-    """What the docstring of `Recipe` says of each field."""
-    lines = (line.strip().split(": ", 1) for line in (Recipe.__doc__ or "").splitlines())
-    return {line[0]: line[1] for line in lines if len(line) == 2}
-
 
 Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
     "Changes",
     {
-        f.name: Annotated[f.type, Parameter(help=_said()[f.name], negative_iterable="")]
-        for f in fields(Recipe)[2:]
+        f.name: Annotated[f.type, Parameter(help=f.metadata["help"], negative_iterable="")]
+        for f in fields(Recipe)
+        if "help" in f.metadata
     },
     total=False,
 )
@@ -82,7 +73,6 @@ def run(
         theory: What theory says.
         changes: Instead of the recipe's own.
     """
-    check(theory)
     folder = _train(recipe, options, changes, resume=True)
     if folder is None:
         return
@@ -90,9 +80,7 @@ def run(
     profile = kept.profiles[max(kept.profiles)]
     print(profile)
     tell(profile, kept.network(), kept.data(), theory, options.device, kept.theory_file)
-    for path in draw_run(kept, "path", theory=theory.theory):
-        print(path)
-    print(profile.verdict())
+    print(*draw.of_run(kept, theory=theory.theory), profile.verdict(), sep="\n")
 
 
 def train(
@@ -151,19 +139,3 @@ def _line(epoch: int, profile: Profile) -> str:
     numbers = ", ".join(f"{c.upper()} {last[c]:.4g}" for c in ("pfc1", "pfc2", "pfc3"))
     accuracy = "" if profile.accuracy is None else f"accuracy {profile.accuracy:.4f}, "
     return f"epoch {epoch}: {accuracy}last layer {numbers}"
-
-
-def draw_run(
-    kept: Run,
-    position: Position,
-    out: Path | None = None,
-    end: End = "measured",
-    *,
-    theory: bool = True,
-) -> Iterator[Path]:
-    """Figures of a run, by default in its own folder."""
-    folder = out or kept.folder / "figures"
-    profiles: dict[int, Any] = kept.profiles
-    last = profiles[max(profiles)]
-    yield from draw.save(draw.training(profiles), folder / "training")
-    yield from draw_profile(last, position, end, theory, kept.theory_file, folder)

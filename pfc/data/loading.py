@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int64
@@ -16,10 +17,11 @@ from pfc.data.decoding import decoded
 from pfc.data.images import Images, Normalisation
 from pfc.data.sources import EncodedSet, find
 from pfc.files import parse_json, read_tensors, write_tensors
-from pfc.schema import FINITE, TEXT, Array, check_arrays, rows, table
+from pfc.schema import FINITE, TEXT, Array, check_arrays, list_of, object_of
 
 FORMAT = "pfc-images-1"
-HOLDS = table({"classes": rows(TEXT), "mean": rows(FINITE), "std": rows(FINITE), "source": TEXT})
+NUMBERS = list_of(FINITE)
+SCHEMA = object_of({"classes": list_of(TEXT), "mean": NUMBERS, "std": NUMBERS, "source": TEXT})
 TENSORS = {"images": Array("N C H W", torch.uint8), "labels": Array("N", torch.int64)}
 
 
@@ -95,6 +97,27 @@ def subset(whole: Images, limit: int | None, seed: int = 0) -> Images:
     return replace(whole, images=images, labels=labels, limit=limit, seed=seed)
 
 
+def stratified(whole: Images, limit: int, weighting: Literal["class", "sample"]) -> Images:
+    """Some images of a set, drawn as their classes are weighted.
+
+    Args:
+        whole: The set.
+        limit: Images in all, at most.
+        weighting: `"class"` for as equal a class as can be, `"sample"` for images of any class.
+
+    Returns:
+        The chosen images in the order of the set.
+
+    Raises:
+        ValueError: If the limit leaves out a class that is to be equal.
+    """
+    if weighting == "class" or limit >= len(whole):
+        return subset(whole, limit)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(whole), generator=generator)[:limit].sort().values
+    return replace(whole, images=whole.images[chosen], labels=whole.labels[chosen])
+
+
 def _balanced(labels: Int64[Tensor, " N"], limit: int, seed: int) -> Int64[Tensor, " M"]:
     """Shuffle, deal out one image of each class a round, keep the first `limit`, in their order."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -148,7 +171,7 @@ def _from_cache(path: Path, spec: str, split: str) -> Images | None:
     try:
         tensors, metadata = read_tensors(path, FORMAT)
         about = parse_json(metadata.get("pfc", "").encode(), str(path))
-        HOLDS(about, f"{path}: ")
+        SCHEMA(about, f"{path}: ")
         sizes = {"C": len(about["mean"])}
         check_arrays(tensors, TENSORS, sizes, f"{path}: ")
         images, labels, classes = tensors["images"], tensors["labels"], tuple(about["classes"])

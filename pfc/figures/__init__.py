@@ -1,5 +1,7 @@
 """Figures of profiles: data in, a matplotlib figure out."""
 
+from pfc.figures.album import of_profile as of_profile
+from pfc.figures.album import of_run as of_run
 from pfc.figures.axes import save as save
 from pfc.figures.models import iterations as iterations
 from pfc.figures.models import sweep as sweep

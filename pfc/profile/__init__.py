@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from pfc.profile.prediction import Prediction as Prediction
+from pfc.profile.prediction import load_transport as load_transport
 from pfc.profile.profile import Profile as Profile
 from pfc.profile.profile import load as load
 from pfc.profile.segment import Segment as Segment

@@ -1,12 +1,16 @@
 """What theory says of one segment: certificates, agreement with the line, path, law, transport."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from pfc.files import read_json, sealed, write_json
 from pfc.line import End
 from pfc.profile.segment import Position
+from pfc.schema import TEXT, form_of, list_of, object_of, optional
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
@@ -14,8 +18,10 @@ from pfc.theory.separation import Law
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pfc.profile.profile import Profile
     from pfc.theory.transport import Gap
 
+FORMAT = "pfc-theory-1"
 ENDS_IN_WORDS = {
     "measured": "the measured features",
     "means": "their class means",
@@ -88,15 +94,25 @@ class Prediction:
         table = shown.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
         return "\n".join([head, table, *self.sentences()])
 
-    def told(self) -> dict[str, Any]:
+    def save(self, path: str | FilePath, profile: "Profile") -> None:
+        """Write all numbers and sentences as JSON; `load_transport` reads the transport again.
+
+        Args:
+            path: The file.
+            profile: Whose prediction it is: the file keeps a checksum of its columns.
+        """
+        content = {"format": FORMAT, "profile": _checksum(profile), **self.to_dict()}
+        write_json(FilePath(path), content)
+
+    def to_dict(self) -> dict[str, Any]:
         """All numbers and sentences, as they are kept in a file."""
         return {
             "layers": list(self.layers),
             "certificates": {end: asdict(c) for end, c in self.certificates.items()},
             "agreement": {kind: asdict(a) for kind, a in self.agreement.items()},
-            "path": self.path.told(),
+            "path": self.path.to_dict(),
             "laws": {metric: asdict(law) for metric, law in self.laws.items()},
-            "transport": None if self.transport is None else self.transport.told(),
+            "transport": None if self.transport is None else self.transport.to_dict(),
             "sentences": self.sentences(),
         }
 
@@ -158,6 +174,43 @@ class Prediction:
             angle, i = max(turns)
             told.append(f"Largest turn: {math.degrees(angle):.0f} degrees at {path.layers[i + 1]}.")
         return told
+
+
+def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
+    """Read the optimal transport that `Prediction.save` kept with a profile.
+
+    Args:
+        path: The file.
+        profile: What was measured; a file of another profile is left out, with a warning.
+
+    Returns:
+        The verdict; `None` if there is no such file, none was computed, or the profile has no segment.
+
+    Raises:
+        ValueError: If the file is damaged, or of another format.
+    """
+    from pfc.theory.transport import Gap, restored
+
+    path = FilePath(path)
+    if not path.exists() or not profile.segments:
+        return None
+    known = {"profile": TEXT, "transport": optional(form_of(Gap))}
+    schema = object_of({"layers": list_of(TEXT), "sentences": list_of(TEXT)}, optional=known)
+    content = read_json(path, FORMAT, schema)
+    if content.get("profile") not in {None, _checksum(profile)}:  # one of the two was written later
+        message = f"{path} is of another profile, so its transport is left out: measure again"
+        warnings.warn(message, stacklevel=2)
+        return None
+    numbers = content.get("transport")
+    try:
+        return None if numbers is None else restored(numbers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _checksum(profile: "Profile") -> str:
+    """What tells a profile from others."""
+    return str(sealed({"layers": profile.layers, "columns": profile.columns})["checksum"])
 
 
 def _falls(theorem: Theorem1) -> str:

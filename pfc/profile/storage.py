@@ -22,32 +22,34 @@ from pfc.schema import (
     TEXT,
     Array,
     check_arrays,
-    maybe,
+    list_of,
+    object_of,
     one_of,
-    rows,
+    optional,
     short,
-    table,
 )
 from pfc.theory.path import names as path_numbers
 
 FORMAT = "pfc-profile-1"
-SCHEMA = table(  # what the JSON file must hold; all else is free
+SCHEMA = object_of(  # what the JSON file must hold; all else is free
     {
-        "about": table(
+        "about": object_of(
             {
                 **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
-                **{"weighting": one_of("class", "sample"), "accuracy": maybe(FRACTION)},
+                **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
             },
-            optional={"data": maybe(TEXT), "pool": TEXT, "exponents": table({}, others=EXPONENT)},
+            optional={"data": optional(TEXT), "pool": TEXT, "exponents": object_of({}, others=EXPONENT)},
         ),
-        "layers": rows(TEXT),
-        "shapes": rows(rows(POSITIVE)),
-        "columns": table(
+        "layers": list_of(TEXT),
+        "shapes": list_of(list_of(POSITIVE)),
+        "columns": object_of(
             {},
-            optional={name: rows(FRACTION) for name, c in COLUMNS.items() if c.highest == 1},
-            others=rows(NUMBER),
+            optional={name: list_of(FRACTION) for name, c in COLUMNS.items() if c.highest == 1},
+            others=list_of(NUMBER),
         ),
-        "segments": rows(table({"start": COUNT, "layers": rows(TEXT)}, optional={"sampled": COUNT})),
+        "segments": list_of(
+            object_of({"start": COUNT, "layers": list_of(TEXT)}, optional={"sampled": COUNT})
+        ),
         "arrays": TEXT,
     }
 )

@@ -258,7 +258,7 @@ class Path:
             changed[name] = tuple(value) if isinstance(value, list) else value
         return replace(self, **changed)
 
-    def told(self) -> dict[str, float | list[float] | int]:
+    def to_dict(self) -> dict[str, float | list[float] | int]:
         """The numbers of the whole, and the median over samples of each as `NAME.median`."""
         whole: dict[str, float | list[float] | int] = {name: getattr(self, name) for name in WHOLE}
         blocks = {name: list(getattr(self, name)) for name in (*AT_BLOCKS, "energies")}

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfc.data import Images
 from pfc.files import (
     parse_json,
+    plain,
     read_json,
     read_tensors,
     reading,
@@ -33,29 +35,33 @@ from pfc.schema import (
     POSITIVE,
     TEXT,
     Array,
+    defaults_of,
     form_of,
-    maybe,
+    list_of,
+    object_of,
     one_line,
-    rows,
-    table,
+    optional,
 )
 from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
-HOLDS = table(  # what config.json must hold; all else is free
+NUMBERS = list_of(FINITE)
+CONFIG_SCHEMA = object_of(  # what config.json must hold; all else is free
     {
         "recipe": form_of(Recipe),
-        "data": table({
-            **{"spec": TEXT, "split": TEXT, "limit": maybe(POSITIVE), "seed": COUNT},
-            **{"shape": rows(POSITIVE, 3), "classes": POSITIVE},
-            "normalisation": table({"mean": rows(FINITE), "std": rows(FINITE), "source": TEXT}),
-        }),
-        "seed": COUNT,
-        "precision": TEXT,
-    }
+        "data": object_of(
+            {
+                **{"spec": TEXT, "split": TEXT, "shape": list_of(POSITIVE, 3), "classes": POSITIVE},
+                "normalisation": object_of({"mean": NUMBERS, "std": NUMBERS, "source": TEXT}),
+            },
+            optional={"limit": optional(POSITIVE), "seed": COUNT},
+        ),
+    },
+    optional={"seed": COUNT, "precision": TEXT},
 )
-LINE = table(  # of history.jsonl, whose format config.json tells
+DEFAULTS = {"seed": 0, "precision": "float32", "measure_every": None}  # of `train`
+HISTORY_SCHEMA = object_of(  # a line of history.jsonl, whose format config.json tells
     {
         **{"epoch": POSITIVE, "loss": NUMBER, "accuracy": FRACTION},
         **{"learning_rate": NUMBER, "seconds": NUMBER},
@@ -88,7 +94,7 @@ class RunFolder:
         """
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
-            self._compare(read_json(self.path / "config.json", FORMAT, HOLDS))
+            self._compare(read_config(self.path))
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
             self._sweep()
@@ -107,7 +113,8 @@ class RunFolder:
                 sweep(place, pattern)
 
     def _compare(self, old: dict[str, Any]) -> None:
-        for name, was, now in _differences(old, self.about):
+        chosen = {name: value for name, value in self.about.items() if name != "sources"}  # which follow
+        for name, was, now in _differences(old, chosen):
             raise ValueError(
                 f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
             )
@@ -176,6 +183,14 @@ class RunFolder:
                 torch.cuda.set_rng_state(own["cuda"], run.device)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: random is no random state: {one_line(error)}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run; what an older version did not write has its default."""
+    config = read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
+    parts = {"recipe": Recipe, "data": Images}
+    whole = {name: plain(defaults_of(part)) | config[name] for name, part in parts.items()}
+    return {**DEFAULTS, **config, **whole}
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
@@ -297,5 +312,5 @@ def _line(line: Mapping[str, Any]) -> str:
 
 def _read_line(text: bytes, where: str) -> dict[str, Any]:
     line = unsealed(parse_json(text, where), where)
-    LINE(line, f"{where}: ")
+    HISTORY_SCHEMA(line, f"{where}: ")
     return line

@@ -14,32 +14,21 @@ TABLE = "arXiv 2405.00985, Table I"
 PAPYAN = "Papyan, Han and Donoho 2020, whose setting Sec. IV-A follows; its own number is lost to us"
 
 
-def _from(source: str, default: Any) -> Any:
-    return field(default=default, metadata={"source": source})
+def _field(words: str, source: str, default: Any) -> Any:
+    """A field with its words for the command line and the source of its default."""
+    return field(default=default, metadata={"help": words, "source": source})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is built and trained; every number says where it comes from (`sources`).
 
+    The other fields have in their metadata what they mean, `help`, and where their default comes from,
+    `source`.
+
     Args:
         name: The recipe's own name.
         data: What `pfc.data.load` is asked for.
-        net: `"fc"` for `FCResNet`, `"conv"` for `ConvResNet`.
-        blocks: Residual blocks in each stage; one number for `"fc"`.
-        width: Features of every layer (`"fc"`), channels of the first stage (`"conv"`).
-        form: f of the blocks x + f(x).
-        normalise: Batch normalisation in the blocks, or none.
-        zero_start: Whether each block starts as the identity.
-        head: What stands before the classifier of a convolutional net.
-        loss: `"cross-entropy"`, or `"mse"`: half the squared distance to the one-hot label.
-        epochs: Passes over the data.
-        batch_size: Samples in a step of the optimizer.
-        learning_rate: The rate of the first epochs.
-        momentum: Of stochastic gradient descent.
-        weight_decay: On all parameters.
-        milestones: Fractions of `epochs` at which the rate is multiplied by `decay`.
-        decay: What the rate is multiplied by.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -47,21 +36,25 @@ class Recipe:
 
     name: str
     data: str
-    net: Literal["fc", "conv"] = _from(TABLE, "fc")
-    blocks: tuple[int, ...] = _from(TABLE, (10,))
-    width: int = _from(OURS, 64)
-    form: Form = _from(OURS, "W relu(Vx)")
-    normalise: Normalise = _from(OURS, "batch")
-    zero_start: bool = _from(OURS, True)
-    head: Head = _from(OURS, "pool")
-    loss: Literal["cross-entropy", "mse"] = _from(PAPER, "cross-entropy")
-    epochs: int = _from(PAPER, 350)
-    batch_size: int = _from(PAPYAN, 128)
-    learning_rate: float = _from(OURS, 0.05)
-    momentum: float = _from(PAPYAN, 0.9)
-    weight_decay: float = _from(PAPYAN, 5e-4)
-    milestones: tuple[float, ...] = _from(PAPER, (1 / 3, 2 / 3))
-    decay: float = _from(PAPER, 0.1)
+    net: Literal["fc", "conv"] = _field("`fc` for `FCResNet`, `conv` for `ConvResNet`.", TABLE, "fc")
+    blocks: tuple[int, ...] = _field("Residual blocks in each stage; one number for `fc`.", TABLE, (10,))
+    width: int = _field("Features of a layer (`fc`), channels of the first stage (`conv`).", OURS, 64)
+    form: Form = _field("f of the blocks x + f(x).", OURS, "W relu(Vx)")
+    normalise: Normalise = _field("Batch normalisation in the blocks, or none.", OURS, "batch")
+    zero_start: bool = _field("Whether each block starts as the identity.", OURS, True)
+    head: Head = _field("What stands before the classifier of a convolutional net.", OURS, "pool")
+    loss: Literal["cross-entropy", "mse"] = _field(
+        "`mse` is half the squared distance to the one-hot label.", PAPER, "cross-entropy"
+    )
+    epochs: int = _field("Passes over the data.", PAPER, 350)
+    batch_size: int = _field("Samples in a step of the optimizer.", PAPYAN, 128)
+    learning_rate: float = _field("The rate of the first epochs.", OURS, 0.05)
+    momentum: float = _field("Of stochastic gradient descent.", PAPYAN, 0.9)
+    weight_decay: float = _field("On all parameters.", PAPYAN, 5e-4)
+    milestones: tuple[float, ...] = _field(
+        "Fractions of `epochs` at which the rate is multiplied by `decay`.", PAPER, (1 / 3, 2 / 3)
+    )
+    decay: float = _field("What the rate is multiplied by.", PAPER, 0.1)
 
     def __post_init__(self) -> None:
         if self.net not in {"fc", "conv"}:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.files import read_json, read_tensors, refuse_pickle
+from pfc.files import read_tensors, refuse_pickle
 from pfc.profile import Profile, load
 from pfc.schema import restored
-from pfc.training.folder import FORMAT, HOLDS, fill, history
+from pfc.training.folder import FORMAT, fill, history, read_config
 from pfc.training.recipes import Recipe
 
 
@@ -33,7 +33,7 @@ class Run:
         refuse_pickle(self.folder)
         if not (self.folder / "config.json").exists():
             raise ValueError(f"{folder} holds no run: there is no config.json in it")
-        self.config = read_json(self.folder / "config.json", FORMAT, HOLDS)
+        self.config = read_config(self.folder)
 
     @cached_property
     def recipe(self) -> Recipe:

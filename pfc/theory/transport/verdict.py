@@ -1,6 +1,7 @@
 """All that can be said about a map and optimal transport: what is proven, and what is only sampled."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -74,9 +75,14 @@ class Gap:
             return self.w2, self.w2
         return (self.gelbrich.bound if self.gelbrich else 0.0), self.cost
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All numbers by name; `restored` reads them, also from JSON."""
         return asdict(self)
+
+    def told(self) -> dict[str, Any]:  # until 0.3
+        """`to_dict` under the name that it had in version 0.1."""
+        warnings.warn("Gap.told is Gap.to_dict now", DeprecationWarning, stacklevel=2)
+        return self.to_dict()
 
     def __str__(self) -> str:
         head = (
@@ -142,7 +148,7 @@ def gap(
         certificates: Whether to bound and sample the whole set besides.
         directions: The Gelbrich bound works in so many dimensions, at most.
         seed: Of all that is drawn; not negative.
-        progress: Show how far it has come.
+        progress: Show a progress bar.
 
     Returns:
         Cost, W2^2, gap, ratio and bounds; the ratio is 1 exactly for an optimal map.
@@ -219,11 +225,11 @@ def _check_sizes(exact: int, directions: int, clouds: Clouds) -> None:
         raise ValueError(f"exact must be 0 or at least one sample of each of {K} classes, got {exact}")
 
 
-def restored(told: Mapping[str, Any]) -> Gap:
-    """What `Gap.told` told, also where a file kept lists for tuples and strings for what is not finite.
+def restored(numbers: Mapping[str, Any]) -> Gap:
+    """A verdict from `Gap.to_dict`, also where JSON kept tuples as lists and what is not finite as text.
 
     Args:
-        told: All numbers by name.
+        numbers: All numbers by name.
 
     Returns:
         The same verdict.
@@ -232,8 +238,8 @@ def restored(told: Mapping[str, Any]) -> Gap:
         ValueError: If a part is missing or of the wrong kind.
     """
     try:
-        form_of(Gap)(told, "it")
-        found: Gap = rebuilt(Gap, told)
+        form_of(Gap)(numbers, "it")
+        found: Gap = rebuilt(Gap, numbers)
         if any(cycles.negative and not cycles.witness for cycles in found.cycles):
             raise ValueError("negative cycles need a witness")
         return found
