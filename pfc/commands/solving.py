@@ -28,7 +28,12 @@ ROWS = 5_000  # samples gathered between two signs of life; ours
 NARROW = 200  # features up to which the relaxation is solved too, for a smaller gap; ours
 CERTIFIED = 1e-4  # proven relative gap up to which a point is drawn as proven; ours
 METRICS = ("pfc1", "pfc2", "pfc3")
-ALIGNED = ("cosine", "distance", "moved", "size")
+ALIGNED = {  # keys of the files of version 0.1.0, and their names in a solution
+    "cosine": "cosine",
+    "distance": "direction_distance",
+    "moved": "relative_displacement",
+    "size": "norm_ratio",
+}
 _METRICS = dict.fromkeys(METRICS, NUMBER)
 _ROW = {
     **{"lam": ABOVE, "objective": ABOVE},
@@ -212,12 +217,12 @@ class Task:
             _ = (statistics.centred if centred else statistics).spectrum  # kept for every coefficient
         return statistics
 
-    def descended(self, lam: float) -> plain_descent.Trace:
+    def descended(self, lam: float) -> models.Trace:
         """Plain gradient descent on MUFM."""
         c = self.constants
         how: dict[str, Any] = {"weight_decay": c.weight_decay, "loss": c.loss, "seed": c.seed}
         how |= {"step": c.step, "steps": c.steps, "start": c.start}
-        return plain_descent.mufm(self.X, self.samples.y, lam=lam, **how)
+        return plain_descent.on_mufm(self.X, self.samples.y, lam=lam, **how)
 
 
 def _collapse(found: Collapse) -> dict[str, float]:
@@ -226,21 +231,21 @@ def _collapse(found: Collapse) -> dict[str, float]:
 
 def _row(solution: models.Solution, seconds: float) -> dict[str, Any]:
     """What is kept of a solution."""
-    names = ("lam", "objective", "gradient_norm", *METRICS, *ALIGNED)
-    row = {name: getattr(solution, name) for name in names}
+    names = {name: name for name in ("lam", "objective", "gradient_norm", *METRICS)} | ALIGNED
+    row = {key: getattr(solution, name) for key, name in names.items()}
     proof = {"certificate": solution.certificate, "gap": solution.gap, "spread": solution.spread}
     certified = bool(solution.gap <= CERTIFIED)
     words = {"certified": certified, "starts": solution.starts, "proven": solution.proven}
     return {**row, **proof, **words, "cpu_seconds": round(seconds, 3)}
 
 
-def _descent_row(trace: plain_descent.Trace, X: Tensor, lam: float, seconds: float) -> dict[str, Any]:
+def _descent_row(trace: models.Trace, X: Tensor, lam: float, seconds: float) -> dict[str, Any]:
     """What is kept of the end of gradient descent, in the same words."""
-    size, length = float(X.norm()), float(trace.H.norm())
+    H, size = trace.features(), float(X.norm())
     cosine = float(trace.cosine[-1])
     ends = {name: float(getattr(trace, name)[-1]) for name in ("objective", "gradient_norm", *METRICS)}
-    apart = {"distance": (max(0.0, 2 - 2 * cosine)) ** 0.5, "moved": float((trace.H - X).norm()) / size}
-    row = {"lam": lam, **ends, "cosine": cosine, **apart, "size": length / size}
+    apart = {"distance": (max(0.0, 2 - 2 * cosine)) ** 0.5, "moved": float((H - X).norm()) / size}
+    row = {"lam": lam, **ends, "cosine": cosine, **apart, "size": float(H.norm()) / size}
     return {**row, "steps": int(trace.steps[-1]), "cpu_seconds": round(seconds, 3)}
 
 
@@ -376,7 +381,7 @@ def iterations(task: Task) -> None:
         _tell(path)
 
 
-def _passed(X: Tensor, y: Tensor, lam: float, c: Constants) -> models.Iterates:
+def _passed(X: Tensor, y: Tensor, lam: float, c: Constants) -> models.Trace:
     how: dict[str, Any] = {"weight_decay": c.weight_decay, "seed": c.seed}
     return models.iterates(X, y, lam=lam, **how)
 
@@ -390,21 +395,21 @@ def _closed_form(task: Task) -> dict[str, Any]:
     return {"objective": found.objective, **{m: getattr(found, m) for m in METRICS}}
 
 
-def _ufm_descended(task: Task) -> plain_descent.Trace:
+def _ufm_descended(task: Task) -> models.Trace:
     c, y = task.constants, task.samples.y
     classes = int(y.max()) + 1
     how: dict[str, Any] = {"weight_decay": c.weight_decay, "feature_decay": c.feature_decay}
     how |= {"loss": c.loss, "step": c.step, "steps": c.steps, "seed": c.seed}
-    return plain_descent.ufm(classes, task.samples.X.shape[1], len(y) // classes, **how)
+    return plain_descent.on_ufm(classes, task.samples.X.shape[1], len(y) // classes, **how)
 
 
-def _way(found: models.Iterates | plain_descent.Trace) -> dict[str, list[Any]]:
+def _way(found: models.Trace) -> dict[str, list[Any]]:
     """The recorded points as lists."""
     names = ("steps", "objective", "gradient_norm", *METRICS, "cosine")
     return {name: getattr(found, name).tolist() for name in names}
 
 
-def _last(found: models.Iterates | plain_descent.Trace) -> dict[str, Any]:
+def _last(found: models.Trace) -> dict[str, Any]:
     """The last recorded point."""
     return {name: values[-1] for name, values in _way(found).items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfc.device import one_thread
 from pfc.progress import shown
-from pfc.theory.collapse import Collapse, collapse, cosine
+from pfc.theory.collapse import Collapse, cosine, measured
 from pfc.theory.minimum import Minimum, Vector, minimum
 
 Loss = Literal["mse", "ce"]
@@ -60,22 +60,7 @@ class Joint:
         loss: Loss = "mse",
         bias: float | None = None,
     ) -> "Joint":
-        """The objective for data with one sample a row.
-
-        Args:
-            X: The data; zero for UFM.
-            y: Their classes.
-            pull: How strongly the features are drawn to them.
-            weight_decay: Of the classifier.
-            loss: `"mse"` or `"ce"`.
-            bias: Decay of the bias, or `None` for no bias.
-
-        Returns:
-            The objective.
-
-        Raises:
-            ValueError: If the loss is unknown.
-        """
+        """The objective for data with one sample a row; zero data make UFM."""
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         labels = y.numpy()
@@ -187,16 +172,7 @@ class JointSolution:
 
     @classmethod
     def of(cls, problem: Joint, found: Minimum, spread: float) -> "JointSolution":
-        """The solution at a point of a problem.
-
-        Args:
-            problem: The problem.
-            found: The point.
-            spread: Over the starts.
-
-        Returns:
-            The solution with its metrics.
-        """
+        """The solution at a point of a problem, with its metrics."""
         W, H, b = tensors(problem, found.theta)
         row, align = read(problem, H)
         return cls(
@@ -228,21 +204,11 @@ def tensors(
 
 def read(problem: Joint, H: Float64[Tensor, "N D"]) -> tuple[Collapse, float]:
     """The features' metrics and their alignment with the data."""
-    return collapse(H, torch.from_numpy(problem.y)), cosine(H, torch.from_numpy(problem.X).T)
+    return measured(H, torch.from_numpy(problem.y)), cosine(H, torch.from_numpy(problem.X).T)
 
 
 def best(problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool) -> JointSolution:
-    """The least of the minima that some starts lead to.
-
-    Args:
-        problem: The problem.
-        starts: Where to begin.
-        total: How many they are.
-        progress: Whether to show how far it is.
-
-    Returns:
-        The solution, with the spread over the starts.
-    """
+    """The least of the minima that `total` starts lead to, with the spread over them."""
     found = []
     with one_thread(problem.X.size), shown("solve", total, enabled=progress) as step:
         for start in starts:

@@ -49,15 +49,7 @@ class Minimum:
 
 
 def minimum(problem: Smooth, start: Vector) -> Minimum:
-    """The local minimum that L-BFGS finds from a start, polished.
-
-    Args:
-        problem: The objective.
-        start: Where to begin.
-
-    Returns:
-        The minimum; its gradient norm tells how good it is.
-    """
+    """The local minimum that L-BFGS finds from a start, refined by Newton steps."""
     from scipy.optimize import minimize
 
     options: Any = {
