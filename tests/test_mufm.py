@@ -439,7 +439,7 @@ def test_the_public_names():
         ({"bias": True}, "bias must be False or 'free', got True"),
         ({"loss": "ce", "bias": "free"}, "loss='ce' has no bias"),
         ({"weighting": "equal"}, "weighting must be 'class' or 'sample', got 'equal'"),
-        ({"restarts": -1}, "restarts must not be negative, got -1"),
+        ({"restarts": -1}, "restarts must be at least 0, got -1"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
     ],
 )
@@ -501,3 +501,15 @@ def test_small_problems_run_on_one_thread_and_leave_the_threads_as_they_were(mon
     with pytest.raises(KeyError), one_thread():
         raise KeyError
     assert threads() == before
+
+
+def test_the_names_of_version_0_1_0_still_answer_and_warn():
+    X, y = problems.features(0, N=12, D=3, K=2)
+    found = quiet(X, y, lam=1.0)
+    for old, new in (
+        ("moved", "relative_displacement"),
+        ("size", "norm_ratio"),
+        ("distance", "direction_distance"),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf"Solution\.{old} is now Solution\.{new}"):
+            assert getattr(found, old) == getattr(found, new)

@@ -65,9 +65,8 @@ def on_ufm(
     at_least(2, classes=classes)
     at_least(1, features=features, per_class=per_class)
     positive(weight_decay=weight_decay, feature_decay=feature_decay)
-    y = torch.arange(classes).repeat_interleave(per_class)
-    X = torch.zeros(len(y), features, dtype=torch.float64)
-    problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss)
+    how: Any = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss}
+    problem = Joint.without_data(classes, features, per_class, **how)
     start = problem.normal_start(np.random.default_rng([seed, STARTS]))
     return run(problem, start, step=step, steps=steps, records=records, progress=progress)
 
@@ -125,15 +124,13 @@ def on_mufm(
 
 def ufm(*args: Any, **options: Any) -> Trace:
     """`on_ufm` under its name of version 0.1.0."""
-    warn("descent.ufm is now descent.on_ufm; the old name goes in the next version", DeprecationWarning)
+    warn("descent.ufm is now descent.on_ufm; the old name will go", DeprecationWarning)
     return on_ufm(*args, **options)
 
 
 def mufm(*args: Any, **options: Any) -> Trace:
     """`on_mufm` under its name of version 0.1.0."""
-    warn(
-        "descent.mufm is now descent.on_mufm; the old name goes in the next version", DeprecationWarning
-    )
+    warn("descent.mufm is now descent.on_mufm; the old name will go", DeprecationWarning)
     return on_mufm(*args, **options)
 
 

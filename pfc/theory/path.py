@@ -162,7 +162,7 @@ class PathSample:
         return np.concatenate(ranks), torch.cat(labels), torch.cat(rows)
 
     def quantiles(self, weighting: Weighting) -> Float64[Tensor, "C Q"]:
-        """Weighted quantiles at `LEVELS`, a row a number in the order of `names`; NaN where undefined."""
+        """Weighted quantiles at `LEVELS`, rows in the order of `names`; NaN where undefined."""
         self._prune(self.kept)
         _, y, rows = self._joined()
         y, values = y.cpu(), rows.cpu()

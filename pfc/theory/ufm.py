@@ -229,9 +229,8 @@ def solve(
     """
     decay = _check(classes, features, per_class, weight_decay, feature_decay, loss, bias)
     at_least(1, restarts=restarts)
-    y = torch.arange(classes).repeat_interleave(per_class)
-    X = torch.zeros(len(y), features, dtype=torch.float64)
-    problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss, bias=decay)
+    how = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss, "bias": decay}
+    problem = Joint.without_data(classes, features, per_class, **how)
     rng = np.random.default_rng([seed, STARTS])
     starts = (problem.normal_start(rng) for _ in range(restarts))
     if method == "lbfgs":

@@ -12,11 +12,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.device import one_thread
-from pfc.progress import shown
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
-from pfc.theory.minimum import STARTS, Minimum, Vector, minimum
+from pfc.theory.minimum import STARTS, Minimum, Vector, minima
 from pfc.theory.mufm.flow import ridge
 
 
@@ -175,11 +173,9 @@ def solve_layered(
     first = ridge(data, labels, weight_decay=weight_decay).numpy()
     Y = np.eye(len(first))[labels.numpy()].T
     chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, layers, lam, weight_decay)
-    rng, found = np.random.default_rng([seed, STARTS]), []
-    with one_thread(data.numel()), shown("solve", restarts + 1, enabled=progress) as step:
-        for i in range(restarts + 1):
-            found.append(minimum(chain, (first if i == 0 else rng.normal(size=first.shape)).ravel()))
-            step(i + 1, f"objective {found[-1].value:.6g}")
+    rng = np.random.default_rng([seed, STARTS])
+    starts = ((first if i == 0 else rng.normal(size=first.shape)).ravel() for i in range(restarts + 1))
+    found = minima(chain, starts, restarts + 1, size=data.numel(), progress=progress)
     return _layered(chain, found)
 
 

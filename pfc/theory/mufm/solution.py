@@ -38,6 +38,16 @@ class Alignment:
         return cls(1 - apart / 2, apart**0.5, moved**0.5 / X, H / X)
 
 
+def _renamed(old: str, new: str) -> property:
+    """A field under its name of version 0.1.0."""
+
+    def value(solution: "Solution") -> float:
+        warn(f"Solution.{old} is now Solution.{new}; the old name will go", DeprecationWarning)
+        return float(getattr(solution, new))
+
+    return property(value, doc=f"`{new}` under its name of version 0.1.0.")
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A solution of problem (13) of arXiv 2405.00985 and what is known of it.
@@ -89,27 +99,9 @@ class Solution:
     hidden: Hidden | Float64[Tensor, "N D"] = field(repr=False)
     data: Samples | None = field(repr=False)
 
-    @property
-    def moved(self) -> float:
-        """`relative_displacement` under its name of version 0.1.0."""
-        return self._renamed("moved", "relative_displacement")
-
-    @property
-    def size(self) -> float:
-        """`norm_ratio` under its name of version 0.1.0."""
-        return self._renamed("size", "norm_ratio")
-
-    @property
-    def distance(self) -> float:
-        """`direction_distance` under its name of version 0.1.0."""
-        return self._renamed("distance", "direction_distance")
-
-    def _renamed(self, old: str, new: str) -> float:
-        warn(
-            f"Solution.{old} is now Solution.{new}; the old name goes in the next version",
-            DeprecationWarning,
-        )
-        return float(getattr(self, new))
+    moved = _renamed("moved", "relative_displacement")
+    size = _renamed("size", "norm_ratio")
+    distance = _renamed("distance", "direction_distance")
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features H of all samples, N x D.

@@ -9,7 +9,7 @@ from typing import Any
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike
-from pfc.theory.coefficients import positive
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
 from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
 from pfc.theory.mufm.solution import Solution, alignment, collapse, moved
@@ -52,10 +52,8 @@ class _Options:
             raise ValueError("loss='ce' has no bias; take bias=False")
         if self.weighting not in {"class", "sample"}:
             raise ValueError(f"weighting must be 'class' or 'sample', got {self.weighting!r}")
-        if self.restarts < 0:
-            raise ValueError(f"restarts must not be negative, got {self.restarts}")
-        if self.iterations is not None and self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        at_least(0, restarts=self.restarts)
+        at_least(1, iterations=1 if self.iterations is None else self.iterations)
 
     def effort(self, size: int) -> Effort:
         """Limits of the search for a W of `size` numbers."""
