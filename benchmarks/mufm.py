@@ -36,7 +36,7 @@ def side(lam: float) -> dict[str, Any]:
     ways: dict[str, Any] = {
         "to 1e-8": lambda: mufm.solve(X, y, lam=lam, restarts=0, tolerance=1e-8),
         "polished to 1e-12": lambda: mufm.solve(X, y, lam=lam, restarts=0),
-        "descent": lambda: descent.mufm(X, y, lam=lam, steps=STEPS, progress=False),
+        "descent": lambda: descent.on_mufm(X, y, lam=lam, steps=STEPS, progress=False),
     }
     for name in ("to 1e-8", "polished to 1e-12"):
         ways[name]()  # loads the libraries
@@ -58,7 +58,9 @@ def side(lam: float) -> dict[str, Any]:
 def until(lam: float, least: float, ours: float) -> dict[str, Any]:
     """How long descent takes to come near the least objective, where so many steps did not do."""
     X, y = toy()
-    trace, seconds = timed(lambda: descent.mufm(X, y, lam=lam, steps=LONG, records=300, progress=False))
+    trace, seconds = timed(
+        lambda: descent.on_mufm(X, y, lam=lam, steps=LONG, records=300, progress=False)
+    )
     near = next(i for i, f in enumerate(trace.objective.tolist()) if f / least - 1 < NEAR)
     share = float(trace.steps[near]) / LONG
     return {

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from pfc.samples import ArrayLike, class_indices, labelled
 from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
 
 SYNCHRONOUS_DEVICES = {"cpu"}  # whose numbers can be read without waiting for queued work
@@ -64,11 +65,7 @@ class BatchLabels:
         Raises:
             ValueError: If the batch is empty or a label is negative.
         """
-        if not len(y):
-            raise ValueError("a batch needs at least one sample, got labels of shape (0,)")
-        if y.min() < 0:
-            raise ValueError(f"labels must not be negative, got {int(y.min())}")
-        y, device = y.long(), device or y.device
+        y, device = class_indices(y), device or y.device
         present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
         order = torch.argsort(place, stable=True)
         first = order[count.cumsum(0) - count]
@@ -126,13 +123,11 @@ class ClassMoments:
         return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes), zeros.clone())
 
     @classmethod
-    def of(
-        cls, H: Float[Tensor, "N D"], y: Int[Tensor, " N"], classes: int | None = None
-    ) -> "ClassMoments":
+    def of(cls, H: ArrayLike, y: ArrayLike, classes: int | None = None) -> "ClassMoments":
         """Moments of features `H` with labels `y` in 0..classes-1.
 
         Args:
-            H: Features, one sample a row, of any floating type.
+            H: Features of any type, N x D, one sample a row.
             y: Class of each sample.
             classes: Number of classes; one more than the largest label if `None`.
 
@@ -140,11 +135,13 @@ class ClassMoments:
             The moments of these features.
 
         Raises:
-            ValueError: If there is no sample, the lengths differ, or a label is out of range.
+            ValueError: If there is no sample, the lengths differ, a feature is not finite, or a label is
+                out of range.
         """
-        labels = BatchLabels.of(y)
-        moments = cls.empty(classes or labels.numbers[-1] + 1, H.shape[1], H.device)
-        moments.update(H, labels)
+        features, indices = labelled(H, y, name="H", gaps="keep")
+        labels = BatchLabels.of(indices, features.device)
+        moments = cls.empty(classes or labels.numbers[-1] + 1, features.shape[1], features.device)
+        moments.update(features, labels)
         return moments
 
     def update(self, H: Float[Tensor, "B D"], labels: BatchLabels) -> None:

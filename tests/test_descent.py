@@ -36,7 +36,7 @@ def normal_start(seed, K, D, N):
 def test_mufm_takes_the_steps_of_the_definition(loss, start):
     X, y = problems.features(3, N=9, D=4, K=3)
     options = {"lam": 0.2, "weight_decay": 0.03, "loss": loss, "start": start, "step": 0.15}
-    found = descent.mufm(X, y, **options, steps=25, seed=5, records=4, progress=False)
+    found = descent.on_mufm(X, y, **options, steps=25, seed=5, records=4, progress=False)
     W, H = normal_start(5, 3, 4, 9)
     b = torch.zeros(3, dtype=torch.float64)
     known = {"lW": 0.03, "lam": 0.2, "lb": 0.0, "loss": loss}
@@ -59,7 +59,7 @@ def test_mufm_takes_the_steps_of_the_definition(loss, start):
 @pytest.mark.parametrize("loss", ["mse", "ce"])
 def test_ufm_takes_the_steps_of_the_definition(loss):
     options = {"weight_decay": 0.03, "feature_decay": 0.01, "loss": loss, "step": 0.3}
-    found = descent.ufm(3, 4, 2, **options, steps=20, seed=7, progress=False)
+    found = descent.on_ufm(3, 4, 2, **options, steps=20, seed=7, progress=False)
     W, H = normal_start(7, 3, 4, 6)
     b, y = torch.zeros(3, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])
     known = {"lW": 0.03, "lam": 0.01, "lb": 0.0, "loss": loss}
@@ -87,7 +87,7 @@ def test_a_bias_takes_its_steps_too(loss, bias):
 def test_cross_entropy_stands_large_logits():
     X, y = problems.features(4, N=8, D=3, K=3)
     options = {"lam": 0.1, "loss": "ce", "start": "data", "step": 1e-6, "steps": 3, "records": 2}
-    found = descent.mufm(2000 * X, y, **options, progress=False)
+    found = descent.on_mufm(2000 * X, y, **options, progress=False)
     W, H = normal_start(0, 3, 3, 8)[0], 2000 * X
     known = {"lW": 0.005, "lam": 0.1, "lb": 0.0, "loss": "ce"}
     assert (H @ W.T).abs().max() > 710  # its exponential overflows
@@ -97,18 +97,18 @@ def test_cross_entropy_stands_large_logits():
 
 def test_what_is_recorded_and_when():
     X, y = problems.features(3, N=9, D=4, K=3)
-    found = descent.mufm(X, y, lam=0.1, steps=2500, records=7, progress=False)
+    found = descent.on_mufm(X, y, lam=0.1, steps=2500, records=7, progress=False)
     assert found.steps.tolist() == [0, 1, 4, 14, 50, 184, 679, 2500]
-    one = descent.mufm(X, y, lam=0.1, steps=1, records=2, progress=False)
+    one = descent.on_mufm(X, y, lam=0.1, steps=1, records=2, progress=False)
     assert one.steps.tolist() == [0, 1]
-    middle = descent.mufm(X, y, lam=0.1, steps=184, records=2, progress=False)
+    middle = descent.on_mufm(X, y, lam=0.1, steps=184, records=2, progress=False)
     for name in ("objective", "gradient_norm", "pfc1", "pfc2", "pfc3", "cosine"):
         assert getattr(middle, name)[-1] == getattr(found, name)[5]
     assert (found.objective.diff() < 0).all()
 
 
 def test_descent_and_solver_agree_in_the_end():
-    found = descent.ufm(
+    found = descent.on_ufm(
         3, 5, 4, weight_decay=0.03, feature_decay=0.03, step=0.8, steps=3000, progress=False
     )
     known = optimum(3, 5, 4, weight_decay=0.03, feature_decay=0.03)
@@ -123,7 +123,7 @@ def test_descent_and_solver_agree_in_the_end():
 
 @pytest.mark.slow
 def test_ufm_at_the_papers_size():
-    found = descent.ufm(4, 20, 50, progress=False)
+    found = descent.on_ufm(4, 20, 50, progress=False)
     assert found.pfc1[-1] < 1e-24
     assert found.pfc2[-1] < 1e-13
     assert found.objective[-1].item() == pytest.approx(0.1314213562373095, rel=1e-12)
@@ -132,12 +132,12 @@ def test_ufm_at_the_papers_size():
 @pytest.mark.slow
 def test_mufm_at_the_papers_size():
     X, y = toy()
-    found = descent.mufm(X, y, lam=5e-3, progress=False)
+    found = descent.on_mufm(X, y, lam=5e-3, progress=False)
     known = [0.168608278206, 4.219156, 0.288520, 0.9800, 0.990029]
     names = ("objective", "pfc1", "pfc2", "pfc3", "cosine")
     assert [getattr(found, name)[-1].item() for name in names] == pytest.approx(known, abs=1e-5)
     assert found.gradient_norm[-1] < 1e-6
-    early = descent.mufm(X, y, lam=1e-4, progress=False)
+    early = descent.on_mufm(X, y, lam=1e-4, progress=False)
     assert early.objective[-1] > 1.5 * 0.014387580278  # not converged
     assert early.pfc1[-1] > 1.2 * 2.713737
 
@@ -145,31 +145,48 @@ def test_mufm_at_the_papers_size():
 def test_errors_name_what_was_given():
     X, y = problems.features(3, N=9, D=4, K=3)
     with pytest.raises(ValueError, match="lam must be a positive number, got -1"):
-        descent.mufm(X, y, lam=-1.0)
+        descent.on_mufm(X, y, lam=-1.0)
     with pytest.raises(ValueError, match="one label a row"):
-        inspect.unwrap(descent.mufm)(X, y[1:], lam=1.0)
+        inspect.unwrap(descent.on_mufm)(X, y[1:], lam=1.0)
     with pytest.raises(ValueError, match="step must be a positive number, got 0"):
-        descent.mufm(X, y, lam=1.0, step=0.0)
+        descent.on_mufm(X, y, lam=1.0, step=0.0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        descent.mufm(X, y, lam=1.0, steps=0)
+        descent.on_mufm(X, y, lam=1.0, steps=0)
     with pytest.raises(ValueError, match="records must be at least 2, got 1"):
-        descent.ufm(3, 4, 5, records=1)
+        descent.on_ufm(3, 4, 5, records=1)
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
-        descent.ufm(1, 4, 5)
+        descent.on_ufm(1, 4, 5)
     with pytest.raises(ValueError, match="per_class must be at least 1, got 0"):
-        descent.ufm(2, 4, 0)
+        descent.on_ufm(2, 4, 0)
     with pytest.raises(ValueError, match="feature_decay must be a positive number, got 0"):
-        descent.ufm(2, 4, 5, feature_decay=0.0)
+        descent.on_ufm(2, 4, 5, feature_decay=0.0)
     with pytest.raises(ValueError, match=r"overflowed within \d+ steps; take a step below 50"):
-        descent.mufm(X, y, lam=1.0, step=50.0, progress=False)
+        descent.on_mufm(X, y, lam=1.0, step=50.0, progress=False)
     for records in (2, 60):  # where nothing finite is left, and where only squares overflow
         with pytest.raises(ValueError, match="overflowed within"):
-            descent.mufm(X, y, lam=1.0, step=1e6, steps=60, records=records, progress=False)
+            descent.on_mufm(X, y, lam=1.0, step=1e6, steps=60, records=records, progress=False)
 
 
 def test_the_start_is_not_the_noise_of_toy_data_of_the_same_seed():
     """One generator would give both the same numbers, in the same order and shapes."""
     for seed in range(3):
         X, y = toy(sigma=1.0, seed=seed)
-        found = descent.mufm(X, y, lam=0.1, steps=2, records=2, seed=seed, progress=False)
+        found = descent.on_mufm(X, y, lam=0.1, steps=2, records=2, seed=seed, progress=False)
         assert abs(found.cosine[0]) < 0.1
+
+
+def test_the_names_of_version_0_1_0_still_answer_and_warn():
+    X, y = problems.features(3, N=9, D=4, K=3)
+    how = {"steps": 5, "progress": False}
+    for old, new, given_ in (
+        (descent.ufm, descent.on_ufm, (3, 4, 5)),
+        (descent.mufm, descent.on_mufm, (X, y)),
+    ):
+        how = {**how, "lam": 0.1} if old is descent.mufm else how
+        with pytest.warns(
+            DeprecationWarning, match=rf"{old.__name__} is now descent\.{new.__name__}"
+        ) as told:
+            before = old(*given_, **how)
+        assert told[0].filename == __file__ or "jaxtyping" in told[0].filename
+        assert torch.equal(before.objective, new(*given_, **how).objective)
+        assert torch.equal(before.features(), before.H)

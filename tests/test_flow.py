@@ -237,9 +237,9 @@ def test_errors_name_what_was_given(monkeypatch):
         expansion(X, y, weight_decay=-1.0)
     with pytest.raises(ValueError, match="one label a row"):
         inspect.unwrap(expansion)(X, y[1:])
-    monkeypatch.setattr(module, "reduced_gradient", lambda H, y, weight_decay: H * math.nan)
+    monkeypatch.setattr(module, "_gradient", lambda H, Y, weight_decay: H * math.nan)
     with pytest.raises(ValueError, match="slope is not finite; scale the data down"):
         flow(X, y, until=1.0, progress=False)
-    monkeypatch.setattr(module, "reduced_gradient", lambda H, y, weight_decay: -(H**3))
+    monkeypatch.setattr(module, "_gradient", lambda H, Y, weight_decay: -(H**3))
     with pytest.raises(ValueError, match=r"the flow cannot be followed beyond 0\.\d+; lessen until"):
         flow(X, y, until=1e3, progress=False)  # a slope that blows up before

@@ -150,11 +150,11 @@ def test_a_profile_is_old_or_new_at_every_step(undisturbed, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pfc.profile.profile.write_json", stopped)
+        patch.setattr("pfc.profile.storage.write_json", stopped)
         with pytest.raises(KeyboardInterrupt):
             new.save(path)
         assert not coming.exists()
-        patch.setattr("pfc.profile.profile.write_json", killed)
+        patch.setattr("pfc.profile.storage.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             new.save(path)
     (tmp_path / "kept").rename(coming)
@@ -166,7 +166,7 @@ def test_a_profile_is_old_or_new_at_every_step(undisturbed, tmp_path, monkeypatc
     assert coming.exists()
     assert pfc.load(path).table().equals(new.table())
     with monkeypatch.context() as patch:
-        patch.setattr("pfc.profile.profile.write_json", stopped)
+        patch.setattr("pfc.profile.storage.write_json", stopped)
         with pytest.raises(KeyboardInterrupt):
             old.save(path)
     assert pfc.load(path).table().equals(new.table()), "what waited has its place first"

@@ -357,7 +357,7 @@ REFUSED = [
         for value in (math.nan, math.inf)
         for l in (0, 1, 2)
     ),
-    ("label -1", other_label(-1), "batch 1 has the label -1; classes are counted from 0"),
+    ("label -1", other_label(-1), "labels of batch 1 must not be negative, got -1; count classes"),
     ("label K", other_label(4), r"batch 1 has the label 4, but there are 4 classes \(0..3\)"),
     ("float labels", lambda: batches_of(lambda b: [(x, y.float()) for x, y in b]),
      r"labels of batch 0 must be integer class indices .* got torch.float32"),

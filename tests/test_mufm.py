@@ -17,12 +17,20 @@ from pfc.theory import mufm
 from pfc.theory.mufm import SpuriousMinimaWarning, gather, solve, sweep
 from pfc.theory.mufm import solution as solution_module
 from pfc.theory.mufm import statistics as statistics_module
-from pfc.theory.mufm.source import Source
+from pfc.theory.mufm.source import Source, checked
 from tests import mufm_twins as twins
 from tests import oracles, problems
 
 F64 = torch.float64
-NAMES = ("objective", "pfc1", "pfc2", "cosine", "distance", "moved", "size")
+NAMES = (
+    "objective",
+    "pfc1",
+    "pfc2",
+    "cosine",
+    "direction_distance",
+    "relative_displacement",
+    "norm_ratio",
+)
 lams = st.floats(-6, 1).map(lambda p: 10**p)
 
 # Known answers O7: the toy data, seed 0, sigma 0.5; global minima by many starts of independent code.
@@ -72,7 +80,7 @@ def test_the_toy_data_are_those_of_the_table():
 def test_o7_table(known):
     lam, *values, cert = known
     found = solve(*twins.toy(), lam=lam)
-    named = (*("objective", "pfc1", "pfc2", "pfc3"), *("cosine", "moved", "size"))
+    named = (*("objective", "pfc1", "pfc2", "pfc3"), *("cosine", "relative_displacement", "norm_ratio"))
     digits = (5.1e-13, 5.1e-7, 5.1e-7, 1e-12, 5.1e-7, 5.1e-5, 5.1e-5)
     for name, value, digit in zip(named, values, digits, strict=True):
         assert getattr(found, name) == pytest.approx(value, abs=digit), name
@@ -117,7 +125,7 @@ def test_o6_collapsed_orthogonal_data(r, beta, h, f, n, D):
     assert found.features().numpy() == pytest.approx(h * np.eye(4, D)[y.numpy()], abs=1e-7)
     assert found.pfc1 < 1e-25
     assert found.pfc2 < 1e-7
-    assert found.size == pytest.approx(h / r, rel=1e-7)
+    assert found.norm_ratio == pytest.approx(h / r, rel=1e-7)
     assert found.cosine == pytest.approx(1, abs=1e-12)
 
 
@@ -153,9 +161,11 @@ def test_numbers_from_statistics_are_those_of_the_features(seed, lam, shape):
         assert found.pfc2 == pytest.approx(float(etf_distance(moments.mean)), rel=1e-7, abs=1e-9)
         assert found.pfc3 == row(H, y)[2]
         assert found.cosine == pytest.approx(float((H * X).sum() / (H.norm() * X.norm())), abs=1e-9)
-        assert found.distance == pytest.approx(float((H / H.norm() - X / X.norm()).norm()), abs=1e-7)
-        assert found.moved == pytest.approx(float((H - X).norm() / X.norm()), abs=1e-9)
-        assert found.size == pytest.approx(float(H.norm() / X.norm()), abs=1e-9)
+        assert found.direction_distance == pytest.approx(
+            float((H / H.norm() - X / X.norm()).norm()), abs=1e-7
+        )
+        assert found.relative_displacement == pytest.approx(float((H - X).norm() / X.norm()), abs=1e-9)
+        assert found.norm_ratio == pytest.approx(float(H.norm() / X.norm()), abs=1e-9)
 
 
 @given(problems.seeds, lams)
@@ -187,13 +197,13 @@ def test_few_wide_samples_agree_with_their_full_second_moments(seed, lam):
 
 def test_wide_samples_are_solved_in_their_row_space_and_k_directions_more():
     X, y = problems.features(0, N=8, D=14, K=3)
-    basis = Source.of(X, y).basis
+    basis = Source.of(checked(X, y)).basis
     assert basis is not None
     assert basis.shape == (14, 11)
     assert (basis.mT @ basis).numpy() == pytest.approx(np.eye(11), abs=1e-12)
     assert (X @ basis @ basis.mT).numpy() == pytest.approx(X.numpy(), abs=1e-12)
-    assert Source.of(X[:, :11], y).basis is None
-    assert Source.of(torch.zeros(8, 12), y).basis.shape == (12, 11)
+    assert Source.of(checked(X[:, :11], y)).basis is None
+    assert Source.of(checked(torch.zeros(8, 12), y)).basis.shape == (12, 11)
 
 
 @given(problems.seeds, lams)
@@ -238,7 +248,7 @@ def test_free_bias_is_the_best_bias_and_sees_no_offset(seed, lam):
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-9
     assert (found.pfc1, found.pfc2, found.pfc3) == pytest.approx(row(H, y), rel=1e-7, abs=1e-9)
     assert found.cosine == pytest.approx(float((H * X).sum() / (H.norm() * X.norm())), abs=1e-9)
-    assert found.moved == pytest.approx(float((H - X).norm() / X.norm()), abs=1e-9)
+    assert found.relative_displacement == pytest.approx(float((H - X).norm() / X.norm()), abs=1e-9)
     shifted = quiet(X + 100, y, lam=lam, bias="free")
     close(shifted, found, 1e-6, ("objective", "pfc1", "pfc2"), 1e-8)
     assert quiet(X, y, lam=lam).bias is None
@@ -378,7 +388,7 @@ def test_cross_entropy_is_solved_by_its_module_and_measured(monkeypatch):
     assert torch.equal(H, X + 0.5 * torch.eye(3, 5, dtype=F64)[y])
     assert (found.pfc1, found.pfc2, found.pfc3) == pytest.approx(row(H, y), rel=1e-10)
     assert found.cosine == pytest.approx(float((H * X).sum() / (H.norm() * X.norm())), rel=1e-12)
-    assert found.moved == pytest.approx(float((H - X).norm() / X.norm()), rel=1e-12)
+    assert found.relative_displacement == pytest.approx(float((H - X).norm() / X.norm()), rel=1e-12)
     assert (found.objective, found.gradient_norm, found.spread, found.starts) == (0.5, 1e-9, 0.25, 3)
     assert math.isnan(found.certificate)
     assert math.isnan(found.gap)
@@ -396,7 +406,10 @@ def test_o5_without_data_it_is_the_model_without_data():
     H = found.features()
     assert float(H[0].square().sum()) == pytest.approx(0.12142135623730951, rel=1e-8)
     assert (found.pfc1, found.pfc2, found.pfc3) == pytest.approx((0, 0, 1), abs=1e-7)
-    assert all(math.isnan(v) for v in (found.cosine, found.distance, found.moved, found.size))
+    assert all(
+        math.isnan(v)
+        for v in (found.cosine, found.direction_distance, found.relative_displacement, found.norm_ratio)
+    )
 
 
 def test_coinciding_means_are_undefined_not_wrong():
@@ -406,7 +419,7 @@ def test_coinciding_means_are_undefined_not_wrong():
     assert same.proven.startswith("global minimum")
     assert same.pfc1 == math.inf
     assert math.isnan(same.pfc2)
-    assert (same.cosine, same.moved, same.size) == (1, 0, 1)
+    assert (same.cosine, same.relative_displacement, same.norm_ratio) == (1, 0, 1)
 
 
 def test_the_public_names():
@@ -426,7 +439,7 @@ def test_the_public_names():
         ({"bias": True}, "bias must be False or 'free', got True"),
         ({"loss": "ce", "bias": "free"}, "loss='ce' has no bias"),
         ({"weighting": "equal"}, "weighting must be 'class' or 'sample', got 'equal'"),
-        ({"restarts": -1}, "restarts must not be negative, got -1"),
+        ({"restarts": -1}, "restarts must be at least 0, got -1"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
     ],
 )
@@ -439,13 +452,13 @@ def test_options_are_checked(options, message):
 def test_data_are_checked(monkeypatch):
     X, y = problems.features(0, N=12, D=3, K=2)
     for bad, labels, message in (
-        (X, None, "need tensors x and y, got Tensor and NoneType"),
-        (X, y.double(), "labels must be integers"),
-        (X, y[:5], r"need samples of shape \(5, D\)"),
-        (X[:, 0], y, r"need samples of shape \(12, D\), one row a label, got .* \(12,\)"),
+        (X, None, "labels must be an array of numbers, got NoneType"),
+        (X, y.double(), "labels must be integer class indices"),
+        (X, y[:5], "need one label a row of X, got 12 rows and 5 labels"),
+        (X[:, 0], y, r"X must be of shape \(N, ...\), one sample a row .*, got .* \(12,\)"),
         (X, 0 * y, "at least 2 classes, got 1"),
-        (X, 2 * y, r"classes \[1\] have no sample"),
-        (X / 0, y, "data must be finite"),
+        (X, 2 * y, "class 1 has no sample"),
+        (X / 0, y, "X must be finite"),
         (gather([(X, y)]), y, "statistics know their labels; leave y out"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -488,3 +501,15 @@ def test_small_problems_run_on_one_thread_and_leave_the_threads_as_they_were(mon
     with pytest.raises(KeyError), one_thread():
         raise KeyError
     assert threads() == before
+
+
+def test_the_names_of_version_0_1_0_still_answer_and_warn():
+    X, y = problems.features(0, N=12, D=3, K=2)
+    found = quiet(X, y, lam=1.0)
+    for old, new in (
+        ("moved", "relative_displacement"),
+        ("size", "norm_ratio"),
+        ("distance", "direction_distance"),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf"Solution\.{old} is now Solution\.{new}"):
+            assert getattr(found, old) == getattr(found, new)

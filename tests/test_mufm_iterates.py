@@ -104,3 +104,13 @@ def test_the_seed_chooses_the_start():
     ways = [mufm.iterates(X, y, lam=0.1, seed=seed).objective[0] for seed in (0, 0, 1)]
     assert ways[0] == ways[1] != ways[2]
     assert np.isfinite(ways).all()
+
+
+def test_the_end_has_its_classifier_and_says_that_features_are_not_formed():
+    X, y = toy(per_class=5)
+    found, known = mufm.iterates(X, y, lam=1.0, start="ridge"), mufm.solve(X, y, lam=1.0)
+    assert isinstance(found, mufm.Trace)
+    assert found.W.numpy() == pytest.approx(known.W.numpy(), abs=1e-9)
+    assert found.b.tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"features at the end were not formed; take mufm\.solve"):
+        found.features()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pfc.theory.mufm import search as module
 from pfc.theory.mufm.reduced import Problem
 from pfc.theory.mufm.search import Effort, lower_bound, search, settle
-from pfc.theory.mufm.source import Source
+from pfc.theory.mufm.source import Source, checked
 from tests import mufm_twins as twins
 from tests import problems
 
@@ -23,7 +23,8 @@ cases = st.tuples(
 
 def reduced(X, y, lam, weight_decay=twins.LW, *, centre=False, free=False):
     """The problem and the eigenvectors as an array, K x D <-> K x R."""
-    problem, V = Source.of(X, y).problem(lam=lam, weight_decay=weight_decay, centre=centre, free=free)
+    source = Source.of(checked(X, y))
+    problem, V = source.problem(lam=lam, weight_decay=weight_decay, centre=centre, free=free)
     return problem, V.numpy()
 
 

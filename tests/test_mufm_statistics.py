@@ -138,21 +138,25 @@ def test_errors_name_what_was_given():
         gather([])
     with pytest.raises(ValueError, match=r"batch 0 must be a pair \(x, y\), got dict"):
         gather([{"x": X}])
-    with pytest.raises(ValueError, match=r"need tensors x and y, got list and Tensor"):
-        gather([([1], y)])
-    with pytest.raises(ValueError, match=r"labels must be integers of shape \(N,\), got torch.float64"):
-        gather([(X, y.double())])
     with pytest.raises(
-        ValueError, match=r"samples of shape \(12, D\), one row a label, got .* \(5, 3\)"
+        ValueError,
+        match=r"X of batch 0 must be of shape \(N, ...\), one sample a row .* of shape \(1,\)",
     ):
+        gather([([1], y)])
+    with pytest.raises(
+        ValueError,
+        match=r"labels of batch 0 must be integer class indices of shape \(B,\), got torch.float64",
+    ):
+        gather([(X, y.double())])
+    with pytest.raises(ValueError, match=r"one label a row of X of batch 0, got 5 rows and 12 labels"):
         gather([(X[:5], y)])
-    with pytest.raises(ValueError, match="labels must not be negative, got -1"):
+    with pytest.raises(ValueError, match="labels of batch 0 must not be negative, got -1"):
         gather([(X, y - 1)])
     with pytest.raises(ValueError, match="batch 1 has 2 features, those before 3"):
         gather([(X, y), (X[:, :2], y)])
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):
         gather([(X, 0 * y)])
-    with pytest.raises(ValueError, match=r"classes \[1\] have no sample; number the classes"):
+    with pytest.raises(ValueError, match=r"class 1 has no sample; number the classes"):
         gather([(X, 2 * y)])
-    with pytest.raises(ValueError, match="data must be finite"):
-        gather([(X / 0, y)])
+    with pytest.raises(ValueError, match="X of batch 1 must be finite"):
+        gather([(X, y), (X / 0, y)])

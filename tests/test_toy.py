@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from pfc.samples import at_least, labelled, positive
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import collapse, cosine
 from pfc.theory.toy import toy
 from tests import problems
@@ -66,7 +66,6 @@ def test_cosine_by_hand():
 
 
 def test_errors_name_what_was_given():
-    X, y = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
     with pytest.raises(ValueError, match=r"lam must be a positive number, got -1\.0"):
         positive(weight_decay=1.0, lam=-1.0)
     for value in (0.0, math.inf, math.nan):
@@ -74,19 +73,6 @@ def test_errors_name_what_was_given():
             positive(lam=value)
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         at_least(1, layers=0)
-    with pytest.raises(ValueError, match="one label a row of X, got 4 rows and 3 labels"):
-        labelled(X, y[:3])
-    with pytest.raises(ValueError, match="X must be finite, got NaN or infinity"):
-        labelled(X / 0, y)
-    with pytest.raises(ValueError, match="labels must not be negative, got -1"):
-        labelled(X, y - 1)
-    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
-        labelled(X, y * 0)
-    with pytest.raises(ValueError, match="at least 2 classes, got 0"):
-        labelled(X[:0], y[:0])
-    with pytest.raises(ValueError, match=r"class 1 has no sample; number the classes 0\.\.K-1"):
-        labelled(X, 2 * y)
-    assert labelled(X, y) == 2
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         toy(1)
     with pytest.raises(ValueError, match="features must be at least 1, got 0"):

@@ -14,12 +14,12 @@ from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 
 from pfc.files import write_json
-from pfc.theory.transport import atoms as solving
 from pfc.theory.transport import clouds as reading
 from pfc.theory.transport import cycles as cycling
 from pfc.theory.transport import exact as assigning
 from pfc.theory.transport import gap, restored, verdict
 from pfc.theory.transport import gelbrich as bounding
+from pfc.theory.transport import semidiscrete as solving
 from pfc.theory.transport.clouds import Clouds, ratio, times
 from tests import problems
 from tests.oracles import weights
@@ -665,22 +665,37 @@ def test_progress_tells_every_stage(monkeypatch):
     ("change", "message"),
     [
         ({"end": torch.zeros(12, 4)}, r"of the same samples, got shapes \(12, 3\) and \(12, 4\)"),
-        ({"start": torch.zeros(12), "end": torch.zeros(12)}, r"got shapes \(12,\) and \(12,\)"),
         (
-            {"end": torch.zeros(12, 3, dtype=torch.int64)},
-            "float type, got torch.float64 and torch.int64",
+            {"start": torch.zeros(12), "end": torch.zeros(12)},
+            r"start must be of shape \(N, D\), .* of shape \(12,\)",
         ),
-        ({"start": torch.zeros(1, 3), "end": torch.zeros(1, 3)}, "at least 2 samples of at least 1"),
-        ({"start": torch.zeros(9, 0), "end": torch.zeros(9, 0)}, r"at least 1 feature, got \(9, 0\)"),
-        ({"start": torch.full((12, 3), math.nan)}, "start holds NaN or infinity"),
-        ({"end": torch.full((12, 3), math.inf)}, "end holds NaN or infinity"),
+        (
+            {"end": torch.zeros(12, 3, dtype=torch.complex64)},
+            "end must hold real numbers, got torch.complex64",
+        ),
+        (
+            {"start": torch.zeros(1, 3), "end": torch.zeros(1, 3)},
+            r"need at least 2 samples, got start of shape \(1, 3\)",
+        ),
+        (
+            {"start": torch.zeros(9, 0), "end": torch.zeros(9, 0)},
+            r"start must be of shape .* at least one number, got .* \(9, 0\)",
+        ),
+        ({"start": torch.full((12, 3), math.nan)}, "start must be finite, got NaN or infinity"),
+        ({"end": torch.full((12, 3), math.inf)}, "end must be finite, got NaN or infinity"),
         (
             {"end": torch.full((12, 3), 1e160, dtype=F64)},
             r"features of 1e\+160 at most: float64 cannot hold",
         ),
-        ({"y": torch.zeros(11, dtype=torch.int64)}, r"each of 12 samples, got shape \(11,\)"),
-        ({"y": torch.zeros(12)}, "integer labels, got torch.float32"),
-        ({"y": torch.zeros(12, dtype=torch.bool)}, "integer labels, got torch.bool"),
+        (
+            {"y": torch.zeros(11, dtype=torch.int64)},
+            "need one label a row of start, got 12 rows and 11 labels",
+        ),
+        ({"y": torch.zeros(12)}, "labels must be integer class indices .* got torch.float32"),
+        (
+            {"y": torch.zeros(12, dtype=torch.bool)},
+            "labels must be integer class indices .* got torch.bool",
+        ),
         ({"y": torch.arange(12) - 1}, "must not be negative, got -1"),
         ({"y": None, "weighting": "class"}, "needs the labels y"),
         ({"y": torch.zeros(12, dtype=torch.int64), "weighting": "class"}, "at least 2 classes, got 1"),

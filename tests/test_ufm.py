@@ -191,7 +191,7 @@ def test_the_share_of_the_mean_vanishes_without_a_jump():
 def test_solve_by_descent_is_the_papers_way():
     size = {"weight_decay": 0.03, "feature_decay": 0.03}
     found = ufm.solve(3, 4, 5, **size, method="descent", restarts=2, steps=300, seed=3, progress=False)
-    one = descent.ufm(3, 4, 5, **size, steps=300, seed=3, progress=False)
+    one = descent.on_ufm(3, 4, 5, **size, steps=300, seed=3, progress=False)
     single = ufm.solve(3, 4, 5, **size, method="descent", restarts=1, steps=300, seed=3, progress=False)
     assert torch.equal(single.W, one.W)
     assert torch.equal(single.H, one.H)

@@ -15,17 +15,21 @@ from pfc.experiments.task import Dataset as Dataset
 from pfc.experiments.task import Task as Task
 from pfc.files import check_place, plain, read_json, write_json
 from pfc.progress import shown
-from pfc.samples import positive
 from pfc.schema import ABOVE, COUNT, FLAG, NUMBER, TEXT, defaults_of, list_of, object_of
-from pfc.theory import descent as plain_descent
 from pfc.theory import mufm as models
+from pfc.theory.coefficients import positive
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "pfc-mufm-1"
 CERTIFIED = 1e-4  # proven relative gap up to which a point is drawn as proven; ours
-ALIGNED = ("cosine", "distance", "moved", "size")
+ALIGNED = {  # keys of the files, and their names in a solution
+    "cosine": "cosine",
+    "distance": "direction_distance",
+    "moved": "relative_displacement",
+    "size": "norm_ratio",
+}
 _METRICS = dict.fromkeys(METRICS, NUMBER)
 _ROW = {
     **{"lam": ABOVE, "objective": ABOVE},
@@ -41,7 +45,6 @@ SWEEP_SCHEMA = object_of(  # what the file of a sweep must hold
     }
 )
 Row = dict[str, Any]
-Trace = models.Iterates | plain_descent.Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +172,10 @@ def iterations(task: Task) -> Iterations:
     return Iterations(data, ends, ways, solution.proven, tuple(files))
 
 
-def _ways(task: Task) -> dict[str, Callable[[], Trace]]:
+def _ways(task: Task) -> dict[str, Callable[[], models.Trace]]:
     """The ways to the minimum that are recorded, each with what runs it."""
     squared = task.constants.loss == "mse"
-    ways: dict[str, tuple[bool, Callable[[], Trace]]] = {
+    ways: dict[str, tuple[bool, Callable[[], models.Trace]]] = {
         "MUFM, ours": (squared and not task.bias, task.iterate),
         "UFM, ours": (squared, task.iterate_ufm),
         "MUFM, descent": (task.descent, partial(task.descend, task.constants.lam)),
@@ -181,7 +184,7 @@ def _ways(task: Task) -> dict[str, Callable[[], Trace]]:
     return {name: way for name, (due, way) in ways.items() if due}
 
 
-def _points(found: Trace) -> dict[str, list[Any]]:
+def _points(found: models.Trace) -> dict[str, list[Any]]:
     """The recorded points of a way, as lists."""
     names = ("steps", "objective", "gradient_norm", *METRICS, "cosine")
     return {name: getattr(found, name).tolist() for name in names}
@@ -296,8 +299,9 @@ def _solved(task: Task, lam: float) -> Row:
 
 def _row(solution: models.Solution, seconds: float) -> Row:
     """What is kept of a solution."""
-    names = ("lam", "objective", "gradient_norm", *METRICS, *ALIGNED, "certificate", "gap", "spread")
-    row = {name: getattr(solution, name) for name in names}
+    own = ("lam", "objective", "gradient_norm", *METRICS, "certificate", "gap", "spread")
+    names = {name: name for name in own} | ALIGNED
+    row = {key: getattr(solution, name) for key, name in names.items()}
     certified = bool(solution.gap <= CERTIFIED)
     words = {"certified": certified, "starts": solution.starts, "proven": solution.proven}
     return {**row, **words, "cpu_seconds": seconds}
@@ -306,7 +310,7 @@ def _row(solution: models.Solution, seconds: float) -> Row:
 def _descended(task: Task, lam: float) -> Row:
     """What is kept of the end of gradient descent, in the same words."""
     trace, seconds = _timed(partial(task.descend, lam))
-    X, H, cosine = task.X, trace.H, float(trace.cosine[-1])
+    X, H, cosine = task.X, trace.features(), float(trace.cosine[-1])
     ends = {name: float(getattr(trace, name)[-1]) for name in ("objective", "gradient_norm", *METRICS)}
     moved, size = (float(part.norm()) / float(X.norm()) for part in (H - X, H))
     apart = {"distance": max(0.0, 2 - 2 * cosine) ** 0.5, "moved": moved, "size": size}

@@ -13,9 +13,9 @@ from pfc import data as sets
 from pfc.measuring import features as collect
 from pfc.measuring import measure
 from pfc.progress import shown
-from pfc.samples import at_least, positive
 from pfc.theory import descent as plain_descent
 from pfc.theory import mufm, ufm
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import collapse
 from pfc.theory.toy import toy
 from pfc.training import Run
@@ -270,21 +270,21 @@ class Task:
         """The optimum of UFM for balanced classes, in closed form."""
         return ufm.optimum(*self._sizes, **self._given("weight_decay", "feature_decay", "loss"))
 
-    def iterate(self) -> mufm.Iterates:
+    def iterate(self) -> mufm.Trace:
         """What our solver passes through in MUFM."""
         return mufm.iterates(self.X, self.data.y, **self._given("lam", "weight_decay", "seed"))
 
-    def iterate_ufm(self) -> mufm.Iterates:
+    def iterate_ufm(self) -> mufm.Trace:
         """What our solver passes through in UFM, which is MUFM of data that are zero."""
         classes, D, _ = self._sizes
         zero = torch.zeros(len(self.data.y), min(D, classes), dtype=torch.float64)
         how = self._given("weight_decay", "seed")
         return mufm.iterates(zero, self.data.y, lam=self.constants.feature_decay, **how)
 
-    def descend(self, lam: float) -> plain_descent.Trace:
+    def descend(self, lam: float) -> mufm.Trace:
         """Plain gradient descent on MUFM."""
-        return plain_descent.mufm(self.X, self.data.y, lam=lam, **self._given(*DESCENT, "start"))
+        return plain_descent.on_mufm(self.X, self.data.y, lam=lam, **self._given(*DESCENT, "start"))
 
-    def descend_ufm(self) -> plain_descent.Trace:
+    def descend_ufm(self) -> mufm.Trace:
         """Plain gradient descent on UFM of balanced classes."""
-        return plain_descent.ufm(*self._sizes, **self._given(*DESCENT, "feature_decay"))
+        return plain_descent.on_ufm(*self._sizes, **self._given(*DESCENT, "feature_decay"))

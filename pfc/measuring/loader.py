@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from pfc.moments import BatchLabels
+from pfc.samples import class_indices
 
 StatisticsPlace = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty?"
@@ -155,7 +155,7 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         if name is None:
             raise ValueError(f"batch {number} is a dict without 'labels'; it has {list(item)}")
         inputs = {key: value for key, value in item.items() if key not in {"labels", "label"}}
-        return (), inputs, checked_labels(item[name], number)
+        return (), inputs, class_indices(item[name], batch=number)
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
             f"batch {number} must be a pair (x, y) or a dict with 'labels', got {type(item).__name__}"
@@ -163,25 +163,8 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         )
     x, y = item
     if isinstance(x, Mapping):
-        return (), dict(x), checked_labels(y, number)
-    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, checked_labels(y, number)
-
-
-def checked_labels(y: Any, number: int) -> Int64[Tensor, " B"]:
-    """The labels of a batch on the CPU, if they are class indices; the number is for the message."""
-    y = torch.as_tensor(y)
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
-        remedy = "; of one-hot labels take y.argmax(1)" if y.ndim == 2 else ""
-        raise ValueError(
-            f"labels of batch {number} must be integer class indices of shape (B,), "
-            f"got {y.dtype} of shape {(*y.shape,)}{remedy}"
-        )
-    if not len(y):
-        raise ValueError(f"batch {number} has no sample")
-    y = y.cpu().long()  # a loader's own labels are there, and tell all without asking a device
-    if y.min() < 0:
-        raise ValueError(f"batch {number} has the label {int(y.min())}; classes are counted from 0")
-    return y
+        return (), dict(x), class_indices(y, batch=number)
+    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, class_indices(y, batch=number)
 
 
 def cut(item: Any, left: int, size: int) -> Any:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pfc.device import device_of
 from pfc.measuring.assembly import assemble
-from pfc.measuring.loader import Batch, checked_labels, float64_device
+from pfc.measuring.loader import Batch, float64_device
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import BatchLabels
 from pfc.profile.profile import Profile
+from pfc.samples import class_indices
 from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
 
 GROUP = 2**20  # features that are gathered before they are summed: small steps cost calls, not work
@@ -118,7 +119,7 @@ class Monitor:
             ValueError: If the labels are no class indices, a layer does not run once, or its shape is
                 another than before.
         """
-        y = checked_labels(y, self._number)
+        y = class_indices(y, batch=self._number)
         try:
             with eager(), ExitStack() as stack:
                 self._watch(y, stack)

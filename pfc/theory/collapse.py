@@ -1,9 +1,9 @@
-"""How far features have collapsed: PFC1, PFC2 and PFC3 of a tensor that fits in memory."""
+"""PFC1, PFC2 and PFC3 of a feature matrix in memory."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import (
@@ -14,8 +14,9 @@ from pfc.metrics import (
     scatter_ratio,
     within_trace,
 )
-from pfc.moments import ClassMoments
+from pfc.moments import BatchLabels, ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
+from pfc.samples import ArrayLike, labelled
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,36 @@ class Collapse:
     pfc3: float
 
 
-def collapse(H: Float[Tensor, "N D"], y: Int[Tensor, " N"], weighting: Weighting = "class") -> Collapse:
-    """The metrics of features, by the package's own moments and nearest means.
+def collapse(H: ArrayLike, y: ArrayLike, weighting: Weighting = "class") -> Collapse:
+    """PFC1-3 of features.
 
     Args:
-        H: Features, one sample a row, in any float type; they are upcast tile by tile.
-        y: Their classes.
-        weighting: What a class counts in both covariances.
+        H: Features of any type, N x D, one sample a row; they are upcast tile by tile.
+        y: Class of each sample.
+        weighting: Class weights in both covariances: equal (`"class"`) or proportional to the counts
+            (`"sample"`).
 
     Returns:
-        The metrics; 0, 0 and 1 at perfect collapse.
+        The metrics; PFC1-3 are 0, 0 and 1 at perfect collapse.
+
+    Raises:
+        ValueError: If features or labels are unfit, or there are fewer than two classes.
+
+    Example:
+        >>> collapse([[0.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1]).pfc1
+        0.0
     """
-    moments = ClassMoments.of(H, y)
+    return measured(*labelled(H, y, name="H"), weighting)
+
+
+def measured(
+    H: Float[Tensor, "N D"], y: Int64[Tensor, " N"], weighting: Weighting = "class"
+) -> Collapse:
+    """PFC1-3 of features that are known to be sound."""
+    moments = ClassMoments.empty(int(y.max()) + 1, H.shape[1], H.device)
+    moments.update(H, BatchLabels.of(y))
     nearest = NearestMean.empty(MeansSpan.of(moments, weighting))
-    nearest.update(H, y.long())
+    nearest.update(H, y)
     return Collapse(
         within=float(within_trace(moments, weighting)),
         between=float(between_trace(moments, weighting)),
@@ -67,7 +84,7 @@ def cosine(H: Float64[Tensor, "N D"], X: Float64[Tensor, "N D"]) -> float:
 
     Args:
         H: Features.
-        X: The data.
+        X: The data, of the same shape.
 
     Returns:
         A number in [-1, 1]; NaN if either is zero.

@@ -5,58 +5,29 @@ far from the minimum so many steps end.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64
-from torch import Tensor
 
 from pfc.device import one_thread
 from pfc.progress import shown
-from pfc.samples import at_least, labelled, positive
+from pfc.samples import ArrayLike, in_float64
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import Joint, Loss, read, tensors
 from pfc.theory.minimum import STARTS, Vector
+from pfc.theory.trace import Trace as Trace
+from pfc.warning import warn
 
 STEP = 0.1  # Tirer and Bruna 2022, from memory; the paper's own is lost
 STEPS = 100_000  # inferred; the paper's own number is lost
 RECORDS = 60  # ours
-CHUNK = 1000  # steps between two signs of life; ours
+CHUNK = 1000  # steps between two updates of the progress bar; ours
 
 Start = Literal["normal", "data"]
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What plain gradient descent passed through, at steps that grow geometrically.
-
-    Args:
-        steps: How many steps had been taken, from 0 on.
-        objective: The objective then.
-        gradient_norm: Euclidean norm of its gradient in all variables.
-        pfc1: Within-class over between-class variance of the features.
-        pfc2: Distance of their class means from a simplex equiangular tight frame.
-        pfc3: Fraction of them nearest to their own class mean.
-        cosine: Alignment with the data; NaN where there are none.
-        W: The classifier at the end.
-        b: Its bias; zero without one.
-        H: The features at the end, one sample a row.
-    """
-
-    steps: Int64[Tensor, " T"]
-    objective: Float64[Tensor, " T"]
-    gradient_norm: Float64[Tensor, " T"]
-    pfc1: Float64[Tensor, " T"]
-    pfc2: Float64[Tensor, " T"]
-    pfc3: Float64[Tensor, " T"]
-    cosine: Float64[Tensor, " T"]
-    W: Float64[Tensor, "K D"]
-    b: Float64[Tensor, " K"]
-    H: Float64[Tensor, "N D"]
-
-
-def ufm(
+def on_ufm(
     classes: int,
     features: int,
     per_class: int,
@@ -83,10 +54,10 @@ def ufm(
         steps: How many; the default is inferred.
         seed: Of the start, which is standard normal as in the paper.
         records: At most how many points to record besides the start, 2 or more.
-        progress: Whether to show how far it is.
+        progress: Show a progress bar.
 
     Returns:
-        The way; PFC1 and PFC2 go to 0 and PFC3 to 1.
+        The metrics along the way; PFC1 and PFC2 go to 0 and PFC3 to 1.
 
     Raises:
         ValueError: If a number is out of range, the loss is unknown, or the step is too large.
@@ -94,16 +65,15 @@ def ufm(
     at_least(2, classes=classes)
     at_least(1, features=features, per_class=per_class)
     positive(weight_decay=weight_decay, feature_decay=feature_decay)
-    y = torch.arange(classes).repeat_interleave(per_class)
-    X = torch.zeros(len(y), features, dtype=torch.float64)
-    problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss)
+    how: Any = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss}
+    problem = Joint.without_data(classes, features, per_class, **how)
     start = problem.normal_start(np.random.default_rng([seed, STARTS]))
     return run(problem, start, step=step, steps=steps, records=records, progress=progress)
 
 
-def mufm(
-    X: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+def on_mufm(
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     lam: float,
     weight_decay: float = 0.005,
@@ -121,8 +91,8 @@ def mufm(
     enough at 1e-4.
 
     Args:
-        X: The data, one sample a row.
-        y: Their classes.
+        X: The data, N x D, one sample a row.
+        y: Class of each sample.
         lam: How strongly the features are drawn to the data.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         loss: `"mse"` or `"ce"`.
@@ -132,45 +102,42 @@ def mufm(
         steps: How many; the default is inferred.
         seed: Of the start.
         records: At most how many points to record besides the start, 2 or more.
-        progress: Whether to show how far it is.
+        progress: Show a progress bar.
 
     Returns:
-        The way.
+        The metrics along the way.
 
     Raises:
         ValueError: If the data or a number are out of range, the loss or the start is unknown, or the
             step is too large.
     """
-    labelled(X, y)
+    data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
     if start not in {"normal", "data"}:
         raise ValueError(f"start must be 'normal' or 'data', got {start!r}")
-    problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss=loss)
+    problem = Joint.of(data, labels, pull=lam, weight_decay=weight_decay, loss=loss)
     theta = problem.normal_start(np.random.default_rng([seed, STARTS]))
     if start == "data":
         problem.split(theta)[1][:] = problem.X
     return run(problem, theta, step=step, steps=steps, records=records, progress=progress)
 
 
+def ufm(*args: Any, **options: Any) -> Trace:
+    """`on_ufm` under its name of version 0.1.0."""
+    warn("descent.ufm is now descent.on_ufm; the old name will go", DeprecationWarning)
+    return on_ufm(*args, **options)
+
+
+def mufm(*args: Any, **options: Any) -> Trace:
+    """`on_mufm` under its name of version 0.1.0."""
+    warn("descent.mufm is now descent.on_mufm; the old name will go", DeprecationWarning)
+    return on_mufm(*args, **options)
+
+
 def run(
     problem: Joint, theta: Vector, *, step: float, steps: int, records: int, progress: bool
 ) -> Trace:
-    """Descend in place, and record on the way.
-
-    Args:
-        problem: The objective.
-        theta: The start, which becomes the end.
-        step: The fixed step.
-        steps: How many.
-        records: At most how many points to record besides the start, 2 or more.
-        progress: Whether to show how far it is.
-
-    Returns:
-        The way.
-
-    Raises:
-        ValueError: If a number is out of range, or the step is so large that numbers overflow.
-    """
+    """Descend in place from `theta`, which becomes the end, and record on the way."""
     positive(step=step)
     at_least(1, steps=steps)
     at_least(2, records=records)
@@ -204,7 +171,7 @@ def _record(problem: Joint, theta: Vector) -> list[float]:
 
 
 def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
-    """Take steps in place; nothing is allocated within the loop."""
+    """Take `count` steps in place, without allocating in the loop."""
     W, H, b = problem.split(theta)
     slope, Y = _SLOPES[problem.loss], problem.Y
     G, dW, dH = np.empty_like(Y), np.empty_like(W), np.empty_like(H)

@@ -179,24 +179,7 @@ class Line:
         curve: StepCurve | None,
         exponent: int = 0,
     ) -> "Line":
-        """The line of a segment.
-
-        Args:
-            count: Samples of each class.
-            scatter: Summed squared residuals of each class, at the first and the last layer.
-            cross: Summed inner products of a sample's residuals there and there.
-            means: Class means of the two layers, centred without weights, in one orthonormal basis.
-            weighting: What a class counts in covariances.
-            end: What stands at the end.
-            curve: Exact PFC3 for this end.
-            exponent: All lengths are to be multiplied by this power of two.
-
-        Returns:
-            The line.
-
-        Raises:
-            ValueError: If the end is unknown.
-        """
+        """The line of a segment, from the scatters of its two ends, their cross scatter and means."""
         if end not in ENDS:
             raise ValueError(f"end must be one of {', '.join(ENDS)}, got {end!r}")
         pi = class_weights(count, weighting)
@@ -297,16 +280,7 @@ class Line:
 
 
 def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequence[float]]) -> Agreement:
-    """Compare the layers of a segment with its line.
-
-    Args:
-        line: Of the segment.
-        position: Of each layer, first and last included.
-        values: `"pfc1"`, `"pfc2"`, `"pfc3"` of each layer, as measured; NaN where one was not.
-
-    Returns:
-        The differences, layer by layer and in one number a metric.
-    """
+    """Compare the measured values of a segment's layers, at their positions, with its line."""
     t = torch.tensor(position, dtype=torch.float64)
     on_line = line.at(t.clamp(0, 1))
     t = torch.where((t >= 0) & (t <= 1), t, torch.nan)

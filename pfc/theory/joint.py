@@ -5,17 +5,15 @@ In the paper's orientation, X and H are D x N and Y is one-hot, K x N. UFM has X
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pfc.device import one_thread
-from pfc.progress import shown
-from pfc.theory.collapse import Collapse, collapse, cosine
-from pfc.theory.minimum import Minimum, Vector, minimum
+from pfc.theory.collapse import Collapse, cosine, measured
+from pfc.theory.minimum import Minimum, Vector, minima
 
 Loss = Literal["mse", "ce"]
 LOSSES: tuple[Loss, ...] = ("mse", "ce")
@@ -60,28 +58,19 @@ class Joint:
         loss: Loss = "mse",
         bias: float | None = None,
     ) -> "Joint":
-        """The objective for data with one sample a row.
-
-        Args:
-            X: The data; zero for UFM.
-            y: Their classes.
-            pull: How strongly the features are drawn to them.
-            weight_decay: Of the classifier.
-            loss: `"mse"` or `"ce"`.
-            bias: Decay of the bias, or `None` for no bias.
-
-        Returns:
-            The objective.
-
-        Raises:
-            ValueError: If the loss is unknown.
-        """
+        """The objective for data with one sample a row; zero data make UFM."""
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         labels = y.numpy()
         Y = np.ascontiguousarray(np.eye(labels.max() + 1)[labels].T)
         data = np.ascontiguousarray(X.detach().double().numpy().T)
         return cls(labels, Y, data, pull, weight_decay, loss, bias)
+
+    @classmethod
+    def without_data(cls, classes: int, features: int, per_class: int, **coefficients: Any) -> "Joint":
+        """The objective of UFM, whose classes are balanced; coefficients as for `of`."""
+        y = torch.arange(classes).repeat_interleave(per_class)
+        return cls.of(torch.zeros(len(y), features, dtype=torch.float64), y, **coefficients)
 
     def split(
         self, theta: Vector
@@ -187,30 +176,11 @@ class JointSolution:
 
     @classmethod
     def of(cls, problem: Joint, found: Minimum, spread: float) -> "JointSolution":
-        """The solution at a point of a problem.
-
-        Args:
-            problem: The problem.
-            found: The point.
-            spread: Over the starts.
-
-        Returns:
-            The solution with its metrics.
-        """
+        """The solution at a point of a problem, with its metrics."""
         W, H, b = tensors(problem, found.theta)
         row, align = read(problem, H)
-        return cls(
-            W=W,
-            b=b,
-            H=H,
-            objective=found.value,
-            gradient_norm=found.gradient_norm,
-            spread=spread,
-            pfc1=row.pfc1,
-            pfc2=row.pfc2,
-            pfc3=row.pfc3,
-            cosine=align,
-        )
+        metrics = (row.pfc1, row.pfc2, row.pfc3, align)
+        return cls(W, b, H, found.value, found.gradient_norm, spread, *metrics)
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features, one sample a row."""
@@ -228,25 +198,11 @@ def tensors(
 
 def read(problem: Joint, H: Float64[Tensor, "N D"]) -> tuple[Collapse, float]:
     """The features' metrics and their alignment with the data."""
-    return collapse(H, torch.from_numpy(problem.y)), cosine(H, torch.from_numpy(problem.X).T)
+    return measured(H, torch.from_numpy(problem.y)), cosine(H, torch.from_numpy(problem.X).T)
 
 
 def best(problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool) -> JointSolution:
-    """The least of the minima that some starts lead to.
-
-    Args:
-        problem: The problem.
-        starts: Where to begin.
-        total: How many they are.
-        progress: Whether to show how far it is.
-
-    Returns:
-        The solution, with the spread over the starts.
-    """
-    found = []
-    with one_thread(problem.X.size), shown("solve", total, enabled=progress) as step:
-        for start in starts:
-            found.append(minimum(problem, start))
-            step(len(found), f"objective {found[-1].value:.6g}")
-    values = [one.value for one in found]
-    return JointSolution.of(problem, min(found, key=lambda one: one.value), max(values) - min(values))
+    """The least of the minima that `total` starts lead to, with the spread over them."""
+    found = minima(problem, starts, total, size=problem.X.size, progress=progress)
+    least = min(found, key=lambda one: one.value)
+    return JointSolution.of(problem, least, max(one.value for one in found) - least.value)

@@ -4,12 +4,15 @@ L-BFGS stalls at gradient norms near 1e-9, where differences of the objective dr
 steps need no such differences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
+
+from pfc.device import one_thread
+from pfc.progress import shown
 
 Vector = Float64[np.ndarray, " P"]
 
@@ -49,15 +52,7 @@ class Minimum:
 
 
 def minimum(problem: Smooth, start: Vector) -> Minimum:
-    """The local minimum that L-BFGS finds from a start, polished.
-
-    Args:
-        problem: The objective.
-        start: Where to begin.
-
-    Returns:
-        The minimum; its gradient norm tells how good it is.
-    """
+    """The local minimum that L-BFGS finds from a start, refined by Newton steps."""
     from scipy.optimize import minimize
 
     options: Any = {
@@ -69,6 +64,18 @@ def minimum(problem: Smooth, start: Vector) -> Minimum:
     }
     found = minimize(problem.value, start, jac=True, method="L-BFGS-B", options=options)
     return _polish(problem, found.x)
+
+
+def minima(
+    problem: Smooth, starts: Iterable[Vector], total: int, *, size: int, progress: bool
+) -> list[Minimum]:
+    """The minima that `total` starts lead to, of a problem whose data are `size` numbers."""
+    found: list[Minimum] = []
+    with one_thread(size), shown("solve", total, enabled=progress) as step:
+        for start in starts:
+            found.append(minimum(problem, start))
+            step(len(found), f"objective {found[-1].value:.6g}")
+    return found
 
 
 def _polish(problem: Smooth, theta: Vector) -> Minimum:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pfc.metrics import Weighting, class_weights
 
 KEPT = 2**16  # samples whose own numbers are kept, all of them up to here; ours
-LEVELS = tuple(i / 100 for i in range(101))  # quantiles that are told; ours
+LEVELS = tuple(i / 100 for i in range(101))  # quantiles that are kept; ours
 WHOLE = ("length", "chord", "straightness", "energy", "speed", "direction", "line_shape")
 AT_BLOCKS = ("steps", "angles", "curvature")
 UNITS = {"length": 1, "chord": 1, "energy": 2, "steps": 1, "energies": 2, "curvature": -1}
@@ -162,14 +162,7 @@ class PathSample:
         return np.concatenate(ranks), torch.cat(labels), torch.cat(rows)
 
     def quantiles(self, weighting: Weighting) -> Float64[Tensor, "C Q"]:
-        """Quantiles of every number at `LEVELS`, in the order of `names`; weighted as covariances are.
-
-        Args:
-            weighting: What a class counts.
-
-        Returns:
-            One row a number; NaN where no sample has it.
-        """
+        """Weighted quantiles at `LEVELS`, rows in the order of `names`; NaN where undefined."""
         self._prune(self.kept)
         _, y, rows = self._joined()
         y, values = y.cpu(), rows.cpu()

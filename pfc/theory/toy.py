@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.samples import at_least, positive
+from pfc.theory.coefficients import at_least, positive
 
 
 def toy(

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.samples import at_least, positive
 from pfc.theory import descent
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
 from pfc.theory.minimum import STARTS, Minimum, Vector
 
@@ -214,7 +214,7 @@ def solve(
         method: `"lbfgs"`, L-BFGS and Newton steps, or `"descent"`, the paper's plain gradient descent.
         step: Of plain gradient descent.
         steps: Of plain gradient descent.
-        progress: Whether to show how far it is.
+        progress: Show a progress bar.
 
     Returns:
         The least objective found; its `cosine` is NaN, there being no data.
@@ -229,9 +229,8 @@ def solve(
     """
     decay = _check(classes, features, per_class, weight_decay, feature_decay, loss, bias)
     at_least(1, restarts=restarts)
-    y = torch.arange(classes).repeat_interleave(per_class)
-    X = torch.zeros(len(y), features, dtype=torch.float64)
-    problem = Joint.of(X, y, pull=feature_decay, weight_decay=weight_decay, loss=loss, bias=decay)
+    how = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss, "bias": decay}
+    problem = Joint.without_data(classes, features, per_class, **how)
     rng = np.random.default_rng([seed, STARTS])
     starts = (problem.normal_start(rng) for _ in range(restarts))
     if method == "lbfgs":

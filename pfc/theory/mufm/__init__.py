@@ -2,7 +2,6 @@
 
 from pfc.theory.mufm import flow as flow
 from pfc.theory.mufm.flow import expansion as expansion
-from pfc.theory.mufm.iterates import Iterates as Iterates
 from pfc.theory.mufm.iterates import iterates as iterates
 from pfc.theory.mufm.layered import Layered as Layered
 from pfc.theory.mufm.layered import solve_layered as solve_layered
@@ -12,3 +11,4 @@ from pfc.theory.mufm.solving import solve as solve
 from pfc.theory.mufm.solving import sweep as sweep
 from pfc.theory.mufm.statistics import Statistics as Statistics
 from pfc.theory.mufm.statistics import gather as gather
+from pfc.theory.trace import Trace as Trace

@@ -1,18 +1,17 @@
 """MUFM with cross-entropy: neither the classifier nor the features can be eliminated."""
 
 import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from pfc.samples import at_least, labelled, positive
+from pfc.samples import ArrayLike, in_float64
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import Joint, JointSolution, best
 from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.flow import ridge
 
 
 def solve_cross_entropy(
-    X: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     lam: float,
     weight_decay: float = 0.005,
@@ -29,13 +28,13 @@ def solve_cross_entropy(
     features at the data and the ridge classifier, the others are standard normal.
 
     Args:
-        X: The data, one sample a row.
-        y: Their classes.
+        X: The data, N x D, one sample a row.
+        y: Class of each sample.
         lam: How strongly the features are drawn to the data.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         restarts: Random starts beside the first; their number is ours.
         seed: Of the random starts.
-        progress: Whether to show how far it is.
+        progress: Show a progress bar.
 
     Returns:
         The least objective found, its gradient norm, and the spread over the starts.
@@ -44,17 +43,16 @@ def solve_cross_entropy(
         ValueError: If the data, a coefficient or `restarts` is out of range.
 
     Example:
-        >>> import torch
-        >>> X = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
-        >>> found = solve_cross_entropy(X, torch.tensor([0, 0, 1, 1]), lam=0.1, progress=False)
+        >>> X = [[1.0], [2.0], [-1.0], [-2.0]]
+        >>> found = solve_cross_entropy(X, [0, 0, 1, 1], lam=0.1, progress=False)
         >>> found.gradient_norm < 1e-10
         True
     """
-    labelled(X, y)
+    data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
     at_least(0, restarts=restarts)
-    problem = Joint.of(X, y, pull=lam, weight_decay=weight_decay, loss="ce")
+    problem = Joint.of(data, labels, pull=lam, weight_decay=weight_decay, loss="ce")
     rng = np.random.default_rng([seed, STARTS])
-    first = problem.join(ridge(X.detach().double(), y, weight_decay=weight_decay).numpy(), problem.X)
+    first = problem.join(ridge(data, labels, weight_decay=weight_decay).numpy(), problem.X)
     starts = (first if i == 0 else problem.normal_start(rng) for i in range(restarts + 1))
     return best(problem, starts, restarts + 1, progress=progress)

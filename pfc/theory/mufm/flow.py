@@ -19,7 +19,7 @@ others, strict and with more spread than the data, to which a third of the start
 
 >>> from pfc.theory import descent
 >>> X, y = torch.tensor([[0.0, -1], [0, -2], [1, 0], [2, -2]]), torch.tensor([0, 0, 1, 1])
->>> good, bad = (descent.mufm(X, y, lam=0.1, steps=2000, seed=s, progress=False) for s in (0, 8))
+>>> good, bad = (descent.on_mufm(X, y, lam=0.1, steps=2000, seed=s, progress=False) for s in (0, 8))
 >>> [round(float(end), 3) for end in (good.objective[-1], bad.objective[-1])]
 [0.054, 0.267]
 >>> bool(good.pfc1[-1] < expansion(X, y).pfc1 < bad.pfc1[-1])  # 0.57, 1.2 and, in the end, 4.88
@@ -30,14 +30,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from pfc.device import one_thread
 from pfc.metrics import Weighting, class_weights
 from pfc.progress import shown
-from pfc.samples import at_least, labelled, positive
-from pfc.theory.collapse import collapse
+from pfc.samples import ArrayLike, in_float64
+from pfc.theory.coefficients import at_least, positive
+from pfc.theory.collapse import measured
 
 RELATIVE, ABSOLUTE = 1e-10, 1e-12  # tolerances of the integrator; ours
 
@@ -47,29 +48,44 @@ def one_hot(y: Int[Tensor, " N"]) -> Float64[Tensor, "N K"]:
     return torch.nn.functional.one_hot(y.long()).double()
 
 
-def ridge(
-    H: Float64[Tensor, "N D"], y: Int[Tensor, " N"], *, weight_decay: float
-) -> Float64[Tensor, "K D"]:
+def ridge(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor, "K D"]:
     r"""The best classifier for features under MSE, $W^* = Y H^\top (H H^\top + N \lambda_W I)^{-1}$.
 
     Args:
-        H: Features, one sample a row.
-        y: Their classes.
+        H: Features, N x D, one sample a row.
+        y: Class of each sample.
         weight_decay: $\lambda_W$.
 
     Returns:
         The classifier, one row a class.
+
+    Raises:
+        ValueError: If features, labels or the coefficient are unfit.
     """
+    return _ridge(*_features(H, y, weight_decay), weight_decay)
+
+
+def _features(
+    H: ArrayLike, y: ArrayLike, weight_decay: float
+) -> tuple[Float64[Tensor, "N D"], Float64[Tensor, "N K"]]:
+    """Features and one-hot labels, checked; a tensor keeps its gradient."""
+    positive(weight_decay=weight_decay)
+    data, labels = in_float64(H, y)
+    return H.cpu().double() if isinstance(H, Tensor) else data, one_hot(labels)
+
+
+def _ridge(
+    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
+) -> Float64[Tensor, "K D"]:
+    """`ridge` for one-hot labels, unchecked."""
     N, D = H.shape
-    Y, room = one_hot(y), N * weight_decay * torch.eye(min(N, D), dtype=torch.float64)
+    room = N * weight_decay * torch.eye(min(N, D), dtype=torch.float64)
     if D <= N:
         return torch.linalg.solve(H.mT @ H + room, H.mT @ Y).mT
     return torch.linalg.solve(H @ H.mT + room, Y).mT @ H
 
 
-def reduced_loss(
-    H: Float64[Tensor, "N D"], y: Int[Tensor, " N"], *, weight_decay: float
-) -> Float64[Tensor, ""]:
+def reduced_loss(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor, ""]:
     r"""The objective of features with their best classifier.
 
     $$ L(H) = \min_W \tfrac1{2N}\|WH - Y\|_F^2 + \tfrac{\lambda_W}2 \|W\|_F^2. $$
@@ -77,24 +93,37 @@ def reduced_loss(
     In Eq. 20 of arXiv 2405.00985, restored from Tirer et al. 2023.
 
     Args:
-        H: Features, one sample a row.
-        y: Their classes.
+        H: Features, N x D, one sample a row.
+        y: Class of each sample.
         weight_decay: $\lambda_W$.
 
     Returns:
         A number in (0, 1/2].
+
+    Raises:
+        ValueError: If features, labels or the coefficient are unfit.
     """
-    W = ridge(H, y, weight_decay=weight_decay)
-    R = H @ W.mT - one_hot(y)
+    return _loss(*_features(H, y, weight_decay), weight_decay)
+
+
+def reduced_gradient(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor, "N D"]:
+    r"""Gradient of `reduced_loss`, $\tfrac1N {W^*}^\top (W^* H - Y)$, one sample a row."""
+    return _gradient(*_features(H, y, weight_decay), weight_decay)
+
+
+def _loss(
+    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
+) -> Float64[Tensor, ""]:
+    W = _ridge(H, Y, weight_decay)
+    R = H @ W.mT - Y
     return R.square().sum() / (2 * len(H)) + weight_decay / 2 * W.square().sum()
 
 
-def reduced_gradient(
-    H: Float64[Tensor, "N D"], y: Int[Tensor, " N"], *, weight_decay: float
+def _gradient(
+    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
 ) -> Float64[Tensor, "N D"]:
-    r"""Gradient of `reduced_loss`, $\tfrac1N {W^*}^\top (W^* H - Y)$, one sample a row."""
-    W = ridge(H, y, weight_decay=weight_decay)
-    return (H @ W.mT - one_hot(y)) @ W / len(H)
+    W = _ridge(H, Y, weight_decay)
+    return (H @ W.mT - Y) @ W / len(H)
 
 
 @dataclass(frozen=True)
@@ -123,8 +152,8 @@ class Expansion:
 
 
 def expansion(
-    X: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     weight_decay: float = 0.005,
     weighting: Weighting = "class",
@@ -140,10 +169,11 @@ def expansion(
     Derived for this package; Theorem 4 of arXiv 2405.00985 is the sign of kappa, for balanced data.
 
     Args:
-        X: The data, one sample a row.
-        y: Their classes.
+        X: The data, N x D, one sample a row.
+        y: Class of each sample.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
-        weighting: What a class counts in both covariances.
+        weighting: Class weights in both covariances: equal (`"class"`) or proportional to the counts
+            (`"sample"`).
 
     Returns:
         The expansion; kappa is 0 for collapsed data and NaN where all class means coincide.
@@ -156,21 +186,23 @@ def expansion(
         >>> round(expansion(*toy()).kappa, 10)
         -0.0148258765
     """
-    labelled(X, y)
+    H, labels = in_float64(X, y)
     positive(weight_decay=weight_decay)
-    H = X.detach().double()
-    V = -reduced_gradient(H, y, weight_decay=weight_decay)
-    within, between = _cross_traces(H, H, y, weighting)
-    d_within, d_between = (2 * trace for trace in _cross_traces(H, V, y, weighting))
+    Y = one_hot(labels)
+    V = -_gradient(H, Y, weight_decay)
+    within, between = _cross_traces(H, H, Y, weighting)
+    d_within, d_between = (2 * trace for trace in _cross_traces(H, V, Y, weighting))
     kappa = (d_within * between - within * d_between) / between**2
     return Expansion(*map(float, (within / between, within, between, d_within, d_between, kappa)))
 
 
 def _cross_traces(
-    A: Float64[Tensor, "N D"], B: Float64[Tensor, "N D"], y: Int[Tensor, " N"], weighting: Weighting
+    A: Float64[Tensor, "N D"],
+    B: Float64[Tensor, "N D"],
+    Y: Float64[Tensor, "N K"],
+    weighting: Weighting,
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
     """Weighted inner products of the residuals and of the centred class means of two matrices."""
-    Y = one_hot(y)
     count = Y.sum(0)
     pi = class_weights(count, weighting)
     a, b = (Y.mT @ C / count[:, None] for C in (A, B))
@@ -204,8 +236,8 @@ class Flow:
 
 
 def flow(
-    X: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     until: float,
     weight_decay: float = 0.005,
@@ -220,13 +252,14 @@ def flow(
     all strictly.
 
     Args:
-        X: The data, one sample a row.
-        y: Their classes.
+        X: The data, N x D, one sample a row.
+        y: Class of each sample.
         until: The last time.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         records: Times to record, growing geometrically from `until` / 10^4, besides 0; ours.
-        weighting: What a class counts in both covariances.
-        progress: Whether to show how far it is.
+        weighting: Class weights in both covariances: equal (`"class"`) or proportional to the counts
+            (`"sample"`).
+        progress: Show a progress bar.
 
     Returns:
         The metrics along the flow.
@@ -234,15 +267,16 @@ def flow(
     Raises:
         ValueError: If the data or a number is out of range, or the integrator gives up.
     """
-    labelled(X, y)
+    data, labels = in_float64(X, y)
     positive(until=until, weight_decay=weight_decay)
     at_least(2, records=records)
+    Y = one_hot(labels)
     times = np.concatenate([[0.0], np.geomspace(until / 1e4, until, records)])
-    path = _integrate(X.detach().double(), y, times, weight_decay, progress)
+    path = _integrate(data, Y, times, weight_decay, progress)
     rows = []
     for H in path:
-        row = collapse(H, y, weighting)
-        loss = float(reduced_loss(H, y, weight_decay=weight_decay))
+        row = measured(H, labels, weighting)
+        loss = float(_loss(H, Y, weight_decay))
         rows.append([loss, row.within, row.between, row.pfc1, row.pfc2, row.pfc3])
     L, within, between, pfc1, pfc2, pfc3 = torch.tensor(rows, dtype=torch.float64).unbind(1)
     at = torch.from_numpy(times)
@@ -251,7 +285,7 @@ def flow(
 
 def _integrate(
     X: Float64[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+    Y: Float64[Tensor, "N K"],
     times: Float64[np.ndarray, " T"],
     weight_decay: float,
     progress: bool,
@@ -261,7 +295,7 @@ def _integrate(
 
     def slope(_: float, h: np.ndarray) -> np.ndarray:
         H = torch.from_numpy(h).view(X.shape)
-        G = reduced_gradient(H, y, weight_decay=weight_decay)
+        G = _gradient(H, Y, weight_decay)
         if not torch.isfinite(G).all():  # the integrator would go on forever
             raise ValueError("the features' slope is not finite; scale the data down")
         return -G.flatten().numpy()

@@ -1,50 +1,26 @@
-"""What the solver passes through on its way: each metric along its iterations, for Figure 4."""
+"""The metrics along the iterations of the MUFM solver, for Figure 4."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64
-from torch import Tensor
 
 from pfc.device import one_thread
-from pfc.samples import at_least, positive
+from pfc.samples import ArrayLike
+from pfc.theory.coefficients import at_least, positive
 from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.search import Effort, settle
 from pfc.theory.mufm.solution import alignment, collapse
-from pfc.theory.mufm.source import Hidden, Source
+from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Statistics
+from pfc.theory.trace import Trace
 
 Start = Literal["normal", "ridge"]
 
 
-@dataclass(frozen=True, eq=False)
-class Iterates:
-    """The solver's points, each with the features H that are best for its W.
-
-    Args:
-        steps: Iterations done, from 0 on: of L-BFGS, then of Newton's method.
-        objective: Then.
-        gradient_norm: Of the gradient in W.
-        pfc1: Within-class over between-class variance of H.
-        pfc2: Distance of its class means from a simplex equiangular tight frame.
-        pfc3: Fraction of it nearest to its own class mean; NaN without the samples.
-        cosine: Between H and the data.
-    """
-
-    steps: Int64[Tensor, " T"]
-    objective: Float64[Tensor, " T"]
-    gradient_norm: Float64[Tensor, " T"]
-    pfc1: Float64[Tensor, " T"]
-    pfc2: Float64[Tensor, " T"]
-    pfc3: Float64[Tensor, " T"]
-    cosine: Float64[Tensor, " T"]
-
-
 def iterates(
-    X: Float[Tensor, "N D"] | Statistics,
-    y: Int[Tensor, " N"] | None = None,
+    X: ArrayLike | Statistics,
+    y: ArrayLike | None = None,
     *,
     lam: float,
     weight_decay: float = 0.005,
@@ -53,26 +29,27 @@ def iterates(
     tolerance: float = 1e-12,
     iterations: int = 3000,
     records: int = 60,
-) -> Iterates:
-    """Solve the MUFM with squared loss from one start and keep what the solver passes through.
+) -> Trace:
+    """Solve the MUFM with squared loss from one start and record the metrics along the iterations.
 
     Figure 4 of arXiv 2405.00985 for this solver. Data that are zero make the UFM, whose feature decay
     is `lam` then.
 
     Args:
-        X: Samples or statistics, as for `solve`.
-        y: Labels; `None` with statistics.
-        lam: As for `solve`.
-        weight_decay: As for `solve`.
+        X: Samples N x ..., each flattened to a row, or what `gather` made of them.
+        y: Class of each sample; `None` with statistics.
+        lam: How strongly the features are drawn to the data.
+        weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         start: W from the standard normal distribution, as in the paper, or `"ridge"` regression, the
             solver's own first start.
         seed: Of the start.
         tolerance: Gradient norm to reach.
         iterations: At most.
-        records: Points kept, at most, besides the start: the first ones and then geometrically fewer.
+        records: At most how many points to record besides the start, ever more sparsely.
 
     Returns:
-        The points.
+        The metrics of each recorded W with the features that are best for it; the steps are those of
+        L-BFGS, then of Newton's method. The features themselves are not formed.
 
     Raises:
         ValueError: If a number is not above zero, the start is unknown, or the data are unfit.
@@ -81,7 +58,7 @@ def iterates(
     at_least(1, iterations=iterations, records=records)
     if start not in {"normal", "ridge"}:
         raise ValueError(f"start must be 'normal' or 'ridge', got {start!r}")
-    source = Source.of(X, y)
+    source = Source.of(checked(X, y))
     problem, V = source.problem(lam=lam, weight_decay=weight_decay, centre=False, free=False)
     normal = np.random.default_rng([seed, STARTS]).normal(size=problem.Z.shape)
     passed = [normal if start == "normal" else problem.ridge()]
@@ -95,9 +72,12 @@ def iterates(
     for i in at:
         point = problem.at(passed[i])
         hidden = Hidden.of(source, point, V, centre=False, free=False)
-        pfc1, pfc2 = collapse(source.statistics, hidden, problem.beta, "class")
         samples = source.samples
-        pfc3 = hidden.hits(*samples) / len(samples[0]) if samples else float("nan")
-        cosine = alignment(source.statistics, point, free=False).cosine
-        rows.append([point.value, point.gradient_norm, pfc1, pfc2, pfc3, cosine])
-    return Iterates(torch.from_numpy(at), *torch.tensor(rows, dtype=torch.float64).unbind(1))
+        nearest = hidden.hits(*samples) / len(samples[0]) if samples else float("nan")
+        align = alignment(source.statistics, point, free=False).cosine
+        pfc12 = collapse(source.statistics, hidden, problem.beta, "class")
+        rows.append([point.value, point.gradient_norm, *pfc12, nearest, align])
+    f, g, pfc1, pfc2, pfc3, cosine = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    W = hidden.classifier  # of the last point
+    steps = torch.from_numpy(at)
+    return Trace(steps, f, g, pfc1, pfc2, pfc3, cosine, W, W.new_zeros(len(W)))

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.device import one_thread
-from pfc.progress import shown
-from pfc.samples import at_least, labelled, positive
-from pfc.theory.minimum import STARTS, Minimum, Vector, minimum
+from pfc.samples import ArrayLike, in_float64
+from pfc.theory.coefficients import at_least, positive
+from pfc.theory.minimum import STARTS, Minimum, Vector, minima
 from pfc.theory.mufm.flow import ridge
 
 
@@ -126,8 +125,8 @@ class _Chain:
 
 
 def solve_layered(
-    X: Float[Tensor, "N D"],
-    y: Int[Tensor, " N"],
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     layers: int,
     lam: float,
@@ -146,14 +145,14 @@ def solve_layered(
     hundreds.
 
     Args:
-        X: The data, one sample a row.
-        y: Their classes.
+        X: The data, N x D, one sample a row.
+        y: Class of each sample.
         layers: L, the free layers.
         lam: The coefficient of Eq. 12: L times that of Eq. 13, the `lam` of the other solvers.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         restarts: Random starts beside the ridge classifier of the data; their number is ours.
         seed: Of the random starts.
-        progress: Whether to show how far it is.
+        progress: Show a progress bar.
 
     Returns:
         The least objective found, its gradient norm, and the spread over the starts.
@@ -162,24 +161,21 @@ def solve_layered(
         ValueError: If the data, a coefficient, `layers` or `restarts` is out of range.
 
     Example:
-        >>> X = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
-        >>> y = torch.tensor([0, 0, 1, 1])
+        >>> X, y = [[1.0], [2.0], [-1.0], [-2.0]], [0, 0, 1, 1]
         >>> found = solve_layered(X, y, layers=3, lam=0.1, restarts=0, progress=False)
         >>> bool((found.increments - found.increments.mean(0)).abs().max() < 1e-12)
         True
     """
-    labelled(X, y)
+    data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
     at_least(1, layers=layers)
     at_least(0, restarts=restarts)
-    first = ridge(X.detach().double(), y, weight_decay=weight_decay).numpy()
-    Y = np.eye(len(first))[y.numpy()].T
-    chain = _Chain(np.ascontiguousarray(X.detach().double().numpy().T), Y, layers, lam, weight_decay)
-    rng, found = np.random.default_rng([seed, STARTS]), []
-    with one_thread(X.numel()), shown("solve", restarts + 1, enabled=progress) as step:
-        for i in range(restarts + 1):
-            found.append(minimum(chain, (first if i == 0 else rng.normal(size=first.shape)).ravel()))
-            step(i + 1, f"objective {found[-1].value:.6g}")
+    first = ridge(data, labels, weight_decay=weight_decay).numpy()
+    Y = np.eye(len(first))[labels.numpy()].T
+    chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, layers, lam, weight_decay)
+    rng = np.random.default_rng([seed, STARTS])
+    starts = ((first if i == 0 else rng.normal(size=first.shape)).ravel() for i in range(restarts + 1))
+    found = minima(chain, starts, restarts + 1, size=data.numel(), progress=progress)
     return _layered(chain, found)
 
 

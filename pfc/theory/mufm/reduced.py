@@ -25,8 +25,8 @@ class Problem:
         Z: Y X^T in the eigenbasis over the square roots of `e`; zero where `e` is.
         rest: Y Y^T - Z Z^T, what no W can fit.
         samples: N.
-        lam: What a change of the data costs.
-        weight_decay: What W costs.
+        lam: Coefficient of the change of the data.
+        weight_decay: Coefficient of W.
     """
 
     e: Float64[np.ndarray, " R"]
@@ -65,7 +65,7 @@ class Problem:
         return float(value), gradient
 
     def at(self, W: Float64[np.ndarray, "K R"]) -> "Point":
-        """All there is to know at W."""
+        """The point W with the matrices that its derivatives share."""
         B = W * self.root - self.Z
         P = np.linalg.inv(W @ W.T + self.beta * self._eye)
         return Point(self, W, (P + P.T) / 2, B @ B.T + self.rest, B * self.root)
@@ -75,14 +75,7 @@ class Problem:
         return self.Z * (self.root / (self.e + self.samples * self.weight_decay))
 
     def padded(self) -> "Problem":
-        """The problem of the data with K zero features more.
-
-        Its minimum is that of a convex relaxation, so a lower bound of ours, and it has no spurious
-        minima.
-
-        Returns:
-            A problem of width R + K.
-        """
+        """The problem with K zero features more: its minimum is that of a convex relaxation."""
         K = len(self.Z)
         wide = np.concatenate([self.Z, np.zeros((K, K))], axis=1)
         return replace(self, e=np.concatenate([self.e, np.zeros(K)]), Z=wide)
@@ -146,18 +139,9 @@ class Point:
         return min(1.0, 4 * max(0.0, -self.certificate) + self.residue)
 
     def hessian(self, V: Float64[np.ndarray, "*batch K R"]) -> Float64[np.ndarray, "*batch K R"]:
-        """Product of the Hessian with one or more directions.
-
-        With dP = -P (V W^T + W V^T) P and dQ = V A^T + A V^T it is
-
-            lam (dP A + P V S - dP Q P W - P dQ P W - P Q dP W - P Q P V) + lW V.
-
-        Args:
-            V: Directions.
-
-        Returns:
-            As many products.
-        """
+        """Product of the Hessian with one or more directions V."""
+        # with dP = -P (V W^T + W V^T) P and dQ = V A^T + A V^T it is
+        # lam (dP A + P V S - dP Q P W - P dQ P W - P Q dP W - P Q P V) + lW V
         W, P, Q, A, lam = self.W, self.P, self.Q, self.A, self.problem.lam
         VW, VA = V @ W.T, V @ A.T
         dP = -P @ (VW + VW.swapaxes(-1, -2)) @ P

@@ -24,13 +24,13 @@ See = Callable[[Float64[np.ndarray, "K R"]], None]
 STEPS = 10.0 ** -np.arange(0, 5)  # lengths tried along a direction of negative curvature; ours
 
 
-def _unseen(_: Float64[np.ndarray, "K R"]) -> None:
-    """Nobody looks."""
+def _ignore(_: Float64[np.ndarray, "K R"]) -> None:
+    """Default callback: does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Effort:
-    """How much to do.
+    """Limits of the search.
 
     Args:
         restarts: Random starts after the ridge start, unless it is proven to be the global minimum.
@@ -59,17 +59,7 @@ class Found:
 
 
 def search(problem: Problem, effort: Effort, *, balanced: bool, progress: bool = False) -> Found:
-    """The best minimum from the ridge start and a few random ones.
-
-    Args:
-        problem: To be minimised.
-        effort: How much to do.
-        balanced: Whether all classes have as many samples, so that exchanging them is worth a try.
-        progress: Show how it goes.
-
-    Returns:
-        What was found; restarts are left out once a start is proven to be the global minimum.
-    """
+    """The best minimum from the ridge start and random ones, up to one proven to be global."""
     points: list[Point] = []
     with shown("starts of the model", effort.restarts + 1, enabled=progress) as step:
         for W in _starts(problem, effort):
@@ -82,15 +72,7 @@ def search(problem: Problem, effort: Effort, *, balanced: bool, progress: bool =
 
 
 def lower_bound(point: Point, effort: Effort) -> float:
-    """A rigorous lower bound of the problem's minimum: that of the problem padded by K zero features.
-
-    Args:
-        point: Where to start, a good point of the problem itself.
-        effort: Its iterations and tolerance count.
-
-    Returns:
-        A number in [0, F*]; 0 if the padded problem was not solved at all.
-    """
+    """A rigorous lower bound of the minimum, in [0, F*], by the problem with K zero features more."""
     K = len(point.W)
     W = np.concatenate([point.W, np.zeros((K, K))], axis=1)
     relaxed = settle(point.problem.padded(), W, effort, balanced=False)
@@ -103,20 +85,9 @@ def settle(
     effort: Effort,
     *,
     balanced: bool,
-    see: See = _unseen,
+    see: See = _ignore,
 ) -> Point:
-    """The minimum below a start, and below those that escapes from it lead to.
-
-    Args:
-        problem: To be minimised.
-        W: The start.
-        effort: How much to do.
-        balanced: Whether exchanging the classes is worth a try.
-        see: Is shown W after every iteration.
-
-    Returns:
-        The lowest point found.
-    """
+    """The lowest of the minima that a start and escapes from it lead to; `see` is called with each W."""
     left = effort.iterations
     for _ in range(ROUNDS):
         W, used = _descend(problem, W, left, effort.tolerance, see)
@@ -155,7 +126,7 @@ def _descend(
     W: Float64[np.ndarray, "K R"],
     iterations: int,
     tolerance: float,
-    see: See = _unseen,
+    see: See = _ignore,
 ) -> tuple[Float64[np.ndarray, "K R"], int]:
     """L-BFGS in scaled coordinates, until the gradient (unscaled) is small or round-off is reached."""
     from scipy.optimize import OptimizeResult, minimize
@@ -194,7 +165,7 @@ def _descend(
     return back(found.x), max(1, found.nit)
 
 
-def _polished(point: Point, tolerance: float, steps: int = 20, see: See = _unseen) -> Point:
+def _polished(point: Point, tolerance: float, steps: int = 20, see: See = _ignore) -> Point:
     """Newton's method, each step accepted only if the gradient becomes smaller."""
     for _ in range(steps):
         if point.gradient_norm <= tolerance:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.mufm.reduced import Point
 from pfc.theory.mufm.source import Hidden
-from pfc.theory.mufm.statistics import Statistics, check_samples
+from pfc.theory.mufm.statistics import EMPTY, Samples, Statistics, pair
+from pfc.warning import warn
 
 COMPLETE = 512  # width up to which a basis of all that W does not see is formed; ours
 
@@ -21,9 +22,9 @@ class Alignment:
     """How far H is from the data: see `Solution`."""
 
     cosine: float
-    distance: float
-    moved: float
-    size: float
+    direction_distance: float
+    relative_displacement: float
+    norm_ratio: float
 
     @classmethod
     def of(cls, *, data: float, moved: float, along: float) -> "Alignment":
@@ -37,14 +38,24 @@ class Alignment:
         return cls(1 - apart / 2, apart**0.5, moved**0.5 / X, H / X)
 
 
+def _renamed(old: str, new: str) -> property:
+    """A field under its name of version 0.1.0."""
+
+    def value(solution: "Solution") -> float:
+        warn(f"Solution.{old} is now Solution.{new}; the old name will go", DeprecationWarning)
+        return float(getattr(solution, new))
+
+    return property(value, doc=f"`{new}` under its name of version 0.1.0.")
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A solution of problem (13) of arXiv 2405.00985 and what is known of it.
 
     Args:
         loss: `"mse"` or `"ce"`.
-        lam: What a change of the data costs.
-        weight_decay: What W costs.
+        lam: Coefficient of the change of the data.
+        weight_decay: Coefficient of W.
         objective: The value of the problem.
         gradient_norm: Frobenius norm of the gradient (in W; for cross-entropy in W and H).
         certificate: Least eigenvalue of lW I - lam P Q P over lW, in (-inf, 1]: from 0 on a critical
@@ -59,9 +70,9 @@ class Solution:
         pfc2: Distance of the class means of H from a simplex equiangular tight frame; 0 there.
         pfc3: Fraction of H nearest to its own class mean; NaN if only statistics were given.
         cosine: Between H and the data X. The measure of the paper's figure is inferred, so all four.
-        distance: | H/|H| - X/|X| |.
-        moved: |H - X| / |X|.
-        size: |H| / |X|.
+        direction_distance: | H/|H| - X/|X| |.
+        relative_displacement: |H - X| / |X|.
+        norm_ratio: |H| / |X|.
         hidden: H, or what it is formed from.
         data: The samples and labels, if they were given.
     """
@@ -82,11 +93,15 @@ class Solution:
     pfc2: float
     pfc3: float
     cosine: float
-    distance: float
-    moved: float
-    size: float
+    direction_distance: float
+    relative_displacement: float
+    norm_ratio: float
     hidden: Hidden | Float64[Tensor, "N D"] = field(repr=False)
-    data: tuple[Shaped[Tensor, "N D"], Int64[Tensor, " N"]] | None = field(repr=False)
+    data: Samples | None = field(repr=False)
+
+    moved = _renamed("moved", "relative_displacement")
+    size = _renamed("size", "norm_ratio")
+    distance = _renamed("distance", "direction_distance")
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features H of all samples, N x D.
@@ -109,7 +124,7 @@ class Solution:
         """PFC3 of H in one pass over the data that the statistics came from.
 
         Args:
-            batches: Pairs `(x, y)`, as for `gather`.
+            batches: Pairs `(x, y)` of arrays, as they were gathered.
 
         Returns:
             A number in [0, 1]; 1 if every sample is nearest to its own class mean.
@@ -121,33 +136,22 @@ class Solution:
         if isinstance(self.hidden, Tensor):
             raise ValueError("with loss='ce' H is known for its own samples only; see pfc3")
         hits, seen, (K, D) = 0, 0, self.W.shape
-        for X, y in batches:
-            X, y = check_samples(X, y)
+        for number, batch in enumerate(batches):
+            X, y = pair(batch, number)
             if X.shape[1] != D or y.max() >= K:
                 raise ValueError(f"need samples of {D} features in {K} classes, as the statistics' were")
             hits, seen = hits + self.hidden.hits(X.cpu(), y.cpu()), seen + len(y)
         if not seen:
-            raise ValueError("the data gave no batch at all; is the loader empty?")
+            raise ValueError(EMPTY)
         return hits / seen
 
 
 def within_trace(
     W: Float64[Tensor, "K D"], beta: float, Sigma_W: Float64[Tensor, "D D"]
 ) -> Float64[Tensor, ""]:
-    r"""Trace of the within-class covariance of H from that of X.
-
-    With $W = U s V^\top$ the noise along column j of V shrinks by $\beta/(s_j^2 + \beta)$ and the rest
-    stays as it is; a sum of squares, so no digit is lost when the classes collapse. Derived for this
-    package.
-
-    Args:
-        W: Classifier.
-        beta: N lam.
-        Sigma_W: Within-class covariance of the data.
-
-    Returns:
-        A number in (0, Tr Sigma_W]; 0 only if that of the data is.
-    """
+    """Trace of the within-class covariance of H from that of X."""
+    # with W = U s V^T the noise along column j of V shrinks by beta / (s_j^2 + beta) and the rest stays
+    # as it is; a sum of squares, so no digit is lost at collapse. Derived for this package
     D = W.shape[1]
     _, s, Vt = torch.linalg.svd(W, full_matrices=D <= COMPLETE)
     seen = Vt[: len(s)]
@@ -179,7 +183,7 @@ def alignment(statistics: Statistics, point: Point, *, free: bool) -> Alignment:
 
 
 def moved(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> Alignment:
-    """How far features that are at hand are from the data."""
+    """How far given features are from the data."""
     D = H - X
     return Alignment.of(
         data=float(X.square().sum()), moved=float(D.square().sum()), along=float((D * X).sum())

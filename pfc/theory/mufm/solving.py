@@ -6,17 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Shaped
-from torch import Tensor
-
 from pfc.device import one_thread
 from pfc.progress import shown
-from pfc.samples import positive
-from pfc.theory.collapse import collapse as collapse_of
+from pfc.samples import ArrayLike
+from pfc.theory.coefficients import at_least, positive
+from pfc.theory.collapse import measured
 from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
 from pfc.theory.mufm.solution import Solution, alignment, collapse, moved
-from pfc.theory.mufm.source import Hidden, Samples, Source, checked_samples
-from pfc.theory.mufm.statistics import Statistics
+from pfc.theory.mufm.source import Hidden, Source, checked
+from pfc.theory.mufm.statistics import Samples, Statistics
 
 STATIONARY = 1e-6  # what the gradient may add to the relative gap at a point called stationary; ours
 NEAR = 0.1  # relative gap that is worth telling where it is no proof; ours
@@ -30,7 +28,7 @@ class SpuriousMinimaWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of `solve`, under their names there."""
+    """The options of `solve` by name."""
 
     weight_decay: float = 0.005
     loss: str = "mse"
@@ -44,7 +42,7 @@ class _Options:
     relax: bool = False
 
     def check(self) -> None:
-        """Check each by itself and against the others."""
+        """Refuse options that are out of range, unknown, or do not go together."""
         positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
         if self.loss not in {"mse", "ce"}:
             raise ValueError(f"loss must be 'mse' or 'ce', got {self.loss!r}")
@@ -54,20 +52,18 @@ class _Options:
             raise ValueError("loss='ce' has no bias; take bias=False")
         if self.weighting not in {"class", "sample"}:
             raise ValueError(f"weighting must be 'class' or 'sample', got {self.weighting!r}")
-        if self.restarts < 0:
-            raise ValueError(f"restarts must not be negative, got {self.restarts}")
-        if self.iterations is not None and self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        at_least(0, restarts=self.restarts)
+        at_least(1, iterations=1 if self.iterations is None else self.iterations)
 
     def effort(self, size: int) -> Effort:
-        """How much to do for a W of `size` numbers."""
+        """Limits of the search for a W of `size` numbers."""
         iterations = self.iterations or int(min(3000, max(300, WORK / size)))
         return Effort(self.restarts, iterations, self.tolerance, self.seed)
 
 
 def solve(
-    X: Shaped[Tensor, "N ..."] | Statistics,
-    y: Tensor | None = None,
+    X: ArrayLike | Statistics,
+    y: ArrayLike | None = None,
     *,
     lam: float,
     weight_decay: float = 0.005,
@@ -91,21 +87,21 @@ def solve(
     what it can prove.
 
     Args:
-        X: Samples, one a row or one an image, or what `gather` made of them.
-        y: Labels in 0..K-1; `None` with statistics.
-        lam: What a change of the data costs.
-        weight_decay: What W costs; 0.005 is the constant of Tirer and Bruna 2022, from memory.
+        X: Samples N x ... of any type, each flattened to a row, or what `gather` made of them.
+        y: Class of each sample, in 0..K-1; `None` with statistics.
+        lam: Coefficient of the change of the data.
+        weight_decay: Coefficient of W; 0.005 is that of Tirer and Bruna 2022, from memory.
         loss: `"mse"` or `"ce"`.
         bias: `False`, or `"free"` for an unregularised one (squared loss only).
-        centre: Take the mean from the data first. Without a bias the model sees where the origin is.
-        weighting: What a class counts in PFC1, `"class"` or `"sample"`; the problem itself always
-            counts samples.
+        centre: Subtract the mean of the data first. Without a bias the model sees where the origin is.
+        weighting: Class weights in PFC1: equal (`"class"`) or proportional to the counts (`"sample"`);
+            the problem itself always weighs samples equally.
         restarts: Random starts after the ridge start, left out where a proof needs none.
         seed: Of the random starts.
         tolerance: Gradient norm to reach; coarser than 1e-8 saves the polish by Newton's method.
         iterations: Of L-BFGS from each start; `None` for about half a second where the data are wide.
         relax: Solve the convex relaxation too, for a smaller `gap` where the certificate fails.
-        progress: Show the starts as they are done.
+        progress: Show a progress bar.
 
     Returns:
         The best solution of all starts.
@@ -115,21 +111,23 @@ def solve(
             unknown, or cross-entropy is asked for with statistics or a bias.
 
     Example:
-        >>> import torch
-        >>> solution = solve(torch.eye(4), torch.arange(4), lam=0.25)
+        >>> import numpy as np
+        >>> solution = solve(np.eye(4), np.arange(4), lam=0.25)
         >>> round(solution.objective, 12), solution.pfc1
         (0.009628763479, 0.0)
     """
     options = _Options(
         weight_decay, loss, bias, centre, weighting, restarts, seed, tolerance, iterations, relax
     )
-    with one_thread(_size(X)):
-        return _solve(_prepared(X, y, options), lam, options, progress=progress)
+    options.check()
+    data = checked(X, y)
+    with one_thread(_size(data)):
+        return _solve(_prepared(data, options), lam, options, progress=progress)
 
 
 def sweep(
-    X: Shaped[Tensor, "N ..."] | Statistics,
-    y: Tensor | None,
+    X: ArrayLike | Statistics,
+    y: ArrayLike | None,
     lams: Iterable[float],
     *,
     progress: bool = False,
@@ -138,10 +136,11 @@ def sweep(
     """Solve for several values of lam, each from starts of its own; Figure 5 of arXiv 2405.00985.
 
     Args:
-        X: Samples or statistics; the eigendecomposition is made once.
-        y: Labels; `None` with statistics.
+        X: Samples N x ... of any type, each flattened to a row, or what `gather` made of them; the
+            eigendecomposition is computed once.
+        y: Class of each sample; `None` with statistics.
         lams: Values of lam; they are solved in ascending order.
-        progress: Show how it goes.
+        progress: Show a progress bar.
         options: Of `solve`.
 
     Returns:
@@ -155,30 +154,28 @@ def sweep(
         raise ValueError("lams must hold at least one value of lam, got none")
     chosen = _Options(**options)
     solutions: list[Solution] = []
-    with one_thread(_size(X)), shown("values of lam", len(lams), enabled=progress) as step:
-        prepared = _prepared(X, y, chosen)
+    chosen.check()
+    data = checked(X, y)
+    with one_thread(_size(data)), shown("values of lam", len(lams), enabled=progress) as step:
+        prepared = _prepared(data, chosen)
         for lam in lams:
             solutions.append(_solve(prepared, lam, chosen))
             step(len(solutions), f"lam {lam:.3g}: {solutions[-1].proven}")
     return solutions
 
 
-def _size(X: Any) -> int:
-    """Numbers in the largest array of a problem, as far as it is one."""
-    if isinstance(X, Statistics):
-        return X.within[0].numel()
-    return X.numel() if isinstance(X, Tensor) else 0
+def _size(data: Samples | Statistics) -> int:
+    """Numbers in the largest array of a problem."""
+    return data.within[0].numel() if isinstance(data, Statistics) else data[0].numel()
 
 
-def _prepared(X: Any, y: Any, options: _Options) -> Source | Samples:
+def _prepared(data: Samples | Statistics, options: _Options) -> Source | Samples:
     """What of the data serves for every lam."""
-    options.check()
     if options.loss == "mse":
-        return Source.of(X, y)
-    if isinstance(X, Statistics):
+        return Source.of(data)
+    if isinstance(data, Statistics):
         raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
-    X, y = checked_samples(X, y)
-    X = X.double()
+    X, y = data[0].double(), data[1]
     return X - X.mean(0) if options.centre else X, y
 
 
@@ -246,7 +243,7 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
         seed=options.seed,
         progress=progress,
     )
-    row = collapse_of(found.H, y, options.weighting)
+    row = measured(found.H, y, options.weighting)
     return Solution(
         loss="ce",
         lam=lam,

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.samples import labelled
 from pfc.theory.mufm.reduced import Point, Problem
-from pfc.theory.mufm.statistics import Statistics, check_classes, check_samples
-
-Samples = tuple[Tensor, Tensor]
+from pfc.theory.mufm.statistics import Samples, Statistics, check_classes, summed
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Statistics of the data in coordinates in which they are narrow, and the samples if at hand.
+    """Statistics of the data in coordinates in which they are narrow, and the samples if given.
 
     Args:
         statistics: In `basis`.
@@ -31,47 +30,22 @@ class Source:
     features: int
 
     @classmethod
-    def of(cls, X: Any, y: Any) -> "Source":
-        """The source of samples with labels, or of statistics without.
-
-        Args:
-            X: Samples or statistics.
-            y: Labels, or `None`.
-
-        Returns:
-            A source; of N samples in more than N + K features, in coordinates of their row space.
-
-        Raises:
-            ValueError: If the data or labels are unfit.
-        """
-        if isinstance(X, Statistics):
-            if y is not None:
-                raise ValueError("statistics know their labels; leave y out")
-            check_classes(X.count)
-            return cls(X, None, None, X.mean.shape[1])
-        X, y = checked_samples(X, y)
+    def of(cls, data: Samples | Statistics) -> "Source":
+        """The source of checked data; of N samples in more than N + K features in their row space."""
+        if isinstance(data, Statistics):
+            return cls(data, None, None, data.mean.shape[1])
+        X, y = data
         classes = int(y.max()) + 1
         if len(X) + classes >= X.shape[1]:
-            return cls(Statistics.of(X, y), None, (X, y), X.shape[1])
+            return cls(summed([data]), None, data, X.shape[1])
         basis = _row_space(X.double(), classes)
-        return cls(Statistics.of(X.double() @ basis, y), basis, (X, y), X.shape[1])
+        return cls(summed([(X.double() @ basis, y)]), basis, data, X.shape[1])
 
     def problem(
         self, *, lam: float, weight_decay: float, centre: bool, free: bool
     ) -> tuple[Problem, Float64[Tensor, "D R"]]:
-        """The reduced problem, and the eigenvectors that its columns stand for.
-
-        With a free bias X and Y lose their means, which the bias restores; with `centre` X alone does.
-
-        Args:
-            lam: What a change of the data costs.
-            weight_decay: What W costs.
-            centre: Whether the data lose their mean.
-            free: Whether there is a free bias.
-
-        Returns:
-            Both; of the eigenvectors to eigenvalue zero at most K are kept.
-        """
+        """The reduced problem and the eigenvectors that are its columns, at most K of eigenvalue 0."""
+        # with a free bias X and Y lose their means, which the bias restores; with `centre` X alone does
         statistics = self.statistics.centred if centre or free else self.statistics
         spectrum, n = statistics.spectrum, statistics.count
         zero = int((spectrum.values == 0).sum())
@@ -84,24 +58,15 @@ class Source:
         return Problem(e.numpy(), Z.numpy(), rest, statistics.samples, lam, weight_decay), V
 
 
-def checked_samples(X: Any, y: Any) -> Samples:
-    """Samples as rows on the CPU and their labels, fit to be solved for.
-
-    Args:
-        X: Samples.
-        y: Labels.
-
-    Returns:
-        Both.
-
-    Raises:
-        ValueError: If they are unfit: shapes, labels, classes without samples, numbers not finite.
-    """
-    X, y = check_samples(X, y)
-    check_classes(torch.bincount(y).double().cpu())
-    if not X.isfinite().all():
-        raise ValueError("the data must be finite, got NaN or infinity")
-    return X.cpu(), y.cpu()
+def checked(X: Any, y: Any) -> Samples | Statistics:
+    """Samples as rows on the CPU with their labels, or statistics without, fit to be solved for."""
+    if not isinstance(X, Statistics):
+        rows, labels = labelled(X, y, flatten=True)
+        return rows.cpu(), labels.cpu()
+    if y is not None:
+        raise ValueError("statistics know their labels; leave y out")
+    check_classes(X.count)
+    return X
 
 
 def _row_space(X: Float64[Tensor, "N F"], more: int) -> Float64[Tensor, "F D"]:
@@ -168,26 +133,17 @@ class Hidden:
         """Rows in the coordinates of the data."""
         return rows if self.basis is None else rows @ self.basis.mT
 
-    def form(self, X: Shaped[Tensor, "N F"], y: Int64[Tensor, " N"]) -> Float64[Tensor, "N F"]:
+    def form(self, X: Float[Tensor, "N F"], y: Int64[Tensor, " N"]) -> Float64[Tensor, "N F"]:
         """H for samples and their labels; with a free bias it keeps the mean of X."""
         W, X, shift = self.classifier, X.double(), self.wide(self.shift)
         R = (X - shift) @ W.mT + self.target
         R[torch.arange(len(y)), y] -= 1
         return (X if self.target.any() else X - shift) - R @ self.P @ W
 
-    def hits(self, X: Shaped[Tensor, "N F"], y: Int64[Tensor, " N"]) -> int:
-        """How many samples of H lie nearest to their own class mean; ties go to the lowest class.
-
-        With M the means of H less its mean, h . M_k = (x - mean) . (A M_k) + (P W M_k)_y - its mean over
-        the samples, A = I - W^T P W: one product of the samples with K columns.
-
-        Args:
-            X: Samples.
-            y: Their labels.
-
-        Returns:
-            A number of samples.
-        """
+    def hits(self, X: Float[Tensor, "N F"], y: Int64[Tensor, " N"]) -> int:
+        """How many samples of H lie nearest to their own class mean; ties go to the lowest class."""
+        # with M the means of H less its mean and A = I - W^T P W, h . M_k is (x - mean) . (A M_k)
+        # + (P W M_k)_y, less the mean of that over the samples: one product with K columns
         M = self.means - self.share @ self.means
         WM = self.W @ M.mT
         moved = self.P @ WM

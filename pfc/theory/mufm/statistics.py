@@ -10,11 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int, Int64, Shaped
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
+from pfc.samples import ArrayLike, labelled, refuse_gaps
 
+Samples = tuple[Float[Tensor, "N F"], Int64[Tensor, " N"]]
+EMPTY = "the data gave no batch at all; is the loader empty?"
 TILE = 2**22  # float64 numbers upcast at once, 32 MiB; ours
 EACH = 2**24  # K D D up to which the scatter of each class is kept by itself, 128 MiB; ours
 
@@ -47,9 +50,9 @@ class Statistics:
     within: Float64[Tensor, "G D D"]
 
     @classmethod
-    def of(cls, X: Shaped[Tensor, "N ..."], y: Int[Tensor, " N"]) -> "Statistics":
+    def of(cls, X: ArrayLike, y: ArrayLike) -> "Statistics":
         """Statistics of samples `X` (flattened) with labels `y` in 0..K-1, each class with a sample."""
-        return gather([(X, y)])
+        return summed([labelled(X, y, flatten=True)])
 
     @property
     def samples(self) -> float:
@@ -90,13 +93,13 @@ class Statistics:
         """Within-class covariance.
 
         Args:
-            weighting: What a class counts.
+            weighting: Class weights: equal (`"class"`) or proportional to the counts (`"sample"`).
 
         Returns:
             A D x D matrix; zero at perfect collapse.
 
         Raises:
-            ValueError: If the classes are unbalanced, count the same, and were pooled.
+            ValueError: If unbalanced classes are to weigh the same and their scatters were pooled.
         """
         share = class_weights(self.count, weighting) / self.count
         if len(self.within) == len(self.count):
@@ -133,18 +136,16 @@ class Statistics:
 
 @dataclass(eq=False)
 class _Sums:
-    """Statistics under way: rows of classes not yet seen are zero."""
+    """Running statistics: rows of classes not yet seen are zero."""
 
     count: Float64[Tensor, " K"]
     mean: Float64[Tensor, "K D"]
     within: Float64[Tensor, "G D D"]
 
-    def add(self, x: Shaped[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
+    def add(self, x: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
         """Add some samples: their scatter about their own class means, then the shift of these."""
         present, place, m = torch.unique(y, return_inverse=True, return_counts=True)
         x = x.double()
-        if not x.isfinite().all():
-            raise ValueError("the data must be finite, got NaN or infinity")
         mean = x.new_zeros(len(present), x.shape[1]).index_add_(0, place, x) / m[:, None]
         x = x - mean[place]
         if len(self.within) == 1:
@@ -187,25 +188,28 @@ def gather(batches: Iterable[Any]) -> Statistics:
     """The statistics that `solve` needs, in one pass over batches of any size.
 
     Args:
-        batches: Pairs `(x, y)`: samples, flattened to rows and taken at their values, and labels in
+        batches: Pairs `(x, y)` of arrays: samples N x ..., each flattened to a row, and labels in
             0..K-1. Whether the data are centred is said later, to `solve`.
 
     Returns:
         Statistics in float64, the same for any order and size of the batches up to round-off.
 
     Raises:
-        ValueError: If there is no batch, shapes or labels are wrong, data are not finite, or fewer than
-            two classes occur.
+        ValueError: If there is no batch, a batch is unfit or of another width, or a class below the
+            largest label has no sample.
 
     Example:
-        >>> x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
-        >>> gather([(x, torch.tensor([0, 0, 1]))]).mean
+        >>> gather([([[1, 0], [3, 0], [0, 2]], [0, 0, 1])]).mean
         tensor([[2., 0.],
                 [0., 2.]], dtype=torch.float64)
     """
+    return summed(pair(batch, number) for number, batch in enumerate(batches))
+
+
+def summed(pairs: Iterable[Samples]) -> Statistics:
+    """Statistics of samples and labels that are checked already, but for gaps among the classes."""
     sums = None
-    for number, batch in enumerate(batches):
-        x, y = _checked(batch, number)
+    for number, (x, y) in enumerate(pairs):
         if sums is None:
             zeros = torch.zeros(0, x.shape[1], dtype=torch.float64, device=x.device)
             sums = _Sums(zeros.new_zeros(0), zeros, zeros.new_zeros(0, x.shape[1], x.shape[1]))
@@ -218,58 +222,18 @@ def gather(batches: Iterable[Any]) -> Statistics:
         for rows, labels in zip(x.split(height), y.split(height), strict=True):
             sums.add(rows, labels)
     if sums is None:
-        raise ValueError("the data gave no batch at all; is the loader empty?")
+        raise ValueError(EMPTY)
     check_classes(sums.count)
     return Statistics(sums.count.cpu(), sums.mean.cpu(), sums.within.cpu())
 
 
 def check_classes(count: Float64[Tensor, " K"]) -> None:
-    """Check that there are two classes and each has a sample.
-
-    Args:
-        count: Samples of each class.
-
-    Raises:
-        ValueError: If not.
-    """
-    if len(count) < 2:
-        raise ValueError(f"need samples of at least 2 classes, got {len(count)}")
-    if not count.all():
-        missing = (count == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"classes {missing[:5]} have no sample; number the classes that occur from 0 on"
-        )
+    """Refuse counts of fewer than two classes, or of a class without samples."""
+    refuse_gaps(count.nonzero().flatten(), len(count))
 
 
-def _checked(batch: Any, number: int) -> tuple[Shaped[Tensor, "B D"], Int64[Tensor, " B"]]:
+def pair(batch: Any, number: int) -> Samples:
+    """A batch as samples and labels, checked but for gaps among the classes."""
     if isinstance(batch, Mapping) or not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch {number} must be a pair (x, y), got {type(batch).__name__}")
-    return check_samples(*batch)
-
-
-def check_samples(X: Any, y: Any) -> tuple[Shaped[Tensor, "N D"], Int64[Tensor, " N"]]:
-    """Samples as rows, and their labels as integers.
-
-    Args:
-        X: Samples, one a row or one an image.
-        y: Class of each, from 0 on.
-
-    Returns:
-        Both, on one device, of the type that `X` came in.
-
-    Raises:
-        ValueError: If types, shapes or labels are wrong.
-    """
-    if not isinstance(X, Tensor) or not isinstance(y, Tensor):
-        raise ValueError(f"need tensors x and y, got {type(X).__name__} and {type(y).__name__}")
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {(*y.shape,)}")
-    if X.ndim < 2 or len(X) != len(y) or not X.numel() or X.is_complex():
-        raise ValueError(
-            f"need samples of shape ({len(y)}, D), one row a label, got {X.dtype} of shape {(*X.shape,)}"
-        )
-    if y.min() < 0:
-        raise ValueError(f"labels must not be negative, got {int(y.min())}")
-    X = X.detach().flatten(1)
-    X = X.cpu() if X.device.type == "mps" else X  # which has no float64
-    return X, y.to(X.device).long()
+    return labelled(*batch, batch=number, flatten=True, gaps="keep")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
+from pfc.samples import labelled, samples
 
 SMALL = 1e-140  # the squares of features below it, or above its inverse, leave float64; ours
 BLOCK = 2**21  # numbers of one cloud in float64 at a time, 16 MiB; ours
@@ -36,10 +38,10 @@ class Clouds:
     Args:
         start: Features before, a row a sample, in any float type.
         end: Features after.
-        weighting: What a class counts.
+        weighting: `"sample"` if all samples weigh the same, `"class"` if all classes do.
         w: Weight of each sample; they sum to 1.
         means: Weighted means of the two clouds; every block has them taken off.
-        labels: Class of each sample, renumbered to those that occur; `None` if nobody knows.
+        labels: Class of each sample, renumbered to those that occur; `None` if unknown.
     """
 
     start: Float[Tensor, "N D"]
@@ -50,28 +52,16 @@ class Clouds:
     labels: Int64[Tensor, " N"] | None
 
     @classmethod
-    def of(cls, start: Tensor, end: Tensor, y: Tensor | None, weighting: Weighting) -> "Clouds":
-        """Two clouds, checked.
-
-        Args:
-            start: Features before the map.
-            end: Features after it.
-            y: Labels, or `None`.
-            weighting: What a class counts.
-
-        Returns:
-            The clouds.
-
-        Raises:
-            ValueError: If shapes, types, labels or the weighting do not fit, or a number is not finite.
-        """
-        _check_shapes(start, end)
-        labels = None if y is None else _labels(y, len(start))
-        w = _weights(labels, len(start), weighting)
-        start, end = start.detach(), end.detach()
-        means = torch.stack([_mean(start, w, "start"), _mean(end, w, "end")])
-        _check_sizes(start, end)
-        return cls(start, end, weighting, w, means, labels)
+    def of(cls, start: Any, end: Any, y: Any, weighting: Weighting) -> "Clouds":
+        """Two clouds of the same samples, checked."""
+        before, after = samples(start, name="start"), samples(end, name="end")
+        _check_shapes(before, after)
+        labels = None
+        if y is not None:
+            labels = labelled(before, y, name="start", finite=False, gaps="drop")[1].cpu()
+        w = _weights(labels, len(before), weighting)
+        _check_sizes(before, after)
+        return cls(before, after, weighting, w, torch.stack([_mean(before, w), _mean(after, w)]), labels)
 
     @property
     def N(self) -> int:
@@ -119,16 +109,7 @@ class Clouds:
         return float(self.w @ apart)
 
     def subset(self, size: int, rng: np.random.Generator) -> Int64[Tensor, " n"]:
-        """Random samples that stand for the whole, all of one weight; none twice.
-
-        Args:
-            size: At most so many.
-            rng: Where chance comes from.
-
-        Returns:
-            Indices: any samples if they are weighted by sample, else as many of each class as `size`
-            and the smallest class allow.
-        """
+        """At most `size` random samples of one weight: of any class, or of each class equally many."""
         if self.weighting == "sample" or self.labels is None:
             chosen = rng.choice(self.N, size, replace=False)
         else:
@@ -143,26 +124,20 @@ def _double(x: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
     return x.cpu().double()
 
 
-def _mean(x: Float[Tensor, "N D"], w: Float64[Tensor, " N"], name: str) -> Float64[Tensor, " D"]:
+def _mean(x: Float[Tensor, "N D"], w: Float64[Tensor, " N"]) -> Float64[Tensor, " D"]:
     size = max(1, BLOCK // x.shape[1])
-    mean = torch.stack([w[i : i + size] @ _double(x[i : i + size]) for i in range(0, len(x), size)]).sum(
-        0
-    )
-    if not mean.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinity; features must be finite")
-    return mean
+    parts = [w[i : i + size] @ _double(x[i : i + size]) for i in range(0, len(x), size)]
+    return torch.stack(parts).sum(0)
 
 
 def _check_shapes(start: Tensor, end: Tensor) -> None:
-    if start.shape != end.shape or start.ndim != 2:
+    if start.shape != end.shape:
         raise ValueError(
-            "start and end must be two N x D tensors of the same samples, "
+            "start and end must be two N x D arrays of the same samples, "
             f"got shapes {tuple(start.shape)} and {tuple(end.shape)}"
         )
-    if not (start.is_floating_point() and end.is_floating_point()):
-        raise ValueError(f"features must be of a float type, got {start.dtype} and {end.dtype}")
-    if len(start) < 2 or not start.shape[1]:
-        raise ValueError(f"need at least 2 samples of at least 1 feature, got {tuple(start.shape)}")
+    if len(start) < 2:
+        raise ValueError(f"need at least 2 samples, got start of shape {tuple(start.shape)}")
 
 
 def _check_sizes(start: Tensor, end: Tensor) -> None:
@@ -171,16 +146,6 @@ def _check_sizes(start: Tensor, end: Tensor) -> None:
         raise ValueError(
             f"features of {size:.3g} at most: float64 cannot hold the squares; divide both by one number"
         )
-
-
-def _labels(y: Tensor, N: int) -> Int64[Tensor, " N"]:
-    if y.shape != (N,):
-        raise ValueError(f"y must hold one label for each of {N} samples, got shape {tuple(y.shape)}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"y must hold integer labels, got {y.dtype}")
-    if y.min() < 0:
-        raise ValueError(f"labels must not be negative, got {int(y.min())}")
-    return y.cpu().long().unique(return_inverse=True)[1]
 
 
 def _weights(labels: Int64[Tensor, " N"] | None, N: int, weighting: Weighting) -> Float64[Tensor, " N"]:

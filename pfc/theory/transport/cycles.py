@@ -66,17 +66,7 @@ class Cycles:
 
 
 def draw_cycles(clouds: Clouds, length: int, rng: np.random.Generator, drawn: int = DRAWN) -> Cycles:
-    """Count negative ones among random cycles.
-
-    Args:
-        clouds: Before and after.
-        length: Samples of a cycle.
-        rng: Where chance comes from.
-        drawn: Cycles to draw.
-
-    Returns:
-        What they prove and what they estimate.
-    """
+    """Count the negative ones among `drawn` random cycles of one length."""
     cycles = _distinct(clouds.w, length, drawn, rng)
     value, rounding = cycle_sums(clouds, cycles)
     negative = value < -rounding
@@ -92,16 +82,9 @@ def draw_cycles(clouds: Clouds, length: int, rng: np.random.Generator, drawn: in
 def cycle_sums(
     clouds: Clouds, cycles: Int64[Tensor, "m k"]
 ) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]:
-    """Each cycle's sum, and how far rounding can have moved it.
-
-    Args:
-        clouds: Before and after.
-        cycles: Samples of each cycle in its order.
-
-    Returns:
-        The sums, from differences of features as they are given, so that no mean enters; and for each
-        (k D + 4) eps times the sum of the factors' norms, the worst case of an inner product.
-    """
+    """Each cycle's sum, and how far rounding can have moved it."""
+    # from differences of features as they are given, so that no mean enters; the worst case of an inner
+    # product is (k D + 4) eps times the sum of the factors' norms
     k = cycles.shape[1]
     step = max(1, BLOCK // (k * clouds.D))
     sums, rounding = [], []

@@ -83,15 +83,7 @@ class Subset:
 
 
 def assign(clouds: Clouds, index: Int64[Tensor, " n"]) -> Exact:
-    """The optimal transport between the same samples before and after the map.
-
-    Args:
-        clouds: Before and after.
-        index: Which samples.
-
-    Returns:
-        The exact result for these samples.
-    """
+    """The exact optimal transport between the indexed samples before and after the map."""
     partner = _partners(*_inner(clouds, index), clouds.D)
     apart, best = np.zeros(len(partner)), np.zeros(len(partner))
     for a, b in clouds.columns(index):

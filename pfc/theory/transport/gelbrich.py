@@ -43,20 +43,9 @@ class Gelbrich:
 
 
 def gelbrich(clouds: Clouds, cost: float, directions: int, rng: np.random.Generator) -> Gelbrich:
-    """The Gelbrich bound of two clouds.
-
-    With factors $S_0 = F^T F$, $S_L = E^T E$ and $F E^T = U s V^T$ it is $|F - U V^T E|_F^2$: a sum of
-    squares, in which nothing cancels, and errors of $U V^T$ count in second order only.
-
-    Args:
-        clouds: Before and after.
-        cost: Of the map, which the bound never exceeds.
-        directions: The clouds are projected if they have both more samples and more features.
-        rng: Draws the samples that span the projection.
-
-    Returns:
-        The bound.
-    """
+    """The Gelbrich bound, of projected clouds where samples and features exceed `directions`."""
+    # with factors S_0 = F^T F, S_L = E^T E and F E^T = U s V^T it is |F - U V^T E|_F^2: a sum of
+    # squares, in which nothing cancels, and errors of U V^T count in second order only
     projected = directions if min(clouds.N, clouds.D) > directions else None
     if clouds.N <= min(clouds.D, directions):
         bound = _by_samples(clouds)

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
 from pfc.progress import shown
+from pfc.samples import ArrayLike
 from pfc.schema import form_of
 from pfc.schema import restored as rebuilt
-from pfc.theory.transport.atoms import Atoms, transport_to_means
 from pfc.theory.transport.clouds import Clouds
 from pfc.theory.transport.cycles import LENGTHS, Cycles, draw_cycles
 from pfc.theory.transport.exact import Exact, Subset, assign_at_most, draw_subsets, subset_sizes
 from pfc.theory.transport.gelbrich import Gelbrich, gelbrich
+from pfc.theory.transport.semidiscrete import SemiDiscrete, transport_to_means
 
 MOST = 5_000  # samples of an assignment: seconds, and 200 MB for the costs; ours
 
@@ -31,7 +31,7 @@ class Gap:
     Args:
         samples: Of the whole set.
         features: Of a sample.
-        weighting: What a class counts.
+        weighting: `"sample"` if all samples weigh the same, `"class"` if all classes do.
         cost: Of the whole set, $\sum_i w_i \|a_i - b_i\|^2$.
         shift: Distance of the two means, which centring took off; squared, it is what any map between
             the clouds as given costs besides.
@@ -39,7 +39,7 @@ class Gap:
         gelbrich: Proven upper bound of the ratio.
         subsets: Gaps of random subsets of growing size: sampled.
         cycles: Random pairs and cycles: a negative one is a proof, the rate is sampled.
-        atoms: The labels' map to the class means; `None` without two classes.
+        atoms: Semi-discrete transport to the class means; `None` without two classes.
     """
 
     samples: int
@@ -51,7 +51,7 @@ class Gap:
     gelbrich: Gelbrich | None
     subsets: tuple[Subset, ...]
     cycles: tuple[Cycles, ...]
-    atoms: Atoms | None
+    atoms: SemiDiscrete | None
 
     @property
     def w2(self) -> float:
@@ -122,9 +122,9 @@ class Gap:
 
 
 def gap(
-    start: Tensor,
-    end: Tensor,
-    y: Tensor | None = None,
+    start: ArrayLike,
+    end: ArrayLike,
+    y: ArrayLike | None = None,
     *,
     weighting: Weighting = "sample",
     exact: int = 2000,
@@ -139,13 +139,13 @@ def gap(
     means, because a common shift moves every map's cost alike and would hide everything in the ratio.
 
     Args:
-        start: Features before, one sample a row, in any float type; the sums are float64.
+        start: Features before, N x D of any type, one sample a row; the sums are float64.
         end: Features of the same samples after, of the same shape.
-        y: Labels; needed to weigh by class, and for the transport to class means.
+        y: Class of each sample; needed to weigh by class, and for the transport to class means.
         weighting: `"sample"`, every sample the same, or `"class"`, every class the same.
         exact: Samples of the exact part, at most: all if there are no more and they weigh the same, else
             a random subset, of equal classes if weighted by class. 0 leaves it and the subsets out.
-        certificates: Whether to bound and sample the whole set besides.
+        certificates: Also bound and sample the whole set.
         directions: The Gelbrich bound works in so many dimensions, at most.
         seed: Of all that is drawn; not negative.
         progress: Show a progress bar.
@@ -158,8 +158,7 @@ def gap(
             finite.
 
     Example:
-        >>> start, end = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
-        >>> found = gap(start, end, certificates=False, progress=False)
+        >>> found = gap([[0.0], [1.0]], [[3.0], [1.0]], certificates=False, progress=False)
         >>> found.cost, found.w2
         (2.25, 0.25)
     """
@@ -184,14 +183,14 @@ def gap(
         gelbrich=_first(found, Gelbrich),
         subsets=tuple(part for part in found if isinstance(part, Subset)),
         cycles=tuple(part for part in found if isinstance(part, Cycles)),
-        atoms=_first(found, Atoms),
+        atoms=_first(found, SemiDiscrete),
     )
 
 
 def _stages(
     clouds: Clouds, cost: float, exact: int, directions: int, seed: int
 ) -> list[tuple[str, Callable[[], Any]]]:
-    """What there is to do, each with a few words; certificates only with `directions`."""
+    """The computations by name, in order; certificates only with `directions`."""
     rng = np.random.default_rng(seed)
     stages: list[tuple[str, Callable[[], Any]]] = []
     if exact:

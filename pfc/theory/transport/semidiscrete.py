@@ -1,4 +1,4 @@
-"""The labels' map to the class means against optimal transport, by a dual of K numbers."""
+"""Semi-discrete optimal transport to the class means of the end, by its dual in K numbers."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SAME = 1e-12  # an excess of less, over the mean cost, is rounding; ours
 
 
 @dataclass(frozen=True)
-class Atoms:
+class SemiDiscrete:
     r"""The end replaced by its class means $m_k$ with the classes' weights $\pi_k$: a proven bound.
 
     For any potential $v$
@@ -57,15 +57,8 @@ class Atoms:
         )
 
 
-def transport_to_means(clouds: Clouds) -> Atoms:
-    """Bound the transport to the class means of the end.
-
-    Args:
-        clouds: Before and after, with labels.
-
-    Returns:
-        The labels' cost and the bound.
-    """
+def transport_to_means(clouds: Clouds) -> SemiDiscrete:
+    """Bound the transport to the class means of the end; the clouds know their labels."""
     cost, excess = _costs(clouds)
     w, y = clouds.w.numpy(), clouds.labels.numpy()  # type: ignore[union-attr]
     scale = float(w @ np.abs(excess).mean(1)) or 1.0
@@ -73,7 +66,7 @@ def transport_to_means(clouds: Clouds) -> Atoms:
     over = _over(excess, y, v * scale)
     bound = max(cost - float(w @ over), 0.0)
     other = int((over > SAME * scale).sum())
-    return Atoms(cost, bound, ratio(cost, bound), optimal, other, tuple((v * scale).tolist()))
+    return SemiDiscrete(cost, bound, ratio(cost, bound), optimal, other, tuple((v * scale).tolist()))
 
 
 def _costs(clouds: Clouds) -> tuple[float, np.ndarray]:
@@ -139,21 +132,9 @@ def _smooth(c: np.ndarray, w: np.ndarray, pi: np.ndarray) -> np.ndarray:
 def _polish(
     c: np.ndarray, w: np.ndarray, pi: np.ndarray, v: np.ndarray, n: int
 ) -> tuple[np.ndarray, bool]:
-    """The best potential near v at which only the n least sure samples change their cell.
-
-    Variables are v and, for each such sample, u_i = max_k (v_k - c_ik). If keeping the others in their
-    cells costs nothing, convexity makes it the best of all.
-
-    Args:
-        c: Excess costs, N x K.
-        w: Weights of the samples.
-        pi: Weights of the classes.
-        v: Where to start from.
-        n: Samples that may change.
-
-    Returns:
-        A potential, and whether it is the best of all.
-    """
+    """The best potential at which only the n least sure samples change their cell; is it optimal?"""
+    # variables are v and, for each such sample, u_i = max_k (v_k - c_ik); if keeping the others in their
+    # cells costs nothing, convexity makes it optimal
     from scipy.optimize import linprog
 
     cell = (v - c).argmax(1)
