@@ -671,7 +671,10 @@ def relabelled(change):
     [
         ([], "the data gave no batch at all"),
         (relabelled(lambda y: y.where(y > 0, 3)), r"batch 2 has the label 3, but there are 3 classes"),
-        (relabelled(lambda y: y - 1), r"labels of batch 2 must not be negative, got -1; count classes from 0"),
+        (
+            relabelled(lambda y: y - 1),
+            r"labels of batch 2 must not be negative, got -1; count",
+        ),
         (relabelled(lambda y: y.float()), r"labels of batch 2 must be integer .* torch.float32"),
         (relabelled(lambda y: y > 0), r"labels of batch 2 must be integer .* torch.bool"),
         (relabelled(lambda y: torch.eye(3)[y]), r"labels of batch 2 .* of one-hot labels take y.argmax"),
