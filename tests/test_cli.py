@@ -262,7 +262,7 @@ def test_commands_need_no_docstrings(tmp_path):
     small = "-m pfc run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
     assert "Progressive feedforward collapse" in optimised(*small, tmp_path / "run")
     code = "from pfc.cli import HELP, main; [main([name, '--help']) for name in HELP]"
-    assert optimised("-c", code).count("--out") == len(HELP)
+    assert optimised("-c", code).count("Usage: pfc") == len(HELP)
 
 
 def test_help_does_not_pay_for_torch():

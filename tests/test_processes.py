@@ -270,9 +270,7 @@ def test_no_data_at_all_are_refused(ranks):
 def test_bad_input_of_one_process_stops_all(ranks):
     bad = data()
     bad[3] = (bad[3][0], bad[3][1] - 5)
-    refused(
-        ranks, 3, [data()[:4], bad[4:] + bad[3:4], []], "labels of batch 8 must not be negative"
-    )
+    refused(ranks, 3, [data()[:4], bad[4:] + bad[3:4], []], "labels of batch 8 must not be negative")
 
 
 def test_what_only_one_process_has_in_the_second_pass_is_noticed(ranks):

@@ -1,7 +1,7 @@
 """`pfc measure` and `pfc figures`: a run or any model, on any data."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
@@ -23,6 +23,36 @@ from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and how: arguments of `pfc.measure`.
+
+    Args:
+        layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
+        classes: Number of classes; by default the classifier's outputs.
+        classifier: Name of the last linear layer; found by itself if not given.
+        statistics: Keep the class statistics on the device or in the host's memory; where they fit if
+            not given.
+        weighting: Class weights in covariances: equal, or proportional to counts.
+        passes: 2 for all metrics; 1 leaves out those that need the class means first.
+        segments: Also accumulate cross-layer statistics: positions, path and straight line.
+        pool: How to reduce tokens or pixels to one vector per sample.
+    """
+
+    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None
+    classes: int | None = None
+    classifier: str | None = None
+    statistics: StatisticsPlace | None = None
+    weighting: Literal["class", "sample"] = "class"
+    passes: Literal[1, 2] = 2
+    segments: bool = True
+    pool: Literal["flatten", "mean", "cls"] = "flatten"
+
+
+USUAL = Options()
+
+
 def measure(
     source: str,
     /,
@@ -34,14 +64,7 @@ def measure(
     weights: Path | None = None,
     mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
     std: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
-    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None,
-    classes: int | None = None,
-    classifier: str | None = None,
-    statistics: StatisticsPlace | None = None,
-    weighting: Literal["class", "sample"] = "class",
-    passes: Literal[1, 2] = 2,
-    segments: bool = True,
-    pool: Literal["flatten", "mean", "cls"] = "flatten",
+    options: Options = USUAL,
     batch_size: int = 256,
     device: str | None = None,
     out: Path | None = None,
@@ -61,15 +84,7 @@ def measure(
         mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
             the data's training split. A run has its own.
         std: Divides each channel then, in the same unit.
-        layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
-        classes: Number of classes; by default the classifier's outputs.
-        classifier: Name of the last linear layer; found by itself if not given.
-        statistics: Keep the class statistics on the device or in the host's memory; where they fit if
-            not given.
-        weighting: Class weights in covariances: equal, or proportional to counts.
-        passes: 2 for all metrics; 1 leaves out those that need the class means first.
-        segments: Also accumulate cross-layer statistics: positions, path and straight line.
-        pool: How to reduce tokens or pixels to one vector per sample.
+        options: What is measured, and how.
         batch_size: Samples in a forward pass.
         device: Such as cpu or cuda.
         out: Save the profile as this .json file, and what theory says beside it.
@@ -88,19 +103,8 @@ def measure(
     images = _normalised(images, mean, std) if mean or std else images
     with launched(device) as (ranks, device):
         try:
-            profile = measure_layers(
-                model,
-                images.part(ranks.rank, ranks.size).batches(batch_size),
-                layers=layers,
-                classes=classes,
-                weighting=weighting,
-                passes=passes,
-                segments=segments,
-                pool=pool,
-                device=device,
-                classifier=classifier,
-                statistics=statistics,
-            )
+            own = images.part(ranks.rank, ranks.size).batches(batch_size)
+            profile = measure_layers(model, own, device=device, **vars(options))
         except RuntimeError as error:
             C, H, W = images.shape
             raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
@@ -111,7 +115,7 @@ def measure(
         profile.save(out)
     beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
     tell(profile, model, images, theory, device, beside)
-    if passes == 2 and profile.segments:
+    if options.passes == 2 and profile.segments:
         print(profile.verdict())
 
 
