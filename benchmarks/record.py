@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -50,7 +51,7 @@ def keep(script: str, record: Mapping[str, Any]) -> None:
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
@@ -58,6 +59,19 @@ def keep(script: str, record: Mapping[str, Any]) -> None:
     text = json.dumps({**record, "environment": environment}, indent=1) + "\n"
     Path(script).with_suffix(".json").write_text(text, encoding="utf-8")
     print(text, end="")
+
+
+def _processor() -> str:
+    """The processor's name, as Linux tells it; ratios differ between processors."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = dict(line.split(":", 1) for line in lines if ":" in line)
+        found = {name.strip(): value.strip() for name, value in about.items()}
+        names = ("model name", "cpu family", "model")
+        return ", ".join(
+            f"{n} {found[n]}" if n != "model name" else found[n] for n in names if n in found
+        )
+    return platform.processor() or platform.machine()
 
 
 def peak_memory(run: Callable[[], object]) -> float | None:
