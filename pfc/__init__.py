@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pfc import data as data
+    from pfc import experiments as experiments
     from pfc import figures as figures
     from pfc import theory as theory
     from pfc.measuring import Monitor as Monitor
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from pfc.profile import load as load
     from pfc.training import RECIPES as RECIPES
     from pfc.training import Recipe as Recipe
+    from pfc.training import Run as Run
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
-    **dict.fromkeys(("data", "figures", "metrics", "moments", "theory"), ""),
+    **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "features", "measure"), "pfc.measuring"),
     **dict.fromkeys(("Profile", "load"), "pfc.profile"),
-    **dict.fromkeys(("RECIPES", "Recipe", "train"), "pfc.training"),
+    **dict.fromkeys(("RECIPES", "Recipe", "Run", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)
 __version__ = "0.2.0"

@@ -11,6 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
+SYNCHRONOUS_DEVICES = {"cpu"}  # whose numbers can be read without waiting for queued work
 SMALL = 2**20  # numbers in an array up to which a second thread costs more than it brings; ours
 
 

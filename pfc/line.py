@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.moments import SYNCHRONOUS_DEVICES
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.nearest import MeansSpan
 
 End = Literal["measured", "means", "etf"]

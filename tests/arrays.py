@@ -2,11 +2,11 @@
 
 import torch
 
+from pfc.labels import BatchLabels
 from pfc.measuring.assembly import assemble
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.layout import Layout
 from pfc.measuring.sums import Sums
-from pfc.moments import BatchLabels
 from pfc.nearest import MeansSpan
 
 

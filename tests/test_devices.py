@@ -16,10 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfc
+from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.labels import BatchLabels
 from pfc.line import ENDS, LineCrossings
 from pfc.measuring import passes
 from pfc.measuring.loader import MeasuredBatches
-from pfc.moments import SYNCHRONOUS_DEVICES, BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import ClassMoments, SegmentMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.theory.path import PathSample
 from tests import problems

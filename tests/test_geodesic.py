@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 
 import pfc
-from pfc.moments import BatchLabels, SegmentMoments
+from pfc.labels import BatchLabels
+from pfc.moments import SegmentMoments
 from pfc.profile import Segment
 from pfc.theory.geodesic import Line
 from tests import problems

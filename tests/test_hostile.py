@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import pfc
 from pfc.files import write_json
+from pfc.labels import BatchLabels
 from pfc.line import ENDS
 from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.loader import Batch
-from pfc.moments import BatchLabels
 from pfc.warning import CollapseWarning
 from tests.hostile_twins import Truth
 from tests.models import batched

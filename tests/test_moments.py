@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pfc.labels
 import pfc.moments
+from pfc.labels import BatchLabels
 from pfc.metrics import scatter_ratio
-from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import ClassMoments, SegmentMoments
 from tests import problems
 from tests.oracles import naive_moments
 
@@ -108,7 +110,8 @@ def test_a_device_takes_the_other_way_to_sum(monkeypatch):
     H, y = problems.features(6, N=300, D=9, K=80)
     known = ClassMoments.of(H, y)
     assert BatchLabels.of(y).one_hot is None
-    monkeypatch.setattr(pfc.moments, "SYNCHRONOUS_DEVICES", set())
+    for module in (pfc.labels, pfc.moments):
+        monkeypatch.setattr(module, "SYNCHRONOUS_DEVICES", set())
     assert BatchLabels.of(y).one_hot.shape == (80, 300)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 

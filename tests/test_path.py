@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 import pfc
-from pfc.moments import BatchLabels, SegmentMoments
+from pfc.labels import BatchLabels
+from pfc.moments import SegmentMoments
 from pfc.profile import Segment
 from pfc.theory import path as paths
 from pfc.theory.path import PathNumbers, PathSample, names, path_of

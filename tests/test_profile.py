@@ -10,7 +10,8 @@ from torch import nn
 
 import pfc
 from pfc.files import write_tensors
-from pfc.moments import BatchLabels, SegmentMoments
+from pfc.labels import BatchLabels
+from pfc.moments import SegmentMoments
 from pfc.profile import Segment
 from pfc.warning import CollapseWarning
 from tests import problems

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pfc.moments import BatchLabels, ClassMoments
+from pfc.labels import BatchLabels
+from pfc.moments import ClassMoments
 from pfc.samples import class_indices, labelled, samples
 from pfc.theory import descent, mufm, transport
 from pfc.theory.collapse import collapse

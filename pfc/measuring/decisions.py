@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from pfc.labels import BatchLabels
 from pfc.line import LineCrossings
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Scale
 from pfc.measuring.sums import See
-from pfc.moments import BatchLabels
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.warning import warn
 

@@ -265,7 +265,7 @@ def transport(
     """
     from pfc.theory.transport import gap
 
-    chosen, pool = profile.segment(i), profile.about["pool"]
+    chosen, pool = profile.segment(i), profile.about.get("pool", "flatten")
     if pool not in {"flatten", "mean", "cls"}:
         raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
     ends = [chosen.layers[0], chosen.layers[-1]]

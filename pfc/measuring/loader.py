@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pfc.moments import BatchLabels
+from pfc.labels import BatchLabels
 from pfc.samples import class_indices
 
 StatisticsPlace = Literal["device", "host"]

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
+from pfc.labels import BatchLabels
 from pfc.measuring.assembly import assemble
 from pfc.measuring.loader import Batch, float64_device
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
-from pfc.moments import BatchLabels
 from pfc.profile.profile import Profile
 from pfc.samples import class_indices
 from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped

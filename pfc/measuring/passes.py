@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.loader import Batch
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Survey
-from pfc.moments import SYNCHRONOUS_DEVICES
 from pfc.processes import Processes
 from pfc.progress import Step
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.moments import SYNCHRONOUS_DEVICES
+from pfc.device import SYNCHRONOUS_DEVICES
 
 SAFE = 400  # float64 features within 2^-400..2^400, about 1e120, are taken as they are; ours
 FAR = 465  # beyond 2^465, about 1e140, squares and their sums would leave float64; ours

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.labels import BatchLabels
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Origin, Scale
-from pfc.moments import BatchLabels, ClassMoments, SegmentMoments
+from pfc.moments import ClassMoments, SegmentMoments
 from pfc.theory.path import PathSample
 from pfc.warning import warn
 

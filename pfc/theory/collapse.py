@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.labels import BatchLabels
 from pfc.metrics import (
     Weighting,
     between_trace,
@@ -14,7 +15,7 @@ from pfc.metrics import (
     scatter_ratio,
     within_trace,
 )
-from pfc.moments import BatchLabels, ClassMoments
+from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
 from pfc.samples import ArrayLike, labelled
 

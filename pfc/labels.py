@@ -1,0 +1,70 @@
+"""The labels of a batch, prepared once for all layers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int, Int64
+from torch import Tensor
+
+from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.samples import class_indices
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLabels:
+    """The labels of one batch, prepared once for all layers.
+
+    Args:
+        y: Class of each sample.
+        present: Classes that occur, ascending.
+        place: Position of each sample's class in `present`.
+        first: Number of the first sample of each class in `present`.
+        count: Samples of each class in `present`.
+        one_hot: Membership in the classes of `present`, where sums are the faster by it; else `None`.
+        numbers: The classes of `present` once more, known without asking a device.
+    """
+
+    y: Int64[Tensor, " B"]
+    present: Int64[Tensor, " P"]
+    place: Int64[Tensor, " B"]
+    first: Int64[Tensor, " P"]
+    count: Float64[Tensor, " P"]
+    one_hot: Float64[Tensor, "P B"] | None
+    numbers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
+        """Prepare the integer labels of a batch: where they are, which on the CPU asks no device.
+
+        Args:
+            y: Class of each sample.
+            device: Where the features will be; the labels' own place if `None`.
+
+        Returns:
+            What every layer needs to know of them.
+
+        Raises:
+            ValueError: If the batch is empty or a label is negative.
+        """
+        y, device = class_indices(y), device or y.device
+        present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
+        order = torch.argsort(place, stable=True)
+        first = order[count.cumsum(0) - count]
+        numbers = tuple(present.tolist())
+        y, present, place, first, count = (
+            part.to(device, non_blocking=True) for part in (y, present, place, first, count)
+        )
+        one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
+        return cls(y, present, place, first, count.double(), one_hot, numbers)
+
+    def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
+        """Sum of the rows of each class present."""
+        if self.one_hot is not None:
+            return self.one_hot @ X
+        return X.new_zeros(len(self.present), X.shape[1]).index_add_(0, self.place, X)
+
+    def rows(self, rows: slice) -> "BatchLabels":
+        """The labels of some rows; the classes keep their places."""
+        one_hot = None if self.one_hot is None else self.one_hot[:, rows]
+        place, y = self.place[rows], self.y[rows]
+        return BatchLabels(y, self.present, place, self.first, self.count, one_hot, self.numbers)
