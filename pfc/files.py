@@ -67,11 +67,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
-            new = Path(place) / path.name
-            write(new)
-            os.chmod(new, 0o644)
-            os.replace(new, path)
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
+                new = Path(place) / path.name
+                write(new)
+                os.chmod(new, 0o644)
+                os.replace(new, path)
+        except KeyboardInterrupt:  # may have come while the folder was made or removed
+            sweep(path.parent, f".{glob.escape(path.name)}.*")
+            raise
 
 
 def sweep(folder: Path, pattern: str) -> None:

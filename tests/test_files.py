@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -283,3 +284,26 @@ def test_arrays_share_their_lengths():
             check_arrays({**good, **change}, holds, {"D": 4}, "f: ")
     with pytest.raises(ValueError, match="f: c is missing"):
         check_arrays({"a": x, "b": good["b"]}, holds, {}, "f: ")
+
+
+@pytest.mark.parametrize("when", ["made", "removed"])
+def test_an_interrupt_while_the_folder_of_a_new_file_is_made_or_removed_leaves_nothing(
+    when, tmp_path, monkeypatch
+):
+    make = tempfile.mkdtemp
+
+    def made(*args, **kwargs):
+        make(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    def removed(self):
+        self._finalizer.detach()
+        raise KeyboardInterrupt
+
+    if when == "made":
+        monkeypatch.setattr(tempfile, "mkdtemp", made)
+    else:
+        monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", removed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "x.json", {"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ([] if when == "made" else ["x.json"])
