@@ -64,6 +64,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: Where the finished file stands; its folder is made.
         write: Is given the path of the new file and makes it; what else it leaves beside is removed.
+
+    Raises:
+        KeyboardInterrupt: If one comes; nothing half-made is left.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
