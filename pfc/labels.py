@@ -34,28 +34,20 @@ class BatchLabels:
 
     @classmethod
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
-        """Prepare the integer labels of a batch: where they are, which on the CPU asks no device.
-
-        Args:
-            y: Class of each sample.
-            device: Where the features will be; the labels' own place if `None`.
-
-        Returns:
-            What every layer needs to know of them.
-
-        Raises:
-            ValueError: If the batch is empty or a label is negative.
-        """
-        y, device = class_indices(y), device or y.device
-        present, place, count = torch.unique(y, return_inverse=True, return_counts=True)
-        order = torch.argsort(place, stable=True)
-        first = order[count.cumsum(0) - count]
+        """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
+        indices = class_indices(y)
+        present, place, count = torch.unique(indices, return_inverse=True, return_counts=True)
+        first = torch.argsort(place, stable=True)[count.cumsum(0) - count]
         numbers = tuple(present.tolist())
-        y, present, place, first, count = (
-            part.to(device, non_blocking=True) for part in (y, present, place, first, count)
-        )
+        own = cls(indices, present, place, first, count.double(), None, numbers)
+        return own.to(device or y.device)
+
+    def to(self, device: torch.device) -> "BatchLabels":
+        """The same for features on another device; from the CPU without synchronising it."""
+        parts = (self.y, self.present, self.place, self.first, self.count)
+        y, present, place, first, count = (part.to(device, non_blocking=True) for part in parts)
         one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
-        return cls(y, present, place, first, count.double(), one_hot, numbers)
+        return BatchLabels(y, present, place, first, count, one_hot, self.numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
         """Sum of the rows of each class present."""

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
 
 End = Literal["measured", "means", "etf"]
@@ -119,6 +120,18 @@ class LineCrossings:
         for end, (f0, f1, f2, p) in self._waiting:
             self.found.setdefault(end, []).append(_intervals(f0.cpu(), f1.cpu(), f2.cpu(), p.cpu()))
         self._waiting.clear()
+
+    def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
+        """Add others in place: those given here, and those of the processes."""
+        parts = (self, *others)
+        for part in parts:
+            part.fetch()
+        self.samples = int(total(torch.tensor([sum(part.samples for part in parts)])))
+        for end in (end for end, points in self.points.items() if points is not None):
+            found = [events for part in parts for events in part.found.get(end, [])]
+            ours = [np.concatenate([events[i] for events in found] or [np.empty(0)]) for i in (0, 1)]
+            starts, stops = (gather(torch.from_numpy(events)) for events in ours)
+            self.found[end] = [(a.numpy(), b.numpy()) for a, b in zip(starts, stops, strict=True)]
 
     def curves(self) -> dict[End, StepCurve]:
         """The step function of each end; an end that is undefined is absent."""

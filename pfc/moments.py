@@ -23,11 +23,17 @@ from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
 SLICE = 2**22  # float64 numbers of the means that are merged at once: 32 MiB; ours
 
 Total = Callable[[Tensor], Tensor]  # sums a tensor over processes, in place
+Gather = Callable[[Tensor], list[Tensor]]  # the tensors of all processes, by rank
 
 
 def alone(x: Tensor) -> Tensor:
     """The sum over this process alone."""
     return x
+
+
+def own(x: Tensor) -> list[Tensor]:
+    """The tensors of this process alone."""
+    return [x]
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
-from pfc.moments import ClassMoments, Total, alone, total_of
+from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.tiles import column_tiles, row_tiles, upcast
 
 EPS = torch.finfo(torch.float64).eps
@@ -207,9 +207,10 @@ class NearestMean:
                 "random in evaluation mode, or the data are; take passes=1"
             )
 
-    def merge(self, *others: "NearestMean", total: Total = alone) -> None:
-        """Add others in place: those given here, and those of the processes that `total` sums over."""
+    def merge(self, *others: "NearestMean", total: Total = alone, gather: Gather = own) -> None:
+        """Add others in place: those given here, and those of the processes."""
         parts = (self, *others)
         for name in ("count", "hits", "sums", "squares"):
             setattr(self, name, total_of([getattr(part, name) for part in parts], total))
-        self.rounding = max(part.rounding for part in parts)
+        rounding = torch.tensor([max(part.rounding for part in parts)], dtype=torch.float64)
+        self.rounding = max(map(float, gather(rounding)))

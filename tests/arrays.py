@@ -29,14 +29,13 @@ def profile_of(layers, y, *, weighting="class", W=None, b=None, batch=17, paired
     sums.check_finite()
     sums.check()
     spans = {name: MeansSpan.of(moments, weighting) for name, moments in sums.moments.items()}
-    scales = {name: group.scale for group in sums.groups for name in group.names}
-    decisions = Decisions.about(spans, layout, scales, (sums.count > 0).nonzero().flatten())
+    decisions = Decisions.about(sums, spans)
     for number, (features, labels) in enumerate(parts):
-        see = decisions.batch(labels, number)
+        see, answered = decisions.batch(labels, number)
         for name, H in features.items():
             see(name, H)
         if W is not None:
             answers = (features[layout.classifier_row] @ W.mT + (0 if b is None else b)).argmax(1)
-            decisions.compare(answers, labels)
+            answered(answers)
     decisions.check()
     return assemble(sums, decisions, weighting, W=W)

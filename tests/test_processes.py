@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pfc
-from pfc.measuring.loader import MeasuredBatches
+from pfc.measuring.loader import statistics_device
 from pfc.processes import ProcessError, Processes, together
 from pfc.training import Recipe, Run
 from pfc.training.trainer import _share
@@ -164,10 +164,9 @@ def test_statistics_that_the_device_has_no_room_for_are_kept_by_the_host(monkeyp
         ("device", 800, cuda),
         ("host", 1, CPU),
     ):
-        batches = MeasuredBatches(data(), None, cuda, statistics=statistics)
-        assert batches.choose_statistics_device(size) == home
+        assert statistics_device(cuda, statistics, size) == home
     with pytest.raises(ValueError, match="statistics must be 'device', 'host' or None, got 'disk'"):
-        MeasuredBatches(data(), None, CPU, statistics="disk")
+        statistics_device(CPU, "disk", 0)
 
 
 def wide(group, rank):
@@ -256,7 +255,7 @@ def refused(ranks, size, batches, message, kind=ValueError, **kwargs):
 def test_samples_that_another_sampler_repeats_are_refused(ranks):
     x, y = samples(n=113, dtype=torch.float64)
     parts = [Even(x, y, 2, rank) for rank in range(2)]
-    refused(ranks, 2, parts, "saw 114 samples of a dataset of 113.*leave the last 1 away")
+    refused(ranks, 2, parts, "saw 114 samples of a dataset of 113.*drop the last 1")
 
 
 def test_the_same_data_in_every_process_are_refused(ranks):

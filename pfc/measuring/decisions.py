@@ -1,8 +1,9 @@
 """State of pass two: nearest class means, about means that are known, which may be another set's."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -10,9 +11,12 @@ from pfc.labels import BatchLabels
 from pfc.line import LineCrossings
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Scale
-from pfc.measuring.sums import See
+from pfc.measuring.sums import See, Sums
+from pfc.moments import Gather, Total
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.warning import warn
+
+Answered = Callable[[Int64[Tensor, " B"]], None]  # takes the classifier's answers
 
 
 @dataclass(eq=False)
@@ -20,12 +24,27 @@ class Answers:
     """What the classifier answered, beside the labels and the nearest class means.
 
     Args:
-        tally: Samples answered rightly, not with the nearest mean's class, and with no number.
+        tally: Correct answers, disagreements with the nearest class mean, and non-finite logits.
         samples: That were answered.
     """
 
     tally: Int64[Tensor, "3"]
     samples: int = 0
+
+    def add(
+        self, answers: Int64[Tensor, " B"], labels: BatchLabels, nearest: Sequence[Int64[Tensor, " B"]]
+    ) -> None:
+        """Add the answers to a batch, with the classes of the nearest means where they are known."""
+        self.samples += len(answers)
+        self.tally[0] += (answers == labels.y).sum()
+        self.tally[2] += (answers < 0).sum()
+        for classes in nearest:
+            self.tally[1] += (classes != answers).sum()
+
+    def merge(self, total: Total) -> None:
+        """Make the answers those of all processes that `total` sums over."""
+        total(self.tally)
+        self.samples = int(total(torch.tensor([self.samples])))
 
     @property
     def known(self) -> bool:
@@ -34,7 +53,7 @@ class Answers:
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction answered rightly; `None` if it is not known."""
+        """Fraction of correct answers; `None` if it is not known."""
         return int(self.tally[0]) / self.samples if self.known else None
 
     @property
@@ -64,86 +83,78 @@ class Decisions:
     classes: Int64[Tensor, " P"]
     known: frozenset[int]
     answers: Answers
-    _projected: dict[str, Tensor] = field(default_factory=dict)  # the line's first end
-    _decided: Tensor | None = None  # at the classifier's input
 
     @classmethod
-    def about(
-        cls,
-        spans: Mapping[str, MeansSpan],
-        layout: Layout,
-        scales: Mapping[str, Scale],
-        classes: Int64[Tensor, " P"],
-    ) -> "Decisions":
-        """No decisions yet.
-
-        Args:
-            spans: Of each layer's class means.
-            layout: What is measured.
-            scales: Of each layer.
-            classes: The classes behind the means, in their order.
-
-        Returns:
-            The empty state.
-        """
-        ends = [(names[0], names[-1]) for names in layout.segments]
+    def about(cls, sums: Sums, spans: Mapping[str, MeansSpan]) -> "Decisions":
+        """No decisions yet, about the means of these sums in these spans."""
+        ends = [(names[0], names[-1]) for names in sums.layout.segments]
+        classes = (sums.count > 0).nonzero().flatten()
         return cls(
-            layout=layout,
+            layout=sums.layout,
             nearest={name: NearestMean.empty(span) for name, span in spans.items()},
             lines={(a, b): LineCrossings(spans[a], spans[b]) for a, b in ends},
-            scales=scales,
+            scales=sums.scales,
             classes=classes,
             known=frozenset(classes.tolist()),
             answers=Answers(classes.new_zeros(3)),
         )
 
-    @property
-    def answerable(self) -> bool:
-        """Whether the classifier has an output for every class."""
-        K = len(next(iter(self.nearest.values())).span.place)
-        return self.layout.outputs >= K
-
-    def batch(self, labels: BatchLabels, origin: int = 0) -> See:
-        """Take a batch layer by layer; returns what is to be called with each layer's features."""
+    def batch(self, labels: BatchLabels, number: int) -> tuple[See, Answered]:
+        """Take a batch: what is to be called with each layer's features, then with the answers."""
         if not self.known.issuperset(labels.numbers):
             raise ValueError(
-                f"the second pass saw different samples from the first: batch {origin} has a class "
+                f"the second pass saw different samples from the first: batch {number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
             )
         ends = {name: pair for pair in self.lines for name in pair}
+        starts: dict[str, Tensor] = {}  # projected first layers of the segments
+        decided: list[Tensor] = []  # at the classifier's input
 
         def see(name: str, H: Float[Tensor, "B D"]) -> None:
             H = self.scales[name].rescaled(H)
             if name in ends:
-                decided = self._end_of_line(name, H, labels, ends[name])
+                nearest = self._end_of_line(name, ends[name], H, labels, starts)
             else:
-                decided = self.nearest[name].update(H, labels.y)
+                nearest = self.nearest[name].update(H, labels.y)
             if name == self.layout.classifier_row:
-                self._decided = decided
+                decided.append(nearest)
 
-        return see
+        def answered(answers: Int64[Tensor, " B"]) -> None:
+            if self.answerable:
+                self.answers.add(answers, labels, [self.classes[place] for place in decided])
+
+        return see, answered
 
     def _end_of_line(
-        self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels, ends: tuple[str, str]
+        self,
+        name: str,
+        ends: tuple[str, str],
+        H: Float[Tensor, "B D"],
+        labels: BatchLabels,
+        starts: dict[str, Tensor],
     ) -> Int64[Tensor, " B"]:
         """An end of a line is projected on the means of both ends at once."""
         line, nearest = self.lines[ends], self.nearest[name]
         r = line.first.basis.shape[1]
         z = project(H, nearest.span, line.bases)
         if name == ends[0]:
-            self._projected[name] = z
+            starts[name] = z
             return nearest.take(z[:, :r], labels.y, H.dtype)
-        line.update(self._projected.pop(ends[0]), z, labels.y)
+        line.update(starts.pop(ends[0]), z, labels.y)
         return nearest.take(z[:, r:], labels.y, H.dtype)
 
-    def compare(self, answers: Int64[Tensor, " B"], labels: BatchLabels) -> None:
-        """Add the classifier's answers to the samples of the batch that was taken."""
-        tally = self.answers.tally
-        self.answers.samples += len(answers)
-        tally[0] += (answers == labels.y).sum()
-        tally[2] += (answers < 0).sum()
-        if self._decided is not None:
-            tally[1] += (self.classes[self._decided] != answers).sum()
+    @property
+    def answerable(self) -> bool:
+        """Whether the classifier has an output for every class."""
+        return self.layout.outputs >= len(next(iter(self.nearest.values())).span.place)
+
+    def merge(self, total: Total, gather: Gather) -> None:
+        """Make the decisions those of all processes, by their sums and their tensors."""
+        for nearest in self.nearest.values():
+            nearest.merge(total=total, gather=gather)
+        for line in self.lines.values():
+            line.merge(total=total, gather=gather)
+        self.answers.merge(total)
 
     def check(self) -> None:
         """Refuse other features than those of the means; warn of answers that are no numbers."""

@@ -14,12 +14,12 @@ from pfc.measuring import shards
 from pfc.measuring.assembly import assemble
 from pfc.measuring.costs import cost
 from pfc.measuring.decisions import Decisions
-from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
+from pfc.measuring.loader import MeasuredBatches, StatisticsPlace, statistics_device
 from pfc.measuring.passes import first_pass, second_pass
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
-from pfc.processes import Processes, together
+from pfc.processes import ALONE, Processes, together
 from pfc.profile.profile import Profile
 from pfc.progress import Step, shown
 from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
@@ -113,20 +113,19 @@ def measure(
         )
         stack.enter_context(undisturbed(unwrapped(model), device, precision))
         own = shards.own_limit(limit, data, ranks)
-        batches = MeasuredBatches(data, own, device, statistics, may_be_empty=ranks.size > 1)
+        batches = MeasuredBatches(data, own, device, may_be_empty=ranks.size > 1)
         total = None if batches.total is None else passes * batches.total
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             looked, sums, decisions = _measured(
-                request, batches, classes, weighting, passes, ranks, step
+                request, batches, classes, weighting, passes, statistics, ranks, step
             )
-        W = None if looked.head is None else looked.head.weight
         about = {
             "data": batches.name,
             "precision": precision,
             "processes": ranks.size,
             "exchanged": ranks.exchanged,
         }
-        return assemble(sums, decisions, weighting, W=W, about=about)
+        return assemble(sums, decisions, weighting, W=looked.weight, about=about)
 
 
 def _measured(
@@ -135,58 +134,36 @@ def _measured(
     classes: int | None,
     weighting: Weighting,
     passes: int,
+    statistics: StatisticsPlace | None,
     ranks: Processes,
     step: Step,
 ) -> tuple[Survey, Sums, Decisions | None]:
     """Look at the first batch, then run the passes; merge each over the processes."""
     rest = iter(batches)
     first = next(rest, None)
-    looked, sums = _begin(request, first, batches, classes, ranks)
+    looked = shards.agreed_survey(request, first, ranks)
+    K = classes or looked.layout.classes or batches.classes
+    least = 1 if first is None else first.labels.numbers[-1] + 1
+    size = cost([*looked.layout.shapes.values()], K or least).peak
+    sums = Sums.empty(looked.layout, K, statistics_device(batches.device, statistics, size))
+    shards.number_samples(sums, ranks)
     inputs = shards.fingerprint(first, ranks) if passes == 2 or ranks.size > 1 else None
-    head = [] if first is None else [batches.to_statistics_device(first)]
-    done, largest = first_pass(looked, chain(head, rest), sums, inputs, ranks, step)
-    shards.merge_sums(sums, batches.dataset_size, largest, ranks)
+    head = [] if first is None else [first]
+    done = first_pass(looked, shards.polled(chain(head, rest), ranks), sums, inputs, step)
+    shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
     if inputs is not None:
         shards.merge_fingerprint(inputs, len(sums.count), ranks)
     sums.check()
-    if passes == 1 or inputs is None:
+    if inputs is None or passes == 1:
         return looked, sums, None
-    decisions = _undecided(sums, weighting, ranks)
-    again = inputs.fresh()
-    second_pass(looked, batches, decisions, again, ranks, step, done)
+    spans = {name: shards.shared_span(m, weighting, ranks) for name, m in sums.moments.items()}
+    decisions, again = Decisions.about(sums, spans), inputs.fresh()
+    second_pass(looked, shards.polled(batches, ranks), decisions, again, step, done)
     shards.merge_decisions(decisions, ranks)
     shards.merge_fingerprint(again, len(sums.count), ranks)
     inputs.compare(again)
     decisions.check()
     return looked, sums, decisions
-
-
-def _begin(
-    request: Request,
-    first: Batch | None,
-    batches: MeasuredBatches,
-    classes: int | None,
-    ranks: Processes,
-) -> tuple[Survey, Sums]:
-    """What will be measured, and the empty sums of it, where they fit."""
-    looked = None if first is None else survey(request, first)
-    layout = shards.agreed_layout(None if looked is None else looked.layout, ranks)
-    if classes is None:  # one logit is two classes, or no class at all
-        classes = layout.outputs if layout.outputs > 1 else batches.classes
-    least = 1 if first is None else first.labels.numbers[-1] + 1
-    size = cost([*layout.shapes.values()], classes or least).peak
-    place = batches.choose_statistics_device(size)
-    sums = Sums.empty(layout, classes, place, at_least=least, stream=ranks.rank)
-    return looked or Survey.of(layout, request.model, request.pool), sums
-
-
-def _undecided(sums: Sums, weighting: Weighting, ranks: Processes) -> Decisions:
-    """The empty state of the second pass, about the means of the first."""
-    spans = {
-        name: shards.shared_span(moments, weighting, ranks) for name, moments in sums.moments.items()
-    }
-    scales = {name: group.scale for group in sums.groups for name in group.names}
-    return Decisions.about(spans, sums.layout, scales, (sums.count > 0).nonzero().flatten())
 
 
 def features(
@@ -223,13 +200,17 @@ def features(
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     looked: Survey | None = None
-    batches = MeasuredBatches(data, shards.own_limit(limit, data, Processes()), device)
+
+    def keep(name: str, H: Tensor) -> None:
+        rows.setdefault(name, []).append(H.clone())
+
+    batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), device)
     quiet = undisturbed(unwrapped(model), device, precision)
     with quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
             looked = looked or survey(request, batch)
-            looked.forward(batch, lambda name, H: rows.setdefault(name, []).append(H.cpu().clone()))
-            labels.append(batch.labels.y.cpu())
+            looked.forward(batch, torch.device("cpu"), keep)
+            labels.append(batch.labels.y)
             step(batch.number + 1)
     return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
 

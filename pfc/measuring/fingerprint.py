@@ -41,16 +41,16 @@ class Fingerprint:
     def update(self, batch: Batch) -> None:
         """Add a batch."""
         x, labels = inputs_of(batch), batch.labels
-        mark = torch.zeros(len(batch), dtype=torch.float64, device=labels.y.device)
+        mark = torch.zeros(len(batch), dtype=torch.float64)
         if x is not None:
             self.reference = self.reference or reference_of(x)
             exponent, origin, _ = self.reference
-            mark = (self._marks_of(x, exponent) - origin).to(mark.device)
+            mark = self._marks_of(x, exponent) - origin
         if self.marks is not None:
-            self.marks.append(torch.stack([labels.y.double(), mark], dim=1))
+            self.marks.append(torch.stack([labels.y.to(mark), mark], dim=1))
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)
         sums = with_room(self.sums.to(mark.device), labels.numbers[-1] + 1)
-        self.sums = sums.index_add_(0, labels.y, rows)
+        self.sums = sums.index_add_(0, labels.y.to(mark.device, non_blocking=True), rows)
 
     def _marks_of(self, x: Tensor, exponent: int) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)

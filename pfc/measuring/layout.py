@@ -1,4 +1,4 @@
-"""What is measured: plain data that every process can be told."""
+"""What is measured: plain data that can be sent to every process."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -39,6 +39,11 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         """Names of the rows."""
         return tuple(self.shapes)
+
+    @property
+    def classes(self) -> int | None:
+        """Classes that the classifier has; one output is two classes, or no class at all."""
+        return self.outputs if self.outputs > 1 else None
 
     @property
     def features(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Batches as measuring wants them: checked, on the device, labels beside the statistics."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ class Batch:
         number: Counted from 0.
         args: Positional arguments of the forward pass.
         kwargs: Named arguments of the forward pass.
-        labels: Prepared for the moments.
+        labels: Class of each sample, prepared on the CPU.
     """
 
     number: int
@@ -42,45 +42,21 @@ class MeasuredBatches:
         data: A re-iterable of `(x, y)` pairs, or of dicts with `labels`.
         limit: Use at most this many samples.
         device: Where the network is.
-        statistics: Where the statistics are kept: on the `"device"`, or in the `"host"`'s memory; where
-            they fit if `None`.
         may_be_empty: Whether there may be no batch, as in one of many processes.
 
     Raises:
-        ValueError: If the data can't be read twice, `limit` is below 1, or there is no such place.
+        ValueError: If the data can't be read twice, or `limit` is below 1.
     """
 
     def __init__(
-        self,
-        data: Any,
-        limit: int | None,
-        device: torch.device,
-        statistics: str | None = None,
-        *,
-        may_be_empty: bool = False,
+        self, data: Any, limit: int | None, device: torch.device, *, may_be_empty: bool = False
     ) -> None:
         _check_iterable(data)
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
-        if statistics not in {None, "device", "host"}:
-            raise ValueError(f"statistics must be 'device', 'host' or None, got {statistics!r}")
         self.data, self.limit, self.device = data, limit, device
-        self.statistics, self.may_be_empty = statistics, may_be_empty
-        self.statistics_device = torch.device("cpu") if statistics == "host" else float64_device(device)
-
-    def choose_statistics_device(self, size: int) -> torch.device:
-        """Keep statistics of so many bytes in the host's memory where the device has no room."""
-        if self.statistics is None and self.statistics_device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.statistics_device)
-            if size >= ROOM * free:
-                self.statistics_device = torch.device("cpu")
-        return self.statistics_device
-
-    def to_statistics_device(self, batch: Batch) -> Batch:
-        """The same batch with its labels where the statistics are."""
-        if batch.labels.y.device == self.statistics_device:
-            return batch
-        return replace(batch, labels=BatchLabels.of(batch.labels.y.cpu(), self.statistics_device))
+        self.may_be_empty = may_be_empty
+        self.largest = 0  # samples of the largest batch so far
 
     @property
     def total(self) -> int | None:
@@ -123,8 +99,9 @@ class MeasuredBatches:
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
             args, kwargs = _move((args, kwargs), self.device)
-            yield Batch(number, args, kwargs, BatchLabels.of(y, self.statistics_device))
+            yield Batch(number, args, kwargs, BatchLabels.of(y))
             seen += len(y)
+            self.largest = max(self.largest, len(y))
             if self.limit is not None and seen >= self.limit:
                 return
         if not seen and not self.may_be_empty:
@@ -147,6 +124,15 @@ def _check_iterable(data: Any) -> None:
 def float64_device(device: torch.device) -> torch.device:
     """Where statistics of features on a device are kept: there, if it has float64."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def statistics_device(device: torch.device, place: str | None, size: int) -> torch.device:
+    """Where statistics of so many bytes are kept: on the device, or by the host where it has no room."""
+    if place not in {None, "device", "host"}:
+        raise ValueError(f"statistics must be 'device', 'host' or None, got {place!r}")
+    if place is None and device.type == "cuda" and size >= ROOM * torch.cuda.mem_get_info(device)[0]:
+        place = "host"
+    return torch.device("cpu") if place == "host" else float64_device(device)
 
 
 def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:

@@ -161,16 +161,15 @@ class Monitor:
         model = self._request.model
         device = device_of(None, model)
         self._device = float64_device(device)
-        batch = Batch(self._number, args, kwargs, BatchLabels.of(y, self._device))
+        batch = Batch(self._number, args, kwargs, BatchLabels.of(y))
         with undisturbed(unwrapped(model), device):
             return survey(self._request, batch)
 
     def _see(self, looked: Survey, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
         """A large step is summed in its hooks, a small one waits for others."""
         if self._sums is None:
-            outputs, largest = looked.layout.outputs, int(y.max())
-            classes = self._classes or (outputs if outputs > 1 else None)
-            self._sums = Sums.empty(looked.layout, classes, self._device, at_least=largest + 1)
+            classes = self._classes or looked.layout.classes
+            self._sums = Sums.empty(looked.layout, classes, self._device)
         if len(y) * self._features >= GROUP:
             see = stack.enter_context(self._sums.batch(BatchLabels.of(y, self._device), self._number))
         else:
@@ -208,6 +207,5 @@ class Monitor:
         self._forget()
         sums.check_finite()
         sums.check()
-        W = None if looked.head is None else looked.head.weight
         about = {"data": None, "precision": None, "processes": 1, "exchanged": 0, "watched": True}
-        return assemble(sums, None, self._weighting, W=W, about=about)
+        return assemble(sums, None, self._weighting, W=looked.weight, about=about)

@@ -8,38 +8,27 @@ from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.loader import Batch
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Survey
-from pfc.processes import Processes
 from pfc.progress import Step
 
 LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 
 
 def first_pass(
-    survey: Survey,
-    batches: Iterable[Batch],
-    sums: Sums,
-    inputs: Fingerprint | None,
-    ranks: Processes,
-    step: Step,
-) -> tuple[int, int]:
-    """Feed the features of all batches to `sums`, and the inputs to their fingerprint.
-
-    Returns:
-        The number of batches, and the samples of the largest.
-    """
-    done = largest = 0
+    survey: Survey, batches: Iterable[Batch], sums: Sums, inputs: Fingerprint | None, step: Step
+) -> int:
+    """Feed the features of all batches to `sums`, the inputs to their fingerprint; counts batches."""
+    done = 0
     for batch in batches:
-        ranks.check_peers()
-        largest, done = max(largest, len(batch)), batch.number + 1
-        with sums.batch(batch.labels, batch.number) as see:
+        done = batch.number + 1
+        with sums.batch(batch.labels.to(sums.device), batch.number) as see:
             if inputs is not None:
                 inputs.update(batch)
-            survey.forward(batch, see)
+            survey.forward(batch, sums.device, see)
         if sums.device.type in SYNCHRONOUS_DEVICES or done % LOOK == 0:
             sums.check_finite()
         step(done, "pass 1")
     sums.check_finite()
-    return done, largest
+    return done
 
 
 def second_pass(
@@ -47,15 +36,15 @@ def second_pass(
     batches: Iterable[Batch],
     decisions: Decisions,
     inputs: Fingerprint,
-    ranks: Processes,
     step: Step,
     done: int,
 ) -> None:
     """Feed the features of all batches again, and the classifier's answers, to `decisions`."""
+    device = decisions.classes.device
     for batch in batches:
-        ranks.check_peers()
         inputs.update(batch)
-        answers = survey.forward(batch, decisions.batch(batch.labels, batch.number))
-        if answers is not None and decisions.answerable:
-            decisions.compare(answers, batch.labels)
+        see, answered = decisions.batch(batch.labels.to(device), batch.number)
+        answers = survey.forward(batch, device, see)
+        if answers is not None:
+            answered(answers)
         step(done + batch.number + 1, "pass 2")

@@ -1,8 +1,9 @@
 """Features whose squares would leave float64, measured divided by a power of two, exactly."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,17 +71,16 @@ class Scale:
             self._settle(batch, origin)
         if batch[0].device.type in SYNCHRONOUS_DEVICES:
             for name, H in zip(names, batch, strict=True):
-                if self._place(float(self.sizes[name])) > FAR:
-                    self._refuse_larger(name, f" on batch {_batch_of(origin, H)}")
+                self.refuse_larger(name, partial(_batch_of, origin, H))
         return [self.rescaled(H) for H in batch]
 
     def _settle(self, batch: Sequence[Float[Tensor, "B D"]], origin: Origin) -> None:
         """Take the power of two of the first batch that is not all zeros."""
-        for first in [...] if isinstance(origin, int) else (origin == n for n in origin.unique()):
-            largest = max(float(H[first].abs().amax()) for H in batch)
-            if largest > 0:
-                self.settled, self.exponent = True, exponent_of(largest)
-                return
+        sizes = torch.stack([H.abs().amax(1) for H in batch]).amax(0)
+        if isinstance(origin, Tensor):  # rows of several batches
+            sizes = sizes[origin == origin[(sizes > 0).int().argmax()]]
+        if (largest := float(sizes.amax())) > 0:
+            self.settled, self.exponent = True, exponent_of(largest)
 
     def rescaled(self, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Features divided by the power of two, exactly."""
@@ -89,8 +89,7 @@ class Scale:
     def check(self) -> None:
         """Refuse layers whose features' squares overflowed, or vanish beside another layer's."""
         for name, size in self.largest.items():
-            if self._place(size) > FAR:
-                self._refuse_larger(name)
+            self.refuse_larger(name)
             if size and self._place(size) < -FAR:
                 most = max(self.largest.values())
                 raise ValueError(
@@ -98,11 +97,14 @@ class Scale:
                     f"{most:.3g}: float64 cannot square both; take segments=False"
                 )
 
-    def _refuse_larger(self, name: str, where: str = "") -> None:
-        raise ValueError(
-            f"layer {name!r} gave features of {self.largest[name]:.3g}{where}, the first were near "
-            f"{2.0**self.exponent:.3g}: float64 cannot square both; scale them"
-        )
+    def refuse_larger(self, name: str, batch: Callable[[], int] | None = None) -> None:
+        """Refuse a layer whose features' squares overflowed; `batch` finds out where."""
+        if name in self.sizes and self._place(size := float(self.sizes[name])) > FAR:
+            where = "" if batch is None else f" on batch {batch()}"
+            raise ValueError(
+                f"layer {name!r} gave features of {size:.3g}{where}, the first were near "
+                f"{2.0**self.exponent:.3g}: float64 cannot square both; scale them"
+            )
 
     def _place(self, size: float) -> int:
         return math.frexp(size)[1] - self.exponent

@@ -3,7 +3,7 @@
 Statistics are summed where they lie, by the merge of each, so that nothing of K x D is copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
-from pfc.line import LineCrossings
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import EMPTY, Batch
 from pfc.measuring.sums import Sums
+from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting
 from pfc.moments import SLICE, ClassMoments
 from pfc.nearest import MeansSpan
@@ -29,7 +29,7 @@ NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another s
 
 
 def weights_digest(model: nn.Module) -> list[float]:
-    """Knows the weights and batch statistics of a network again: their sum and their norms."""
+    """Checksum of a network's weights and buffers: their sum and their norms."""
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
     return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
@@ -54,23 +54,29 @@ def _own_samples(data: Any) -> int | None:
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
-def agreed_layout(found: Layout | None, ranks: Processes) -> Layout:
-    """The layout of all processes, also of those that have no batch to look at."""
-    layouts = {
-        rank: Layout.from_dict(each)
-        for rank, each in enumerate(ranks.exchange("layers", found and found.to_dict()))
-        if each is not None
-    }
+def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Survey:
+    """What all processes measure, also those that have no batch to look at."""
+    looked = None if first is None else survey(request, first)
+    each = ranks.exchange("layers", None if looked is None else looked.layout.to_dict())
+    layouts = {rank: layout for rank, layout in enumerate(each) if layout is not None}
     if not layouts:
         raise ValueError(EMPTY)
-    first, layout = next(iter(layouts.items()))
-    for rank, each in layouts.items():
-        if each != layout:
+    one, layout = next(iter(layouts.items()))
+    for rank, other in layouts.items():
+        if name := next((name for name in layout if other[name] != layout[name]), None):
             raise ValueError(
-                f"process {rank} measures {each}, process {first} {layout}: every process needs the "
-                "same network and layers"
+                f"process {rank} measures {Layout.from_dict(other)}, process {one} "
+                f"{Layout.from_dict(layout)}: every process needs the same network and layers "
+                f"({name} is {other[name]!r} and {layout[name]!r})"
             )
-    return layout
+    return looked or Survey.of(Layout.from_dict(layout), request.model, request.pool)
+
+
+def polled(batches: Iterable[Batch], ranks: Processes) -> Iterator[Batch]:
+    """The batches, as long as no other process has stopped."""
+    for batch in batches:
+        ranks.check_peers()
+        yield batch
 
 
 def fingerprint(batch: Batch | None, ranks: Processes) -> Fingerprint:
@@ -83,18 +89,14 @@ def fingerprint(batch: Batch | None, ranks: Processes) -> Fingerprint:
     return Fingerprint(reference, keep_marks=True)
 
 
+def number_samples(sums: Sums, ranks: Processes) -> None:
+    """Tell apart the samples of processes, each of which counts its own from 0."""
+    for group in sums.groups:
+        group.paths.stream = ranks.rank
+
+
 def merge_sums(sums: Sums, dataset_size: int | None, largest_batch: int, ranks: Processes) -> None:
-    """Make the sums those of all processes, in place.
-
-    Args:
-        sums: Of this process.
-        dataset_size: Samples of the dataset behind its loader, where it is known.
-        largest_batch: Samples of its largest batch.
-        ranks: The processes.
-
-    Raises:
-        ValueError: If together they saw a little more samples than there are.
-    """
+    """Make the sums those of all processes, in place; refuse a few samples more than there are."""
     if ranks.size == 1:
         return
     own = {"seen": int(sums.count.sum()), "dataset": dataset_size, "batch": largest_batch}
@@ -104,8 +106,7 @@ def merge_sums(sums: Sums, dataset_size: int | None, largest_batch: int, ranks: 
     for group in sums.groups:
         shift = group.scale.merge(ranks.exchange(f"scale {group.names[0]}", group.scale.to_dict()))
         if shift:
-            group.moments.rescale(-shift)
-            group.paths.scale(2.0**-shift)
+            group.rescale(-shift)
         group.moments.merge(total=ranks.all_reduce)
         if group.moments.paired:
             group.paths = _merged_paths(group.paths, len(group.names) - 1, ranks)
@@ -118,7 +119,7 @@ def _refuse_repeated(each: Sequence[Mapping[str, int | None]]) -> None:
     if set(sizes) == {N} and max(seen) < N < together <= N + sum(batch):
         raise ValueError(
             f"{len(each)} processes saw {together} samples of a dataset of {N}: their sampler repeats "
-            f"some to make the parts even; let it leave the last {together - N} away, or use "
+            f"some to make the parts even; let it drop the last {together - N}, or use "
             "torch.utils.data.DistributedSampler, whose repeated samples are known and counted once"
         )
 
@@ -186,26 +187,6 @@ def shared_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -
 
 def merge_decisions(decisions: Decisions, ranks: Processes) -> None:
     """Make the decisions those of all processes, in place."""
-    if ranks.size == 1:
-        return
-    ranks.exchange("pass 2")
-    for nearest in decisions.nearest.values():
-        nearest.merge(total=ranks.all_reduce)
-        rounding = ranks.gather(torch.tensor([nearest.rounding], dtype=torch.float64))
-        nearest.rounding = max(map(float, rounding))
-    for line in decisions.lines.values():
-        _merge_crossings(line, ranks)
-    ranks.all_reduce(decisions.answers.tally)
-    decisions.answers.samples = int(ranks.all_reduce(torch.tensor([decisions.answers.samples])))
-
-
-def _merge_crossings(line: LineCrossings, ranks: Processes) -> None:
-    """Bring together where all samples change sides along a line."""
-    line.fetch()
-    line.samples = int(ranks.all_reduce(torch.tensor([line.samples])))
-    for end, points in line.points.items():
-        if points is not None:
-            parts = line.found.get(end, [])
-            ours = [np.concatenate([part[i] for part in parts] or [np.empty(0)]) for i in (0, 1)]
-            starts, stops = (ranks.gather(torch.from_numpy(events)) for events in ours)
-            line.found[end] = [(a.numpy(), b.numpy()) for a, b in zip(starts, stops, strict=True)]
+    if ranks.size > 1:
+        ranks.exchange("pass 2")
+        decisions.merge(ranks.all_reduce, ranks.gather)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -21,7 +22,7 @@ See = Callable[[str, Float[Tensor, "B D"]], None]  # takes a layer's name and it
 
 @dataclass(eq=False)
 class GroupSums:
-    """What is summed of a segment, or of a layer by itself.
+    """What is summed of a segment, or of a layer by itself: a monoid, part by part.
 
     Args:
         names: Of the layers.
@@ -32,31 +33,24 @@ class GroupSums:
 
     names: tuple[str, ...]
     moments: SegmentMoments
-    paths: PathSample
+    paths: PathSample = field(default_factory=PathSample)
     scale: Scale = field(default_factory=Scale)
-    _waiting: dict[str, Tensor] = field(default_factory=dict)  # until the last layer has run
 
-    def add(self, name: str, H: Float[Tensor, "B D"], labels: BatchLabels, origin: Origin) -> None:
-        """Add a layer's features of a batch; those of a segment once its last layer's are there."""
-        self._waiting[name] = H if name == self.names[-1] else H.clone()  # the network may write over it
-        if name == self.names[-1]:
-            batch = [self._taken(each, origin) for each in self.names]
-            gram = self.moments.update(self.scale.fit(self.names, batch, origin), labels)
-            if self.moments.paired:
-                self.paths.update(gram, labels.y)
+    def add(self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin) -> None:
+        """Add a batch, one feature matrix a layer."""
+        gram = self.moments.update(self.scale.fit(self.names, batch, origin), labels)
+        if self.moments.paired:
+            self.paths.update(gram, labels.y)
 
-    def _taken(self, name: str, origin: Origin) -> Tensor:
-        if name not in self._waiting:
-            raise ValueError(
-                f"layer {name!r} did not run on batch {origin} before {self.names[-1]!r}, as it did "
-                "before; tap layers that run on every batch in one order"
-            )
-        return self._waiting.pop(name)
+    def rescale(self, exponent: int) -> None:
+        """Multiply the features by a power of two, in place and exactly."""
+        self.moments.rescale(exponent)
+        self.paths.scale(2.0**exponent)
 
 
 @dataclass(eq=False)
 class Sums:
-    """State of pass one: knows features and labels only. A monoid, group by group.
+    """State of pass one: knows features and labels only.
 
     Args:
         layout: What is measured.
@@ -70,34 +64,11 @@ class Sums:
     _nonfinite: Int64[Tensor, " L"]  # of each layer the first batch that was not finite, or -1
 
     @classmethod
-    def empty(
-        cls,
-        layout: Layout,
-        classes: int | None,
-        device: torch.device | str = "cpu",
-        *,
-        at_least: int = 1,
-        stream: int = 0,
-    ) -> "Sums":
-        """Sums of no samples.
-
-        Args:
-            layout: What is measured.
-            classes: Number of classes; `None` where the labels decide.
-            device: Where the sums are kept.
-            at_least: Classes to make room for at once where the labels decide.
-            stream: Tells apart the samples of processes, each of which counts its own from 0.
-
-        Returns:
-            The empty sums.
-        """
-        K, features = classes or at_least, layout.features
+    def empty(cls, layout: Layout, classes: int | None, device: torch.device | str = "cpu") -> "Sums":
+        """Sums of no samples, kept on `device`; where `classes` is `None`, labels decide."""
+        K, features = classes or 1, layout.features
         groups = [
-            GroupSums(
-                names,
-                SegmentMoments.empty(len(names), K, features[names[0]], device),
-                PathSample(stream=stream),
-            )
+            GroupSums(names, SegmentMoments.empty(len(names), K, features[names[0]], device))
             for names in layout.groups
         ]
         return cls(layout, groups, classes, torch.full((len(features),), -1, device=device))
@@ -113,6 +84,11 @@ class Sums:
         return {name: found[name] for name in self.layout.names}
 
     @property
+    def scales(self) -> dict[str, Scale]:
+        """The power of two by which each layer's features are divided."""
+        return {name: group.scale for group in self.groups for name in group.names}
+
+    @property
     def count(self) -> Float64[Tensor, " K"]:
         """Samples of each class."""
         return self.groups[0].moments.layers[0].count
@@ -124,36 +100,33 @@ class Sums:
 
     @contextmanager
     def batch(self, labels: BatchLabels, origin: Origin) -> Iterator[See]:
-        """Take a batch layer by layer, each as soon as its features are there.
-
-        Args:
-            labels: Of the samples, on `device`.
-            origin: The batch's number, or that of each sample, for messages.
-
-        Yields:
-            A function to be called with each layer's name and features, in the order of the layout.
-        """
+        """Take a batch layer by layer: yields what is to be called with each layer and its features."""
         self.make_room(labels.numbers[-1], origin)
         group_of = {name: group for group in self.groups for name in group.names}
-        batches: dict[str, int | Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        nonfinite: dict[str, int | Tensor] = {}
 
         def see(name: str, H: Float[Tensor, "B D"]) -> None:
-            batches[name] = origin if isinstance(origin, int) else _first_nonfinite(H, origin)
-            group_of[name].add(name, H, labels, origin)
+            names = group_of[name].names
+            nonfinite[name] = origin if isinstance(origin, int) else _first_overflow(H, origin)
+            kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
+            if name == names[-1]:
+                batch = [_taken(kept, each, name, origin) for each in names]
+                group_of[name].add(batch, labels, origin)
 
         yield see
-        self._note_nonfinite([batches[name] for name in self.layout.names])
+        self._note_nonfinite([_taken(nonfinite, name, None, origin) for name in self.layout.names])
 
     def update(
-        self, features: Mapping[str, Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin = 0
+        self, features: Mapping[str, Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin
     ) -> None:
-        """Add a batch of which every layer's features are at hand."""
+        """Add a batch of which every layer's features are in memory."""
         with self.batch(labels, origin) as see:
             for name in self.layout.names:
                 see(name, features[name])
 
     def make_room(self, largest: int, origin: Origin) -> None:
-        """Make room for the classes up to a label, or refuse it where there are fewer."""
+        """Grow to the classes up to a label, or refuse it where there are fewer."""
         if self.classes is None:
             self.grow(largest + 1)
         elif largest >= self.classes:
@@ -163,21 +136,23 @@ class Sums:
             )
 
     def grow(self, classes: int) -> None:
-        """Make room for so many classes."""
+        """Grow to `classes` classes."""
         for group in self.groups:
             group.moments.grow(classes)
 
     def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
-        """Keep the first batch after which a layer's scatter is not finite; asks no device."""
+        """Keep the first batch after which a layer's scatter is not finite, without synchronising."""
         fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
         batch = torch.stack([torch.as_tensor(each, device=self.device) for each in batches])
         self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
 
     def check_finite(self) -> None:
-        """Refuse features that were not finite."""
+        """Refuse features that were not finite, or whose squares are not."""
         found = zip(self._nonfinite.tolist(), self.layout.names, strict=True)
         if first := min((each for each in found if each[0] >= 0), key=itemgetter(0), default=None):
-            raise ValueError(f"layer {first[1]!r} gave NaN or infinite features on batch {first[0]}")
+            batch, name = first
+            self.scales[name].refuse_larger(name, lambda: batch)
+            raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch}")
 
     def check(self) -> None:
         """Refuse samples of less than two classes, and what float64 could not hold."""
@@ -193,6 +168,18 @@ class Sums:
             warn("every class has one sample, so PFC1 = 0 and PFC3 = 1 say nothing")
 
 
-def _first_nonfinite(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int64[Tensor, ""]:
-    """The batch of the first row that is not finite, if there is one; asks no device."""
-    return origin[(~H.sum(1, dtype=torch.float64).isfinite()).int().argmax()]
+def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int64[Tensor, ""]:
+    """The batch of the first row whose square is not finite, without synchronising the device."""
+    squares = torch.linalg.vector_norm(H.double(), dim=1).square()
+    return origin[(~squares.isfinite()).int().argmax()]
+
+
+def _taken(kept: dict[str, Any], name: str, before: str | None, origin: Origin) -> Any:
+    """What was kept of a layer of this batch."""
+    if name not in kept:
+        order = "" if before is None else f" before {before!r}, as it did before"
+        raise ValueError(
+            f"layer {name!r} did not run on batch {origin}{order}; tap layers that run on every batch "
+            "in one order"
+        )
+    return kept.pop(name)

@@ -66,21 +66,14 @@ class Survey:
             pool=pool,
         )
 
-    def forward(self, batch: Batch, see: See) -> Int64[Tensor, " B"] | None:
-        """Run a batch, handing the rows of every layer to `see`, inside its hook.
+    @property
+    def weight(self) -> Tensor | None:
+        """The classifier's weight, if there is one."""
+        return None if self.head is None else self.head.weight
 
-        Args:
-            batch: What the model is called with.
-            see: Is given a layer's name and its features, one sample a row.
-
-        Returns:
-            The classifier's answers, -1 where its outputs have no largest number, or `None` if there
-            is no classifier.
-
-        Raises:
-            ValueError: If a layer does not run once, or its shape is not the one surveyed.
-        """
-        with self.watching(batch.number, len(batch), batch.labels.y.device, see) as answers:
+    def forward(self, batch: Batch, device: torch.device, see: See) -> Int64[Tensor, " B"] | None:
+        """Run a batch, handing each layer's rows to `see` on `device`; the classifier's answers."""
+        with self.watching(batch.number, len(batch), device, see) as answers:
             self.model(*batch.args, **batch.kwargs)
         return answers[-1] if answers else None
 
