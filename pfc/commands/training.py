@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from cyclopts import Parameter
@@ -15,6 +15,7 @@ from pfc.processes import launched
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
+from pfc.training.trainer import ForwardPrecision
 
 Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
     "Changes",
@@ -49,7 +50,7 @@ class Options:
     limit: int | None = None
     seed: int = 0
     device: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: ForwardPrecision = "float32"
     threads: int | None = None
     measure_every: int | None = None
 

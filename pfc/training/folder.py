@@ -12,21 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfc import files
 from pfc.data import Images
-from pfc.files import (
-    parse_json,
-    plain,
-    read_json,
-    read_tensors,
-    reading,
-    sealed,
-    sweep,
-    unsealed,
-    write_json,
-    write_tensors,
-    write_text,
-    writing,
-)
 from pfc.schema import (
     COUNT,
     FINITE,
@@ -101,7 +88,7 @@ class RunFolder:
         else:
             where = {"device": str(run.device), "threads": run.threads, "processes": run.ranks.size}
             about = {"format": FORMAT, **self.about, **where, **environment()}
-            write_json(self.path / "config.json", about)
+            files.write_json(self.path / "config.json", about)
         done = self.restore(run) if kept.exists() else -1
         self._cut_history(done)
         return done
@@ -110,7 +97,7 @@ class RunFolder:
         """Remove what a killed process was writing, where runs write and nowhere else."""
         for place in (self.path, *(self.path / name for name in ("profiles", "weights", "figures"))):
             for pattern in TORN:
-                sweep(place, pattern)
+                files.remove_torn(place, pattern)
 
     def _compare(self, old: dict[str, Any]) -> None:
         chosen = {name: value for name, value in self.about.items() if name != "sources"}  # which follow
@@ -129,17 +116,17 @@ class RunFolder:
             epoch.profile.save(self.path / "profiles" / f"{name}.json", means=last)
         if keep_weights:
             weights = run.net.state_dict()
-            write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
+            files.write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
         if epoch.epoch:
             self._add_history(epoch)
-        write_tensors(
+        files.write_tensors(
             self.path / "state.safetensors", _state(run, states), format=FORMAT, epoch=str(epoch.epoch)
         )
 
     def _add_history(self, epoch: Epoch) -> None:
         line = {k: v for k, v in vars(epoch).items() if k != "profile"}
         path = self.path / "history.jsonl"
-        with writing(path), path.open("a", encoding="utf-8") as file:
+        with files.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
 
     def _cut_history(self, done: int) -> None:
@@ -150,12 +137,12 @@ class RunFolder:
                 f"{', '.join(map(str, lost))} is lost; the state is not",
                 stacklevel=2,
             )
-        write_text(self.path / "history.jsonl", "".join(map(_line, lines)))
+        files.write_text(self.path / "history.jsonl", "".join(map(_line, lines)))
 
     def restore(self, run: Trainer) -> int:
         """Bring `run` to the kept state; its epoch."""
         path = self.path / "state.safetensors"
-        tensors, about = read_tensors(path, FORMAT)
+        tensors, about = files.read_tensors(path, FORMAT)
         part = _by_prefix(tensors)
         epoch, last = about.get("epoch", ""), run.recipe.epochs
         if not re.fullmatch(r"\d{1,9}", epoch) or int(epoch) > last:
@@ -187,9 +174,9 @@ class RunFolder:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; what an older version did not write has its default."""
-    config = read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
+    config = files.read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
     parts = {"recipe": Recipe, "data": Images}
-    whole = {name: plain(defaults_of(part)) | config[name] for name, part in parts.items()}
+    whole = {name: files.plain(defaults_of(part)) | config[name] for name, part in parts.items()}
     return {**DEFAULTS, **config, **whole}
 
 
@@ -294,7 +281,7 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    with reading(path):
+    with files.reading(path):
         *whole, torn = path.read_bytes().split(b"\n")
     lines = [_read_line(text, f"{path}, line {i}") for i, text in enumerate(whole, start=1)]
     if torn:
@@ -307,10 +294,10 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(line)) + "\n"
+    return json.dumps(files.sealed(line)) + "\n"
 
 
 def _read_line(text: bytes, where: str) -> dict[str, Any]:
-    line = unsealed(parse_json(text, where), where)
+    line = files.unsealed(files.parse_json(text, where), where)
     HISTORY_SCHEMA(line, f"{where}: ")
     return line

@@ -15,7 +15,7 @@ from pfc.processes import together
 from pfc.progress import shown
 from pfc.training.folder import RunFolder, gathered_random
 from pfc.training.recipes import Recipe
-from pfc.training.trainer import Epoch, Precision, Trainer
+from pfc.training.trainer import Epoch, ForwardPrecision, Trainer
 
 
 def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
@@ -51,7 +51,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: Precision = "float32",
+    precision: ForwardPrecision = "float32",
     threads: int | None = None,
     measure_every: int | None = None,
     group: Any = None,

@@ -18,7 +18,7 @@ from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
 from pfc.training.recipes import Recipe
 
-Precision = Literal["float32", "bfloat16"]
+ForwardPrecision = Literal["float32", "bfloat16"]
 
 SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
 
@@ -54,7 +54,7 @@ class Trainer:
         recipe: Recipe,
         seed: int,
         device: str | torch.device | None,
-        precision: Precision,
+        precision: ForwardPrecision,
         threads: int | None,
         ranks: Processes = ALONE,
     ) -> None:
@@ -102,10 +102,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "sources": self.recipe.sources,
             "data": {
-                "spec": self.data.spec,
-                "split": self.data.split,
-                "limit": self.data.limit,
-                "seed": self.data.seed,
+                **{name: getattr(self.data, name) for name in ("spec", "split", "limit", "seed")},
                 "samples": len(self.data),
                 "shape": list(self.data.shape),
                 "classes": len(self.data.classes),
