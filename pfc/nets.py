@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -57,6 +57,13 @@ def _entry(inside: int, outside: int, stride: int, norm: Norm | None) -> nn.Sequ
     return nn.Sequential(_conv(inside, outside, stride), *norms, nn.ReLU())
 
 
+def one_of(choice: Any, **values: str) -> None:
+    """Refuse what is none of the values of a literal type, by its name."""
+    for name, value in values.items():
+        if value not in get_args(choice):
+            raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(choice)))}, got {value!r}")
+
+
 def check(
     blocks: Sequence[int], width: int, form: str, normalise: str, zero_start: bool, head: str
 ) -> None:
@@ -65,10 +72,9 @@ def check(
         raise ValueError(f"every stage needs at least one block, got blocks={tuple(blocks)}")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    chosen = {"form": (form, Form), "normalise": (normalise, Normalise), "head": (head, Head)}
-    for name, (value, known) in chosen.items():
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(known)))}, got {value!r}")
+    one_of(Form, form=form)
+    one_of(Normalise, normalise=normalise)
+    one_of(Head, head=head)
     if zero_start and form == "relu(Wx)":
         raise ValueError(
             "form='relu(Wx)' needs zero_start=False (--no-zero-start): it would never leave W = 0"

@@ -112,24 +112,16 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
     recipe = replace(RECIPES[name], **changed)
     folder = options.out or Path("runs") / name
+    named = ("seed", "precision", "threads", "measure_every")
+    how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     with launched(options.device) as (ranks, device):
         if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
         torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
-        for epoch in train_epochs(
-            recipe.build(images, options.seed),
-            images,
-            recipe,
-            folder=folder,
-            resume=resume,
-            seed=options.seed,
-            device=device,
-            precision=options.precision,
-            threads=options.threads,
-            measure_every=options.measure_every,
-        ):
+        net = recipe.build(images, options.seed)
+        for epoch in train_epochs(net, images, recipe, **how, device=device):
             if epoch.profile is not None and ranks.is_main:
                 print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
     return folder if ranks.is_main else None

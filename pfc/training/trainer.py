@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from pfc.data import Images
 from pfc.device import device_of
 from pfc.measuring import measure
+from pfc.nets import one_of
 from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
+from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 
 ForwardPrecision = Literal["float32", "bfloat16"]
@@ -58,10 +60,8 @@ class Trainer:
         threads: int | None,
         ranks: Processes = ALONE,
     ) -> None:
-        if precision not in {"float32", "bfloat16"}:
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        one_of(ForwardPrecision, precision=precision)
+        at_least(1, threads=1 if threads is None else threads)
         if not 0 <= seed < 2**40:
             raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
         self.device = device_of(device, net)
