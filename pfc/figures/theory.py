@@ -44,11 +44,8 @@ def path(profile: "Profile", *, segment: int = -1) -> "Figure":
         _energies(energy, walked, names)
         _angles(angles, walked, names)
         _straightness(straight, walked)
-        handles, labels = angles.get_legend_handles_labels()
-        dotted = energy.get_legend_handles_labels()
-        if labels:
-            how: Any = {"loc": "outside lower center", "ncols": 4}
-            figure.legend([*dotted[0], *handles], [*dotted[1], *labels], **how)
+        if angles.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

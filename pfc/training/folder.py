@@ -143,20 +143,23 @@ class RunFolder:
         """Bring `run` to the kept state; its epoch."""
         path = self.path / "state.safetensors"
         tensors, about = files.read_tensors(path, FORMAT)
-        part = _by_prefix(tensors)
+        part: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "random": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            part.setdefault(kind, {})[name] = tensor
         epoch, last = about.get("epoch", ""), run.recipe.epochs
         if not re.fullmatch(r"\d{1,9}", epoch) or int(epoch) > last:
             raise ValueError(f"{path}: epoch must be a number from 0 to {last}, got {epoch!r}")
-        momentum, parameters = part.get("momentum", {}), dict(run.net.named_parameters())
+        momentum, parameters = part["momentum"], dict(run.net.named_parameters())
         for name, tensor in momentum.items():
             if name not in parameters or _kind(tensor) != _kind(parameters[name]):
                 raise ValueError(f"{path}: momentum/{name} fits no parameter of the network")
-        _check_model(run.net, part.get("model", {}), path)
-        fill(run.net, part.get("model", {}), path)
+        _check_model(run.net, part["model"], path)
+        fill(run.net, part["model"], path)
         for name, tensor in momentum.items():
             parameter = parameters[name]
             run.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter)
-        self._set_random(part.get("random", {}), run, path)
+        self._set_random(part["random"], run, path)
         return int(epoch)
 
     def _set_random(self, states: Mapping[str, Tensor], run: Trainer, path: Path) -> None:
@@ -224,14 +227,6 @@ def _check_model(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
                 f"{k[0]} of {list(k[1])}" if k else "nothing" for k in (kept.get(name), own.get(name))
             )
             raise ValueError(f"{path} does not fit this network: model/{name} is {has}, not {known}")
-
-
-def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        prefix, _, name = key.partition("/")
-        parts.setdefault(prefix, {})[name] = tensor
-    return parts
 
 
 def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = "this network") -> None:

@@ -127,12 +127,11 @@ class Trainer:
                     f"a learning rate below {self.recipe.learning_rate} would do"
                 )
         seconds = time.perf_counter() - started
-        profile = self._profile() if profiled else None
+        profile = None
+        if profiled:
+            own = self.data.part(self.ranks.rank, self.ranks.size).batches()
+            profile = measure(self.net, own, group=self.ranks.group, progress=False)
         return Epoch(number, loss, accuracy, rate, seconds, profile)
-
-    def _profile(self) -> Profile:
-        own = self.data.part(self.ranks.rank, self.ranks.size)
-        return measure(self.net, own.batches(), group=self.ranks.group, progress=False)
 
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
         self.parallel.train()
