@@ -81,7 +81,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
-def sweep(folder: Path, pattern: str) -> None:
+def remove_torn(folder: Path, pattern: str) -> None:
     """Remove what a killed process was writing.
 
     Args:
@@ -113,7 +113,7 @@ def check_place(path: Path, *beside: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
         for name in (path.name, *beside):
-            sweep(path.parent, f".{glob.escape(name)}.????????")
+            remove_torn(path.parent, f".{glob.escape(name)}.????????")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ Normalise = Literal["batch", "none"]
 Head = Literal["pool", "flatten"]
 
 Layer = Callable[[int, int], nn.Module]
+Norm = Callable[[int], nn.Module]
 
 
 class Block(nn.Module):
@@ -27,15 +28,17 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, linear: Layer, norm: Layer | None, form: Form, *, zero_start: bool
+        self, width: int, linear: Layer, norm: Norm | None, form: Form, *, zero_start: bool
     ) -> None:
         super().__init__()
         inner: list[nn.Module] = [linear(width, width)]
         if norm is not None:
-            inner.append(norm(width, width))
+            inner.append(norm(width))
         inner.append(nn.ReLU())
         if form == "W relu(Vx)":
-            inner.append(_outer(linear(width, width), zero=zero_start))
+            inner.append(linear(width, width))
+            for parameter in inner[-1].parameters() if zero_start else ():
+                nn.init.zeros_(parameter)
         self.f = nn.Sequential(*inner)
 
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
@@ -44,19 +47,21 @@ class Block(nn.Module):
         return out
 
 
-def _outer(linear: nn.Module, *, zero: bool) -> nn.Module:
-    if zero:
-        for parameter in linear.parameters():
-            nn.init.zeros_(parameter)
-    return linear
-
-
 def _conv(inside: int, outside: int, stride: int = 1) -> nn.Module:
     return nn.Conv2d(inside, outside, kernel_size=3, stride=stride, padding=1)
 
 
-def _entry(linear: nn.Module, norm: nn.Module | None) -> nn.Sequential:
-    return nn.Sequential(linear, *([norm] if norm is not None else []), nn.ReLU())
+def _entry(inside: int, outside: int, stride: int, norm: Norm | None) -> nn.Sequential:
+    """What makes a stage's shape: a convolution, the blocks' normalisation, relu."""
+    norms = [] if norm is None else [norm(outside)]
+    return nn.Sequential(_conv(inside, outside, stride), *norms, nn.ReLU())
+
+
+def one_of(choice: Any, **values: str) -> None:
+    """Refuse what is none of the values of a literal type, by its name."""
+    for name, value in values.items():
+        if value not in get_args(choice):
+            raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(choice)))}, got {value!r}")
 
 
 def check(
@@ -67,12 +72,9 @@ def check(
         raise ValueError(f"every stage needs at least one block, got blocks={tuple(blocks)}")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    if form not in {"relu(Wx)", "W relu(Vx)"}:
-        raise ValueError(f"form must be 'relu(Wx)' or 'W relu(Vx)', got {form!r}")
-    if normalise not in {"batch", "none"}:
-        raise ValueError(f"normalise must be 'batch' or 'none', got {normalise!r}")
-    if head not in {"pool", "flatten"}:
-        raise ValueError(f"head must be 'pool' or 'flatten', got {head!r}")
+    one_of(Form, form=form)
+    one_of(Normalise, normalise=normalise)
+    one_of(Head, head=head)
     if zero_start and form == "relu(Wx)":
         raise ValueError(
             "form='relu(Wx)' needs zero_start=False (--no-zero-start): it would never leave W = 0"
@@ -117,8 +119,8 @@ class FCResNet(nn.Module):
     ) -> None:
         super().__init__()
         check([blocks], width, form, normalise, zero_start, "flatten")
-        norm: Layer | None = _norm_1d if normalise == "batch" else None
-        self.stem = _entry(nn.Linear(features, width), None)
+        norm = nn.BatchNorm1d if normalise == "batch" else None
+        self.stem = nn.Sequential(nn.Linear(features, width), nn.ReLU())
         self.blocks = nn.Sequential(
             *(Block(width, nn.Linear, norm, form, zero_start=zero_start) for _ in range(blocks))
         )
@@ -138,14 +140,6 @@ class FCResNet(nn.Module):
         """Logits of a batch."""
         logits: Tensor = self.classifier(self.blocks(self.stem(x.flatten(1))))
         return logits
-
-
-def _norm_1d(width: int, _: int) -> nn.Module:
-    return nn.BatchNorm1d(width)
-
-
-def _norm_2d(width: int, _: int) -> nn.Module:
-    return nn.BatchNorm2d(width)
 
 
 class Stage(nn.Module):
@@ -209,12 +203,12 @@ class ConvResNet(nn.Module):
     ) -> None:
         super().__init__()
         check(blocks, width, form, normalise, zero_start, head)
-        norm: Layer | None = _norm_2d if normalise == "batch" else None
+        norm = nn.BatchNorm2d if normalise == "batch" else None
         widths = [width * 2**s for s in range(len(blocks))]
-        self.stem = _entry(_conv(channels, width), norm and norm(width, width))
+        self.stem = _entry(channels, width, 1, norm)
         self.stages = nn.Sequential()
         for s, (w, count) in enumerate(zip(widths, blocks, strict=True)):
-            reduce = _entry(_conv(widths[s - 1], w, stride=2), norm and norm(w, w)) if s else None
+            reduce = _entry(widths[s - 1], w, 2, norm) if s else None
             parts = [Block(w, _conv, norm, form, zero_start=zero_start) for _ in range(count)]
             self.stages.append(Stage(reduce, parts))
         pool = [nn.AdaptiveAvgPool2d(1)] if head == "pool" else []

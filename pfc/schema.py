@@ -98,8 +98,11 @@ def one_of(*values: Any) -> Form:
 
 
 def _number(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in {"nan", "inf", "-inf"}
+    return _finite(value) or (isinstance(value, str) and value in {"nan", "inf", "-inf"})
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is a number of JSON; what is not finite stands there as text."""
     return isinstance(value, float) or _whole(value)
 
 
@@ -116,12 +119,9 @@ COUNT = scalar("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
 POSITIVE = scalar("a whole number above 0", lambda v: _whole(v) and v > 0)
 EXPONENT = scalar("a whole number from -1100 to 1100", lambda v: _whole(v) and abs(v) <= 1100)
 NUMBER = scalar("a number", _number)
-FINITE = scalar("a finite number", lambda v: _number(v) and not isinstance(v, str))
-ABOVE = scalar("a number above 0", lambda v: _number(v) and not isinstance(v, str) and v > 0)
-FRACTION = scalar(
-    "a number from 0 to 1",
-    lambda v: v == "nan" or (not isinstance(v, str) and _number(v) and 0 <= v <= 1),
-)
+FINITE = scalar("a finite number", _finite)
+ABOVE = scalar("a number above 0", lambda v: _finite(v) and v > 0)
+FRACTION = scalar("a number from 0 to 1", lambda v: v == "nan" or (_finite(v) and 0 <= v <= 1))
 SIMPLE: dict[Any, Form] = {int: WHOLE, float: NUMBER, str: TEXT, bool: FLAG}
 
 

@@ -1,5 +1,6 @@
 """`pfc mufm`: UFM and MUFM solved, on the paper's toy data or on real ones; Figures 4 and 5."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,53 @@ MOST_WORK = 1e12  # that it takes at all, hours; ours
 USUAL = Constants()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The data that the models are drawn to; the toy data if nothing is given.
+
+    Args:
+        data: Real images instead of the toy data: digits, a hub name, a folder of parquet files or of
+            images; pixels are scaled to 0..1 and flattened.
+        split: Of the images.
+        limit: Use at most this many samples, as equal a class as can be.
+        features: A run's folder: the features of its network on its images are the data.
+        layer: Of that network; the first of its last run of layers of one shape if not given.
+        epoch: Of that run: weights are kept at 0, in the middle and at the end (the default).
+    """
+
+    data: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    features: Path | None = None
+    layer: str | None = None
+    epoch: int | None = None
+
+    def dataset(self, constants: Constants) -> Dataset:
+        """The data that were asked for."""
+        if self.features is None and (self.layer is not None or self.epoch is not None):
+            raise ValueError("--layer and --epoch go with --features RUN")
+        if self.features is not None:
+            run = Run(self.features)
+            if self.data is None:
+                images = run.data(self.split)
+            else:
+                images = run.normalised(sets.load(self.data, self.split))
+            return Dataset.features(run, sets.subset(images, self.limit), self.layer, self.epoch)
+        if self.data is not None:
+            return Dataset.pixels(sets.load(self.data, self.split, self.limit, constants.seed))
+        if self.limit is not None:
+            raise ValueError("--limit goes with --data or --features; toy data have --per-class")
+        return Dataset.toy(constants)
+
+
+TOY = Given()
+
+
 def mufm(
     *,
     sweep: bool = False,
-    data: str | None = None,
-    split: str = "train",
-    limit: int | None = None,
-    features: Path | None = None,
-    layer: str | None = None,
-    epoch: int | None = None,
+    given: Given = TOY,
     lams: Annotated[list[float] | None, Parameter(negative_iterable="", consume_multiple=True)] = None,
     centre: bool | None = None,
     bias: bool = False,
@@ -37,13 +76,7 @@ def mufm(
 
     Args:
         sweep: Solve MUFM for each of --lams, and compare with the data: Figure 5.
-        data: Real images instead of the toy data: digits, a hub name, a folder of parquet files or of
-            images; pixels are scaled to 0..1 and flattened.
-        split: Of the images.
-        limit: Use at most this many samples, as equal a class as can be.
-        features: A run's folder: the features of its network on its images are the data.
-        layer: Of that network; the first of its last run of layers of one shape if not given.
-        epoch: Of that run: weights are kept at 0, in the middle and at the end (the default).
+        given: The data.
         lams: Coefficients of a sweep.
         centre: Take the mean from the data first; by default from real data, not from the toy data.
         bias: Give MUFM a free bias (squared error only).
@@ -60,7 +93,7 @@ def mufm(
         raise ValueError("--bias goes with --loss mse only")
     chosen = experiment.coefficients(LAMS if lams is None else lams)
     check_place(out / f"figure{5 if sweep else 4}.json")
-    found = _data(data, split, limit, features, layer, epoch, constants)
+    found = given.dataset(constants)
     work = found.X.numel() * constants.steps * (len(chosen) if sweep else 1)
     if descent and work > MOST_WORK:
         raise ValueError(f"--descent in {found.X.numel():,} numbers takes hours; leave it out")
@@ -74,26 +107,3 @@ def mufm(
     )
     result = experiment.sweep(task, chosen) if sweep else experiment.iterations(task)
     print(result, *result.files, sep="\n")
-
-
-def _data(
-    data: str | None,
-    split: str,
-    limit: int | None,
-    features: Path | None,
-    layer: str | None,
-    epoch: int | None,
-    constants: Constants,
-) -> Dataset:
-    """The data that were asked for."""
-    if features is None and (layer is not None or epoch is not None):
-        raise ValueError("--layer and --epoch go with --features RUN")
-    if features is not None:
-        run = Run(features)
-        images = run.data(split) if data is None else run.normalised(sets.load(data, split))
-        return Dataset.features(run, sets.subset(images, limit), layer, epoch)
-    if data is not None:
-        return Dataset.pixels(sets.load(data, split, limit, constants.seed))
-    if limit is not None:
-        raise ValueError("--limit goes with --data or --features; toy data have --per-class")
-    return Dataset.toy(constants)

@@ -25,6 +25,62 @@ from pfc.training.folder import FORMAT as RUN
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Given:
+    """The weights of the model that is measured, and the images that it is shown.
+
+    Args:
+        data: digits, a hub name, a folder of parquet files or of images; a run has its own.
+        split: Of the data.
+        limit: Use at most this many samples, as equal a class as can be.
+        epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
+        weights: The model's state dict as safetensors, for MODULE:FUNCTION.
+        mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
+            the data's training split. A run has its own.
+        std: Divides each channel then, in the same unit.
+    """
+
+    data: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    epoch: int | None = None
+    weights: Path | None = None
+    mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = ()
+    std: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = ()
+
+    def model_and_images(self, source: str) -> tuple[nn.Module, sets.Images]:
+        """The model, and the images as it is shown them."""
+        model, images = self._of_run(source) if Path(source).is_dir() else self._of_factory(source)
+        return model, self._normalised(images) if self.mean or self.std else images
+
+    def _of_run(self, source: str) -> tuple[nn.Module, sets.Images]:
+        if self.weights is not None:
+            raise ValueError(f"{source} is a run, which has its own weights; choose one by --epoch")
+        kept = Run(source)
+        if self.data is None and self.limit is None:
+            return kept.network(self.epoch), kept.data(self.split)
+        images = sets.load(self.data or kept.recipe.data, self.split, self.limit)
+        return kept.network(self.epoch), kept.normalised(images)
+
+    def _of_factory(self, source: str) -> tuple[nn.Module, sets.Images]:
+        refuse_pickle(Path(source))
+        if ":" not in source:
+            raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
+        if self.data is None:
+            raise ValueError("a model needs --data: digits, a hub name, or a folder")
+        if self.epoch is not None:
+            raise ValueError(f"--epoch belongs to a run; {source} has the weights that --weights names")
+        return _from_factory(source, self.weights), sets.load(self.data, self.split, self.limit)
+
+    def _normalised(self, images: sets.Images) -> sets.Images:
+        C, m, s = images.shape[0], len(self.mean), len(self.std)
+        if (m, s) != (C, C):
+            raise ValueError(f"--mean and --std need {C} number(s) each, one a channel, got {m} and {s}")
+        mean, std = (tuple(255 * x for x in given) for given in (self.mean, self.std))
+        return replace(images, normalisation=sets.Normalisation(mean, std, "given on the command line"))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What is measured, and how: arguments of `pfc.measure`.
 
@@ -50,6 +106,7 @@ class Options:
     pool: Literal["flatten", "mean", "cls"] = "flatten"
 
 
+NOTHING = Given()
 USUAL = Options()
 
 
@@ -57,13 +114,7 @@ def measure(
     source: str,
     /,
     *,
-    data: str | None = None,
-    split: str = "train",
-    limit: int | None = None,
-    epoch: int | None = None,
-    weights: Path | None = None,
-    mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
-    std: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = (),
+    given: Given = NOTHING,
     options: Options = USUAL,
     batch_size: int = 256,
     device: str | None = None,
@@ -76,14 +127,7 @@ def measure(
 
     Args:
         source: A run's folder, or MODULE:FUNCTION, a function without arguments that gives the model.
-        data: digits, a hub name, a folder of parquet files or of images; a run has its own.
-        split: Of the data.
-        limit: Use at most this many samples, as equal a class as can be.
-        epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
-        weights: The model's state dict as safetensors, for MODULE:FUNCTION.
-        mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
-            the data's training split. A run has its own.
-        std: Divides each channel then, in the same unit.
+        given: What is measured.
         options: What is measured, and how.
         batch_size: Samples in a forward pass.
         device: Such as cpu or cuda.
@@ -99,8 +143,7 @@ def measure(
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if out is not None:
         check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
-    model, images = _model_and_data(source, data, split, limit, epoch, weights)
-    images = _normalised(images, mean, std) if mean or std else images
+    model, images = given.model_and_images(source)
     with launched(device) as (ranks, device):
         try:
             own = images.part(ranks.rank, ranks.size).batches(batch_size)
@@ -117,26 +160,6 @@ def measure(
     tell(profile, model, images, theory, device, beside)
     if options.passes == 2 and profile.segments:
         print(profile.verdict())
-
-
-def _model_and_data(
-    source: str, data: str | None, split: str, limit: int | None, epoch: int | None, weights: Path | None
-) -> tuple[nn.Module, sets.Images]:
-    if Path(source).is_dir():
-        if weights is not None:
-            raise ValueError(f"{source} is a run, which has its own weights; choose one by --epoch")
-        kept = Run(source)
-        if data is None and limit is None:
-            return kept.network(epoch), kept.data(split)
-        return kept.network(epoch), kept.normalised(sets.load(data or kept.recipe.data, split, limit))
-    refuse_pickle(Path(source))
-    if ":" not in source:
-        raise ValueError(f"{source} is no folder of a run, and no MODULE:FUNCTION either")
-    if data is None:
-        raise ValueError("a model needs --data: digits, a hub name, or a folder")
-    if epoch is not None:
-        raise ValueError(f"--epoch belongs to a run; {source} has the weights that --weights names")
-    return _from_factory(source, weights), sets.load(data, split, limit)
 
 
 def _from_factory(source: str, weights: Path | None) -> nn.Module:
@@ -158,16 +181,6 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
             check_format(about["format"], RUN, weights)
         fill(model, tensors, weights, source)
     return model
-
-
-def _normalised(images: sets.Images, mean: tuple[float, ...], std: tuple[float, ...]) -> sets.Images:
-    C = images.shape[0]
-    if len(mean) != C or len(std) != C:
-        raise ValueError(
-            f"--mean and --std need {C} number(s) each, one a channel, got {len(mean)} and {len(std)}"
-        )
-    m, s = (tuple(255 * x for x in given) for given in (mean, std))
-    return replace(images, normalisation=sets.Normalisation(m, s, "given on the command line"))
 
 
 def figures(
@@ -193,7 +206,7 @@ def figures(
     if source.suffix == ".json":
         profile, beside = load(source), source.with_name(f"{source.stem}-theory.json")
         kept = load_transport(beside, profile) if theory else None
-        how = {**how, "stem": f"{source.stem}-", "transport": kept}
+        how |= {"stem": f"{source.stem}-", "transport": kept}
         paths = draw.of_profile(profile, out or source.parent, **how)
     else:
         paths = draw.of_run(Run(source), out, **how)

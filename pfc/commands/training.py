@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from cyclopts import Parameter
@@ -15,6 +15,7 @@ from pfc.processes import launched
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
+from pfc.training.trainer import ForwardPrecision
 
 Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
     "Changes",
@@ -49,7 +50,7 @@ class Options:
     limit: int | None = None
     seed: int = 0
     device: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: ForwardPrecision = "float32"
     threads: int | None = None
     measure_every: int | None = None
 
@@ -111,24 +112,16 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
     recipe = replace(RECIPES[name], **changed)
     folder = options.out or Path("runs") / name
+    named = ("seed", "precision", "threads", "measure_every")
+    how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
     with launched(options.device) as (ranks, device):
         if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
         torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
-        for epoch in train_epochs(
-            recipe.build(images, options.seed),
-            images,
-            recipe,
-            folder=folder,
-            resume=resume,
-            seed=options.seed,
-            device=device,
-            precision=options.precision,
-            threads=options.threads,
-            measure_every=options.measure_every,
-        ):
+        net = recipe.build(images, options.seed)
+        for epoch in train_epochs(net, images, recipe, **how, device=device):
             if epoch.profile is not None and ranks.is_main:
                 print(_line(epoch.epoch, epoch.profile), file=sys.stderr)
     return folder if ranks.is_main else None

@@ -30,6 +30,7 @@ ALIGNED = {  # keys of the files, and their names in a solution
     "moved": "relative_displacement",
     "size": "norm_ratio",
 }
+POINTS = ("steps", "objective", "gradient_norm", *METRICS, "cosine")  # what is recorded of a way
 _METRICS = dict.fromkeys(METRICS, NUMBER)
 _ROW = {
     **{"lam": ABOVE, "objective": ABOVE},
@@ -160,7 +161,7 @@ def iterations(task: Task) -> Iterations:
     ways = {}
     for name, way in _ways(task).items():
         found, seconds = _timed(way)
-        ways[name] = _points(found)
+        ways[name] = {point: getattr(found, point).tolist() for point in POINTS}
         last = {name: values[-1] for name, values in ways[name].items()}
         ends.setdefault(name, {**last, "cpu_seconds": seconds})
     told = {"settings": task.settings(sweep=False), "data": data, "ends": ends, "ways": ways}
@@ -182,12 +183,6 @@ def _ways(task: Task) -> dict[str, Callable[[], models.Trace]]:
         "UFM, descent": (task.descent and task.balanced, task.descend_ufm),
     }
     return {name: way for name, (due, way) in ways.items() if due}
-
-
-def _points(found: models.Trace) -> dict[str, list[Any]]:
-    """The recorded points of a way, as lists."""
-    names = ("steps", "objective", "gradient_norm", *METRICS, "cosine")
-    return {name: getattr(found, name).tolist() for name in names}
 
 
 def coefficients(lams: Iterable[float]) -> list[float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pfc import data as sets
 from pfc.measuring import features as collect
 from pfc.measuring import measure
+from pfc.profile.columns import PFC
 from pfc.progress import shown
 from pfc.theory import descent as plain_descent
 from pfc.theory import mufm, ufm
@@ -28,7 +29,7 @@ SOURCES = {  # of the defaults of the constants; the rest is ours
     **dict.fromkeys(("sigma", "lam", "steps"), "inferred; the paper's own is lost"),
     **dict.fromkeys(("loss", "start"), "arXiv 2405.00985, Sec. IV-B"),
 }
-METRICS = ("pfc1", "pfc2", "pfc3")
+METRICS = tuple(PFC)
 DESCENT = ("weight_decay", "loss", "seed", "step", "steps")  # constants that gradient descent takes
 ROWS = 5_000  # samples gathered between two signs of life; ours
 NARROW = 200  # features up to which the relaxation is solved too, for a smaller gap; ours

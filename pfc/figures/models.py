@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pfc.figures.axes import STYLE, WORDS, named, scale
+from pfc.figures.axes import canvas, drawn, named, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,17 +44,12 @@ def iterations(ways: Mapping[str, Row], data: Row, *, title: str = "") -> "Figur
     Raises:
         ValueError: If there is no way, or its name is unknown.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     if not ways or not set(ways) <= set(_WAYS):
         raise ValueError(f"ways must be some of {', '.join(_WAYS)}, got {', '.join(ways) or 'none'}")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 3.1), layout="constrained")
-        figure.suptitle(title)
+    with canvas(9.5, 3.1, title) as figure:
         axes = figure.subplots(1, 4)
-        for ax, metric in zip(axes, WORDS, strict=False):
-            ax.set_title("\n".join(named(metric)[:2]))
+        for ax, metric in zip(axes, drawn(), strict=False):
+            ax.set_title(named(metric))
             _along(ax, ways, metric)
             ax.axhline(data[metric], label="data", **_DATA)
         axes[3].set_title("objective\n")
@@ -97,19 +92,14 @@ def sweep(
     Raises:
         ValueError: If there is no solution.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     if not solutions:
         raise ValueError("a sweep needs the solution of at least one coefficient")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        figure.suptitle(title)
+    with canvas(9.0, 5.0, title) as figure:
         grid = figure.subplots(2, 3, sharex=True)
-        for ax, metric in zip(grid[0], WORDS, strict=True):
+        for ax, metric in zip(grid[0], drawn(), strict=True):
             _over(ax, solutions, descent, metric)
             ax.axhline(data[metric], label="data", **_DATA)
-            ax.set_title("\n".join(named(metric)[:2]))
+            ax.set_title(named(metric))
         for ax, (measure, formula) in zip(grid[1], _ALIGNED.items(), strict=True):
             _over(ax, solutions, descent, measure)
             told = "alignment with" if measure == "cosine" else "distance from"

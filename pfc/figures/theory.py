@@ -5,18 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfc.figures.axes import (
-    ENDS,
-    MEASURED,
-    STYLE,
-    WORDS,
-    apart,
-    headline,
-    named,
-    on_grid,
-    scale,
-    short,
-)
+from pfc.figures.axes import ENDS, MEASURED, apart, canvas, drawn, headline, named, on_grid, scale, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,23 +37,15 @@ def path(profile: "Profile", *, segment: int = -1) -> "Figure":
     Returns:
         A figure 7 inches wide; a panel of which nothing is known says so.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     chosen = profile.segment(segment)
     walked, names = chosen.path(), short(chosen.layers)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7, 2.9), layout="constrained")
-        figure.suptitle(headline(profile))
+    with canvas(7.0, 2.9, headline(profile)) as figure:
         energy, angles, straight = figure.subplots(1, 3)
         _energies(energy, walked, names)
         _angles(angles, walked, names)
         _straightness(straight, walked)
-        handles, labels = angles.get_legend_handles_labels()
-        dotted = energy.get_legend_handles_labels()
-        if labels:
-            how: Any = {"loc": "outside lower center", "ncols": 4}
-            figure.legend([*dotted[0], *handles], [*dotted[1], *labels], **how)
+        if angles.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -82,15 +63,11 @@ def certificates(profile: "Profile", *, segment: int = -1, transport: "Gap | Non
     Returns:
         A figure 7 inches wide, 9 with transport.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     chosen = profile.segment(segment)
-    metrics = [metric for metric in WORDS if metric in profile.columns]
+    metrics = [metric for metric in drawn() if metric in profile.columns]
     n = len(metrics) + (transport is not None)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(2.35 * n, 3.2), layout="constrained")
-        figure.suptitle(f"{headline(profile)}\n{chosen.layers[0]} to {chosen.layers[-1]}")
+    title = f"{headline(profile)}\n{chosen.layers[0]} to {chosen.layers[-1]}"
+    with canvas(2.35 * n, 3.2, title) as figure:
         axes = figure.subplots(1, n, squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=False):
             _on_line(ax, chosen, metric)
@@ -104,13 +81,13 @@ def certificates(profile: "Profile", *, segment: int = -1, transport: "Gap | Non
 
 def _on_line(ax: "Axes", segment: "Segment", metric: str) -> None:
     """One metric on the lines to the three ends."""
-    drawn: list[float] = []
+    known: list[float] = []
     for end, look in _ENDS.items():
         t, values = on_grid(segment, end, metric)
         if not any(map(math.isfinite, values)):
             continue
         ax.plot(t, values, label=ENDS[end], **look)
-        drawn += values
+        known += values
         certificate = segment.certify(end)
         turns = {"pfc1": certificate.theorem1.turns, "pfc2": certificate.theorem2.turns}.get(metric, ())
         at = getattr(segment.line(list(turns) or [0.0], end), metric).tolist()[: len(turns)]
@@ -118,10 +95,10 @@ def _on_line(ax: "Axes", segment: "Segment", metric: str) -> None:
     t0 = segment.certify("etf").theorem2.t0
     if metric == "pfc2" and math.isfinite(t0):
         ax.axvspan(t0, 1, color=_ENDS["etf"]["color"], alpha=0.08, linewidth=0)
-    scale(ax, [value for value in drawn if math.isfinite(value)], log=False)
+    scale(ax, [value for value in known if math.isfinite(value)], log=False)
     ax.grid(axis="y")
     ax.set_xlim(0, 1)
-    ax.set_title("\n".join(named(metric)[:2]))
+    ax.set_title(named(metric))
     ax.set_xlabel("t on the straight line")
 
 

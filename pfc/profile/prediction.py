@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,8 @@ class Prediction:
         if not self.path.length > 0:
             nothing = ["Nothing moves between the layers: the line is a point, and theory says nothing."]
             return nothing if self.transport is None else [*nothing, str(self.transport)]
-        found = [self._theorem1(), self._theorem2(), self._agrees(), *self._of_path()]
+        found = [self._theorem(1, self._pfc1), self._theorem(2, self._pfc2)]
+        found += [self._agrees(), *self._of_path()]
         found += [_of_law(metric, law) for metric, law in self.laws.items()]
         return found if self.transport is None else [*found, str(self.transport)]
 
@@ -89,7 +90,7 @@ class Prediction:
         head = f"What theory says of the straight line from {self.layers[0]} to {self.layers[-1]}:"
         shown = self.table()
         for column in ("pfc1_turns", "pfc2_turns"):
-            shown[column] = [", ".join(f"{t:.3g}" for t in turns) or "-" for turns in shown[column]]
+            shown[column] = [_listed(turns) or "-" for turns in shown[column]]
         shown["pfc1_falls"] = [_falls(c.theorem1) for c in self.certificates.values()]
         table = shown.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
         return "\n".join([head, table, *self.sentences()])
@@ -116,42 +117,36 @@ class Prediction:
             "sentences": self.sentences(),
         }
 
-    def _theorem1(self) -> str:
-        told = []
-        for end in ("etf", "measured"):
-            theorem = self.certificates[end].theorem1
-            to = f"on the line to {ENDS_IN_WORDS[end]}"
-            if math.isnan(theorem.align):
-                told.append(f"{to} nothing is defined")
-            elif theorem.constant:
-                told.append(f"{to} PFC1 does not change")
-            elif theorem.monotone:
-                told.append(f"{to} PFC1 falls everywhere (align {theorem.align:+.3f})")
-            elif not theorem.turns:
-                told.append(f"{to} PFC1 rises everywhere")
-            else:
-                turns = _listed(theorem.turns)
-                told.append(f"{to} PFC1 does not fall everywhere: it turns at t = {turns}")
-        return f"Theorem 1: {'; '.join(told)}."
+    def _theorem(self, number: int, words: Callable[[End], str]) -> str:
+        ends: tuple[End, End] = ("etf", "measured")
+        told = [f"on the line to {ENDS_IN_WORDS[end]} {words(end)}" for end in ends]
+        return f"Theorem {number}: {'; '.join(told)}."
 
-    def _theorem2(self) -> str:
-        told = []
-        for end in ("etf", "measured"):
-            theorem = self.certificates[end].theorem2
-            to = f"on the line to {ENDS_IN_WORDS[end]}"
-            if math.isnan(theorem.t0) and not theorem.turns and math.isnan(theorem.radius):
-                told.append(f"{to} PFC2 {'is undefined' if end == 'etf' else 'falls nowhere'}")
-            elif not theorem.falls:
-                told.append(f"{to} PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}")
-            elif self.classes == 2:
-                told.append(f"{to} PFC2 is 0 (two classes) everywhere")
-            elif theorem.constant:
-                told.append(f"{to} PFC2 does not change")
-            elif theorem.t0 == 0:
-                told.append(f"{to} PFC2 falls everywhere")
-            else:
-                told.append(f"{to} PFC2 falls from t = {theorem.t0:.3g} to the end, not before")
-        return f"Theorem 2: {'; '.join(told)}."
+    def _pfc1(self, end: End) -> str:
+        theorem = self.certificates[end].theorem1
+        if math.isnan(theorem.align):
+            return "nothing is defined"
+        if theorem.constant:
+            return "PFC1 does not change"
+        if theorem.monotone:
+            return f"PFC1 falls everywhere (align {theorem.align:+.3f})"
+        if not theorem.turns:
+            return "PFC1 rises everywhere"
+        return f"PFC1 does not fall everywhere: it turns at t = {_listed(theorem.turns)}"
+
+    def _pfc2(self, end: End) -> str:
+        theorem = self.certificates[end].theorem2
+        if math.isnan(theorem.t0) and not theorem.turns and math.isnan(theorem.radius):
+            return f"PFC2 {'is undefined' if end == 'etf' else 'falls nowhere'}"
+        if not theorem.falls:
+            return f"PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}"
+        if self.classes == 2:
+            return "PFC2 is 0 (two classes) everywhere"
+        if theorem.constant:
+            return "PFC2 does not change"
+        if theorem.t0 == 0:
+            return "PFC2 falls everywhere"
+        return f"PFC2 falls from t = {theorem.t0:.3g} to the end, not before"
 
     def _agrees(self) -> str:
         off = self.agreement["path"].off

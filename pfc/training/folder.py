@@ -12,21 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfc import files
 from pfc.data import Images
-from pfc.files import (
-    parse_json,
-    plain,
-    read_json,
-    read_tensors,
-    reading,
-    sealed,
-    sweep,
-    unsealed,
-    write_json,
-    write_tensors,
-    write_text,
-    writing,
-)
 from pfc.schema import (
     COUNT,
     FINITE,
@@ -101,7 +88,7 @@ class RunFolder:
         else:
             where = {"device": str(run.device), "threads": run.threads, "processes": run.ranks.size}
             about = {"format": FORMAT, **self.about, **where, **environment()}
-            write_json(self.path / "config.json", about)
+            files.write_json(self.path / "config.json", about)
         done = self.restore(run) if kept.exists() else -1
         self._cut_history(done)
         return done
@@ -110,7 +97,7 @@ class RunFolder:
         """Remove what a killed process was writing, where runs write and nowhere else."""
         for place in (self.path, *(self.path / name for name in ("profiles", "weights", "figures"))):
             for pattern in TORN:
-                sweep(place, pattern)
+                files.remove_torn(place, pattern)
 
     def _compare(self, old: dict[str, Any]) -> None:
         chosen = {name: value for name, value in self.about.items() if name != "sources"}  # which follow
@@ -129,17 +116,17 @@ class RunFolder:
             epoch.profile.save(self.path / "profiles" / f"{name}.json", means=last)
         if keep_weights:
             weights = run.net.state_dict()
-            write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
+            files.write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
         if epoch.epoch:
             self._add_history(epoch)
-        write_tensors(
+        files.write_tensors(
             self.path / "state.safetensors", _state(run, states), format=FORMAT, epoch=str(epoch.epoch)
         )
 
     def _add_history(self, epoch: Epoch) -> None:
         line = {k: v for k, v in vars(epoch).items() if k != "profile"}
         path = self.path / "history.jsonl"
-        with writing(path), path.open("a", encoding="utf-8") as file:
+        with files.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
 
     def _cut_history(self, done: int) -> None:
@@ -150,26 +137,29 @@ class RunFolder:
                 f"{', '.join(map(str, lost))} is lost; the state is not",
                 stacklevel=2,
             )
-        write_text(self.path / "history.jsonl", "".join(map(_line, lines)))
+        files.write_text(self.path / "history.jsonl", "".join(map(_line, lines)))
 
     def restore(self, run: Trainer) -> int:
         """Bring `run` to the kept state; its epoch."""
         path = self.path / "state.safetensors"
-        tensors, about = read_tensors(path, FORMAT)
-        part = _by_prefix(tensors)
+        tensors, about = files.read_tensors(path, FORMAT)
+        part: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "random": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            part.setdefault(kind, {})[name] = tensor
         epoch, last = about.get("epoch", ""), run.recipe.epochs
         if not re.fullmatch(r"\d{1,9}", epoch) or int(epoch) > last:
             raise ValueError(f"{path}: epoch must be a number from 0 to {last}, got {epoch!r}")
-        momentum, parameters = part.get("momentum", {}), dict(run.net.named_parameters())
+        momentum, parameters = part["momentum"], dict(run.net.named_parameters())
         for name, tensor in momentum.items():
             if name not in parameters or _kind(tensor) != _kind(parameters[name]):
                 raise ValueError(f"{path}: momentum/{name} fits no parameter of the network")
-        _check_model(run.net, part.get("model", {}), path)
-        fill(run.net, part.get("model", {}), path)
+        _check_model(run.net, part["model"], path)
+        fill(run.net, part["model"], path)
         for name, tensor in momentum.items():
             parameter = parameters[name]
             run.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter)
-        self._set_random(part.get("random", {}), run, path)
+        self._set_random(part["random"], run, path)
         return int(epoch)
 
     def _set_random(self, states: Mapping[str, Tensor], run: Trainer, path: Path) -> None:
@@ -187,9 +177,9 @@ class RunFolder:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; what an older version did not write has its default."""
-    config = read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
+    config = files.read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
     parts = {"recipe": Recipe, "data": Images}
-    whole = {name: plain(defaults_of(part)) | config[name] for name, part in parts.items()}
+    whole = {name: files.plain(defaults_of(part)) | config[name] for name, part in parts.items()}
     return {**DEFAULTS, **config, **whole}
 
 
@@ -239,14 +229,6 @@ def _check_model(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
             raise ValueError(f"{path} does not fit this network: model/{name} is {has}, not {known}")
 
 
-def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        prefix, _, name = key.partition("/")
-        parts.setdefault(prefix, {})[name] = tensor
-    return parts
-
-
 def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = "this network") -> None:
     """Put weights from a file into a network.
 
@@ -294,7 +276,7 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return []
-    with reading(path):
+    with files.reading(path):
         *whole, torn = path.read_bytes().split(b"\n")
     lines = [_read_line(text, f"{path}, line {i}") for i, text in enumerate(whole, start=1)]
     if torn:
@@ -307,10 +289,10 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(line)) + "\n"
+    return json.dumps(files.sealed(line)) + "\n"
 
 
 def _read_line(text: bytes, where: str) -> dict[str, Any]:
-    line = unsealed(parse_json(text, where), where)
+    line = files.unsealed(files.parse_json(text, where), where)
     HISTORY_SCHEMA(line, f"{where}: ")
     return line

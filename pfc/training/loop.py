@@ -13,9 +13,10 @@ from pfc.device import device_of
 from pfc.lock import locked
 from pfc.processes import together
 from pfc.progress import shown
+from pfc.theory.coefficients import at_least
 from pfc.training.folder import RunFolder, gathered_random
 from pfc.training.recipes import Recipe
-from pfc.training.trainer import Epoch, Precision, Trainer
+from pfc.training.trainer import Epoch, ForwardPrecision, Trainer
 
 
 def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
@@ -35,9 +36,8 @@ def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
         >>> measured_epochs(350)
         [0, 1, 2, 4, 7, 14, 26, 50, 95, 183, 350]
     """
-    if every is not None and every < 1:
-        raise ValueError(f"measure_every must be at least 1, got {every}")
     if every is not None:
+        at_least(1, measure_every=every)
         return sorted({*range(0, epochs, every), epochs})
     return sorted({0, *(round(epochs ** (i / 9)) for i in range(10)), epochs})
 
@@ -51,7 +51,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: Precision = "float32",
+    precision: ForwardPrecision = "float32",
     threads: int | None = None,
     measure_every: int | None = None,
     group: Any = None,

@@ -6,7 +6,11 @@ from typing import Any, Literal
 import torch
 
 from pfc.data import Images
-from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise, check
+from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise, check, one_of
+from pfc.theory.coefficients import at_least
+
+Net = Literal["fc", "conv"]
+Loss = Literal["cross-entropy", "mse"]
 
 OURS = "ours; the paper does not say"
 PAPER = "arXiv 2405.00985, Sec. IV-A"
@@ -36,14 +40,14 @@ class Recipe:
 
     name: str
     data: str
-    net: Literal["fc", "conv"] = _field("`fc` for `FCResNet`, `conv` for `ConvResNet`.", TABLE, "fc")
+    net: Net = _field("`fc` for `FCResNet`, `conv` for `ConvResNet`.", TABLE, "fc")
     blocks: tuple[int, ...] = _field("Residual blocks in each stage; one number for `fc`.", TABLE, (10,))
     width: int = _field("Features of a layer (`fc`), channels of the first stage (`conv`).", OURS, 64)
     form: Form = _field("f of the blocks x + f(x).", OURS, "W relu(Vx)")
     normalise: Normalise = _field("Batch normalisation in the blocks, or none.", OURS, "batch")
     zero_start: bool = _field("Whether each block starts as the identity.", OURS, True)
     head: Head = _field("What stands before the classifier of a convolutional net.", OURS, "pool")
-    loss: Literal["cross-entropy", "mse"] = _field(
+    loss: Loss = _field(
         "`mse` is half the squared distance to the one-hot label.", PAPER, "cross-entropy"
     )
     epochs: int = _field("Passes over the data.", PAPER, 350)
@@ -57,15 +61,12 @@ class Recipe:
     decay: float = _field("What the rate is multiplied by.", PAPER, 0.1)
 
     def __post_init__(self) -> None:
-        if self.net not in {"fc", "conv"}:
-            raise ValueError(f"net must be 'fc' or 'conv', got {self.net!r}")
+        one_of(Net, net=self.net)
         if self.net == "fc" and len(self.blocks) != 1:
             raise ValueError(f"a fully connected net has one stage, got blocks={self.blocks}")
-        if self.loss not in {"cross-entropy", "mse"}:
-            raise ValueError(f"loss must be 'cross-entropy' or 'mse', got {self.loss!r}")
-        for name, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        one_of(Loss, loss=self.loss)
+        at_least(1, epochs=self.epochs)
+        at_least(2, batch_size=self.batch_size)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         check(self.blocks, self.width, self.form, self.normalise, self.zero_start, self.head)

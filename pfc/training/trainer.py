@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from pfc.data import Images
 from pfc.device import device_of
 from pfc.measuring import measure
+from pfc.nets import one_of
 from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
+from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 
-Precision = Literal["float32", "bfloat16"]
+ForwardPrecision = Literal["float32", "bfloat16"]
 
 SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
 
@@ -54,14 +56,12 @@ class Trainer:
         recipe: Recipe,
         seed: int,
         device: str | torch.device | None,
-        precision: Precision,
+        precision: ForwardPrecision,
         threads: int | None,
         ranks: Processes = ALONE,
     ) -> None:
-        if precision not in {"float32", "bfloat16"}:
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        one_of(ForwardPrecision, precision=precision)
+        at_least(1, threads=1 if threads is None else threads)
         if not 0 <= seed < 2**40:
             raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
         self.device = device_of(device, net)
@@ -102,10 +102,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "sources": self.recipe.sources,
             "data": {
-                "spec": self.data.spec,
-                "split": self.data.split,
-                "limit": self.data.limit,
-                "seed": self.data.seed,
+                **{name: getattr(self.data, name) for name in ("spec", "split", "limit", "seed")},
                 "samples": len(self.data),
                 "shape": list(self.data.shape),
                 "classes": len(self.data.classes),
@@ -130,12 +127,11 @@ class Trainer:
                     f"a learning rate below {self.recipe.learning_rate} would do"
                 )
         seconds = time.perf_counter() - started
-        profile = self._profile() if profiled else None
+        profile = None
+        if profiled:
+            own = self.data.part(self.ranks.rank, self.ranks.size).batches()
+            profile = measure(self.net, own, group=self.ranks.group, progress=False)
         return Epoch(number, loss, accuracy, rate, seconds, profile)
-
-    def _profile(self) -> Profile:
-        own = self.data.part(self.ranks.rank, self.ranks.size)
-        return measure(self.net, own.batches(), group=self.ranks.group, progress=False)
 
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
         self.parallel.train()
