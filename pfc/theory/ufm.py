@@ -249,8 +249,7 @@ def _descended(
         descent.run(problem, start, step=step, steps=steps, records=2, progress=progress)
         f, g = problem.value(start)
         ends.append(Minimum(start, f, float(np.linalg.norm(g))))
-    values = [end.value for end in ends]
-    return JointSolution.of(problem, min(ends, key=lambda end: end.value), max(values) - min(values))
+    return JointSolution.of(problem, ends)
 
 
 def _check(K: int, D: int, n: int, lW: float, lH: float, loss: Loss, bias: Bias) -> float | None:

@@ -1,9 +1,9 @@
 """The metrics along the iterations of the MUFM solver, for Figure 4."""
 
+import math
 from typing import Literal
 
 import numpy as np
-import torch
 
 from pfc.device import one_thread
 from pfc.samples import ArrayLike
@@ -73,11 +73,9 @@ def iterates(
         point = problem.at(passed[i])
         hidden = Hidden.of(source, point, V, centre=False, free=False)
         samples = source.samples
-        nearest = hidden.hits(*samples) / len(samples[0]) if samples else float("nan")
+        nearest = hidden.hits(*samples) / len(samples[0]) if samples else math.nan
         align = alignment(source.statistics, point, free=False).cosine
         pfc12 = collapse(source.statistics, hidden, problem.beta, "class")
         rows.append([point.value, point.gradient_norm, *pfc12, nearest, align])
-    f, g, pfc1, pfc2, pfc3, cosine = torch.tensor(rows, dtype=torch.float64).unbind(1)
     W = hidden.classifier  # of the last point
-    steps = torch.from_numpy(at)
-    return Trace(steps, f, g, pfc1, pfc2, pfc3, cosine, W, W.new_zeros(len(W)))
+    return Trace.of(at, rows, W, W.new_zeros(len(W)))
