@@ -23,8 +23,8 @@ cases = st.tuples(
 
 def reduced(X, y, lam, weight_decay=twins.LW, *, centre=False, free=False):
     """The problem and the eigenvectors as an array, K x D <-> K x R."""
-    source = Source.of(checked(X, y))
-    problem, V = source.problem(lam=lam, weight_decay=weight_decay, centre=centre, free=free)
+    source = Source.of(checked(X, y), centre=centre, free=free)
+    problem, V = source.problem(lam=lam, weight_decay=weight_decay)
     return problem, V.numpy()
 
 

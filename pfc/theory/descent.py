@@ -4,17 +4,15 @@ It is kept to be compared with: each metric along the iterations (Figure 4 of ar
 far from the minimum so many steps end.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
-from pfc.theory.joint import Joint, Loss, read, tensors
+from pfc.theory.joint import Joint, Loss, read, softmax, tensors
 from pfc.theory.minimum import STARTS, Vector
 from pfc.theory.trace import Trace as Trace
 from pfc.warning import warn
@@ -153,10 +151,8 @@ def run(
             rows.append(_record(problem, theta))
             if not np.isfinite(rows[-1][1]):
                 raise ValueError(f"descent overflowed within {done} steps; take a step below {step}")
-    f, g, pfc1, pfc2, pfc3, align = torch.tensor(rows, dtype=torch.float64).unbind(1)
     W, H, b = tensors(problem, theta)
-    at = torch.from_numpy(np.concatenate([[0], marks]))
-    return Trace(at, f, g, pfc1, pfc2, pfc3, align, W, b, H)
+    return Trace.of(np.concatenate([[0], marks]), rows, W, b, H)
 
 
 def _record(problem: Joint, theta: Vector) -> list[float]:
@@ -166,14 +162,13 @@ def _record(problem: Joint, theta: Vector) -> list[float]:
         size = float(np.linalg.norm(g))
     if not np.isfinite(size):
         return [f, size]
-    row, align = read(problem, tensors(problem, theta)[1])
-    return [f, size, row.pfc1, row.pfc2, row.pfc3, align]
+    return [f, size, *read(problem, tensors(problem, theta)[1])]
 
 
 def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
     """Take `count` steps in place, without allocating in the loop."""
     W, H, b = problem.split(theta)
-    slope, Y = _SLOPES[problem.loss], problem.Y
+    Y = problem.Y
     G, dW, dH = np.empty_like(Y), np.empty_like(W), np.empty_like(H)
     keep_W, keep_H = 1 - step * problem.weight_decay, 1 - step * problem.pull
     keep_b = 1 - step * (problem.bias or 0.0)
@@ -183,7 +178,9 @@ def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
             np.matmul(W, H, out=G)
             if len(b):
                 G += b[:, None]
-            slope(G, Y)
+            if problem.loss == "ce":
+                softmax(G, out=G)
+            G -= Y
             G *= step / Y.shape[1]
             np.matmul(G, H.T, out=dW)
             np.matmul(W.T, G, out=dH)
@@ -196,22 +193,3 @@ def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
             if len(b):
                 b *= keep_b
                 b -= G.sum(1)
-
-
-def _squared_slope(Z: np.ndarray, Y: np.ndarray) -> None:
-    """N times the gradient of MSE, in place of the logits."""
-    Z -= Y
-
-
-def _cross_entropy_slope(Z: np.ndarray, Y: np.ndarray) -> None:
-    """N times the gradient of the mean cross-entropy, in place of the logits."""
-    Z -= Z.max(0)
-    np.exp(Z, out=Z)
-    Z /= Z.sum(0)
-    Z -= Y
-
-
-_SLOPES: dict[Loss, Callable[[np.ndarray, np.ndarray], None]] = {
-    "mse": _squared_slope,
-    "ce": _cross_entropy_slope,
-}

@@ -7,7 +7,6 @@ whose coefficients are statistics of the two ends, and every turning point is a 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
+from pfc.theory.path import times
 
 METRICS = ("pfc1", "pfc2", "pfc3")
 AT_ONCE = 2**20  # numbers of class means at several t, at once; ours
@@ -187,33 +187,23 @@ class Line:
             frame = nearest_frame(means[1])
             means = torch.stack([means[0], means[1] * torch.nan if frame is None else frame])
         A, B = means - (pi @ means)[:, None]
-        collapsed = 0.0 if end != "measured" else 1.0
-        return cls(
-            end=end,
-            within=torch.stack([
-                s @ (pi / count) for s in (scatter[0], collapsed * cross, collapsed * scatter[1])
-            ]),
-            between=torch.stack([pi @ (a * b).sum(1) for a, b in ((A, A), (A, B), (B, B))]),
-            means=means,
-            curve=curve,
-            exponent=exponent,
-        )
+        kept = 1.0 if end == "measured" else 0.0
+        scatters = (scatter[0], kept * cross, kept * scatter[1])
+        within = torch.stack([s @ (pi / count) for s in scatters])
+        between = torch.stack([pi @ (a * b).sum(1) for a, b in ((A, A), (A, B), (B, B))])
+        return cls(end, within, between, means, curve, exponent)
 
     def at(self, t: Float64[Tensor, " T"]) -> OnLine:
         """The metrics at each t in [0, 1]."""
         basis = torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
-        unknown = torch.full_like(t, torch.nan)
-        return OnLine(
-            pfc1=(self.within @ basis) / (self.between @ basis),
-            pfc2=self._pfc2(t),
-            pfc3=unknown if self.curve is None else self.curve.accuracy(t),
-        )
-
-    def _pfc2(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
-        """PFC2 of the means at each t, a few at a time."""
         parts = t.split(max(1, AT_ONCE // self.means[0].numel()))
         A, B = self.means
-        return torch.cat([etf_distance(torch.lerp(A, B, s[:, None, None])) for s in parts])
+        means = (torch.lerp(A, B, s[:, None, None]) for s in parts)
+        return OnLine(
+            pfc1=(self.within @ basis) / (self.between @ basis),
+            pfc2=torch.cat([etf_distance(M) for M in means]),
+            pfc3=t * torch.nan if self.curve is None else self.curve.accuracy(t),
+        )
 
     def certify(self) -> Certificate:
         """Where PFC1 and PFC2 turn on this line, exactly."""
@@ -227,56 +217,52 @@ class Line:
         fall = np.polynomial.Polynomial([D[0], D[1] - 2 * D[0], D[0] - D[1] + D[2]])
         monotone = D[0] >= 0 and D[2] >= 0 and D[1] >= -2 * (D[0] * D[2]) ** 0.5
         scale = B0 * B1 if B0 * B1 > 0 else math.nan
-        back = partial(_times, exponent=2 * unit + 4 * self.exponent)
+        d0, d1, d2 = times(np.array(D), 2 * unit + 4 * self.exponent).tolist()
         return Theorem1(
-            b01=_times(B01, unit + 2 * self.exponent),
+            b01=float(times(np.array(B01), unit + 2 * self.exponent)),
             align=B01 / scale**0.5,
-            d=(back(D[0]), back(D[1]), back(D[2])),
+            d=(d0, d1, d2),
             slacks=(D[0] / scale, D[1] / scale, D[2] / scale),
             monotone=bool(monotone),
             turns=() if monotone else _turns(fall),
         )
 
     def _theorem2(self) -> Theorem2:
-        g = self._fall_of_pfc2()
-        if g is None:
+        means = self.means.numpy()
+        A, B = np.ldexp(means, -_exponent(means))  # so that products of six of them are numbers
+        if not np.isfinite(B).all() or not (A.any() and B.any()):
             return Theorem2(math.nan, math.nan, False, math.nan, ())
+        g, curvature = _fall_of_pfc2(A, B), math.nan
         if self.end == "etf":
             g = np.polynomial.Polynomial(np.cumsum(g.coef)[:-1])  # g = (1 - t) times this
+            curvature = _curvature(A, B)
         turns = _turns(g)
         last = turns[-1] if turns else 0.0
         falls = bool(g((last + 1) / 2) >= 0)
         t0 = last if falls else math.nan
-        curvature = self._curvature() if self.end == "etf" else math.nan
         return Theorem2(t0, 1 - t0, falls, curvature, turns, not g.coef.any())
 
-    def _fall_of_pfc2(self) -> np.polynomial.Polynomial | None:
-        """A polynomial of degree 4 that is positive where PFC2 falls; `None` if undefined."""
-        A, B = self._near_one()
-        if not np.isfinite(B).all() or not (A.any() and B.any()):
-            return None
-        C = A @ B.T + B @ A.T
-        powers = [A @ A.T, C - 2 * A @ A.T, A @ A.T - C + B @ B.T]
-        p = np.polynomial.Polynomial([np.trace(G) for G in powers])
-        products = np.array([[(G * H).sum() for H in powers] for G in powers])
-        r = np.polynomial.Polynomial([np.trace(products[:, ::-1], offset=2 - k) for k in range(5)])
-        g = 2 * p.deriv() * r - p * r.deriv()
-        size = np.abs(p.coef).max() * np.abs(r.coef).max()
-        if len(A) == 2 or np.abs(g.coef).max() <= ZERO * size:
-            return np.polynomial.Polynomial(np.zeros(5))  # two classes are always a frame
-        return np.polynomial.Polynomial(g.coef[:5])  # the terms of t^5 cancel
 
-    def _near_one(self) -> np.ndarray:
-        """The means over a power of two, so that products of six of them are numbers."""
-        means = self.means.numpy()
-        return np.ldexp(means, -_exponent(means))
+def _fall_of_pfc2(A: np.ndarray, B: np.ndarray) -> np.polynomial.Polynomial:
+    """A polynomial of degree 4 that is positive where PFC2 falls between means A and B."""
+    C = A @ B.T + B @ A.T
+    powers = [A @ A.T, C - 2 * A @ A.T, A @ A.T - C + B @ B.T]
+    p = np.polynomial.Polynomial([np.trace(G) for G in powers])
+    products = np.array([[(G * H).sum() for H in powers] for G in powers])
+    r = np.polynomial.Polynomial([np.trace(products[:, ::-1], offset=2 - k) for k in range(5)])
+    g = 2 * p.deriv() * r - p * r.deriv()
+    size = np.abs(p.coef).max() * np.abs(r.coef).max()
+    if len(A) == 2 or np.abs(g.coef).max() <= ZERO * size:
+        return np.polynomial.Polynomial(np.zeros(5))  # two classes are always a frame
+    return np.polynomial.Polynomial(g.coef[:5])  # the terms of t^5 cancel
 
-    def _curvature(self) -> float:
-        A, B = self._near_one()
-        K = len(A)
-        alpha, C = np.trace(B @ B.T) / (K - 1), A @ B.T + B @ A.T
-        rest = C - np.trace(C) / (K - 1) * (np.eye(K) - 1 / K)
-        return float((rest**2).sum() / (alpha**2 * (K - 1)))
+
+def _curvature(A: np.ndarray, B: np.ndarray) -> float:
+    """Second derivative of PFC2^2 / 2 at the end B, a frame."""
+    K = len(A)
+    alpha, C = np.trace(B @ B.T) / (K - 1), A @ B.T + B @ A.T
+    rest = C - np.trace(C) / (K - 1) * (np.eye(K) - 1 / K)
+    return float((rest**2).sum() / (alpha**2 * (K - 1)))
 
 
 def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequence[float]]) -> Agreement:
@@ -309,12 +295,6 @@ def _turns(fall: np.polynomial.Polynomial) -> tuple[float, ...]:
 def _exponent(values: np.ndarray) -> int:
     """That of the power of two above the largest."""
     return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])
-
-
-def _times(x: float, exponent: int) -> float:
-    """Times a power of two, which is exact; infinite or 0 beyond float64."""
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.ldexp(x, exponent))
 
 
 def _less(a: float, b: float) -> float:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pfc.theory.collapse import Collapse, cosine, measured
-from pfc.theory.minimum import Minimum, Vector, minima
+from pfc.theory.collapse import cosine, measured
+from pfc.theory.minimum import Minimum, Vector, least, minima
 
 Loss = Literal["mse", "ce"]
 LOSSES: tuple[Loss, ...] = ("mse", "ce")
@@ -48,29 +48,20 @@ class Joint:
     bias: float | None = None
 
     @classmethod
-    def of(
-        cls,
-        X: Float[Tensor, "N D"],
-        y: Int[Tensor, " N"],
-        *,
-        pull: float,
-        weight_decay: float,
-        loss: Loss = "mse",
-        bias: float | None = None,
-    ) -> "Joint":
-        """The objective for data with one sample a row; zero data make UFM."""
-        if loss not in LOSSES:
+    def of(cls, X: Float[Tensor, "N D"], y: Int[Tensor, " N"], **options: Any) -> "Joint":
+        """The objective for data with one sample a row; zero data make UFM. Options as above."""
+        if (loss := options.get("loss", "mse")) not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         labels = y.numpy()
         Y = np.ascontiguousarray(np.eye(labels.max() + 1)[labels].T)
         data = np.ascontiguousarray(X.detach().double().numpy().T)
-        return cls(labels, Y, data, pull, weight_decay, loss, bias)
+        return cls(labels, Y, data, **options)
 
     @classmethod
-    def without_data(cls, classes: int, features: int, per_class: int, **coefficients: Any) -> "Joint":
-        """The objective of UFM, whose classes are balanced; coefficients as for `of`."""
+    def without_data(cls, classes: int, features: int, per_class: int, **options: Any) -> "Joint":
+        """The objective of UFM, whose classes are balanced; options as for `of`."""
         y = torch.arange(classes).repeat_interleave(per_class)
-        return cls.of(torch.zeros(len(y), features, dtype=torch.float64), y, **coefficients)
+        return cls.of(torch.zeros(len(y), features, dtype=torch.float64), y, **options)
 
     def split(
         self, theta: Vector
@@ -91,37 +82,33 @@ class Joint:
         loss, G = (_mse if self.loss == "mse" else _ce)(self.logits(theta), self.Y)
         away, lb = H - self.X, self.bias or 0.0
         decay = self.weight_decay * (W**2).sum() + self.pull * (away**2).sum() + lb * (b**2).sum()
-        parts = [G @ H.T + self.weight_decay * W, W.T @ G + self.pull * away]
-        if self.bias is not None:
-            parts.append(G.sum(1) + lb * b)
-        return float(loss + decay / 2), np.concatenate([part.ravel() for part in parts])
+        dW, dH = G @ H.T + self.weight_decay * W, W.T @ G + self.pull * away
+        db = G.sum(1)[: len(b)] + lb * b  # empty without bias
+        return float(loss + decay / 2), np.concatenate([dW, dH, db], axis=None)
 
     def curvature(self, theta: Vector) -> Callable[[Vector], Vector]:
         """The product of the Hessian at `theta` with a vector."""
         W, H, _ = self.split(theta)
         Z, lb = self.logits(theta), self.bias or 0.0
         G = (_mse if self.loss == "mse" else _ce)(Z, self.Y)[1]
-        p = _softmax(Z) if self.loss == "ce" else None
+        p = softmax(Z) if self.loss == "ce" else None
 
         def product(direction: Vector) -> Vector:
             V, U, c = self.split(direction)
             dG = V @ H + W @ U
-            if self.bias is not None:
+            if len(c):
                 dG += c[:, None]
             if p is not None:
                 dG = p * (dG - (p * dG).sum(0))
             dG /= self.Y.shape[1]
-            parts = [dG @ H.T + G @ U.T + self.weight_decay * V, V.T @ G + W.T @ dG + self.pull * U]
-            if self.bias is not None:
-                parts.append(dG.sum(1) + lb * c)
-            return np.concatenate([part.ravel() for part in parts])
+            dW, dH = dG @ H.T + G @ U.T + self.weight_decay * V, V.T @ G + W.T @ dG + self.pull * U
+            return np.concatenate([dW, dH, dG.sum(1)[: len(c)] + lb * c], axis=None)
 
         return product
 
     def join(self, W: Float64[np.ndarray, "K D"], H: Float64[np.ndarray, "D N"]) -> Vector:
         """The vector of a classifier and features, with no bias yet."""
-        b = np.zeros(0 if self.bias is None else len(self.Y))
-        return np.concatenate([W.ravel(), H.ravel(), b])
+        return np.concatenate([W, H, np.zeros(0 if self.bias is None else len(self.Y))], axis=None)
 
     def normal_start(self, rng: np.random.Generator) -> Vector:
         """W, then H, from the standard normal distribution; the bias is zero."""
@@ -137,11 +124,15 @@ def _mse(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[
 def _ce(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[float, np.ndarray]:
     N, top = Y.shape[1], Z.max(0)
     loss = (np.log(np.exp(Z - top).sum(0)) + top - (Z * Y).sum(0)).sum() / N
-    return float(loss), (_softmax(Z) - Y) / N
+    return float(loss), (softmax(Z) - Y) / N
 
 
-def _softmax(Z: Float64[np.ndarray, "K N"]) -> Float64[np.ndarray, "K N"]:
-    p = np.exp(Z - Z.max(0))
+def softmax(
+    Z: Float64[np.ndarray, "K N"], out: Float64[np.ndarray, "K N"] | None = None
+) -> Float64[np.ndarray, "K N"]:
+    """Probabilities of logits, which they may replace."""
+    p = np.subtract(Z, Z.max(0), out=out)
+    np.exp(p, out=p)
     p /= p.sum(0)
     return p
 
@@ -175,12 +166,11 @@ class JointSolution:
     cosine: float
 
     @classmethod
-    def of(cls, problem: Joint, found: Minimum, spread: float) -> "JointSolution":
-        """The solution at a point of a problem, with its metrics."""
-        W, H, b = tensors(problem, found.theta)
-        row, align = read(problem, H)
-        metrics = (row.pfc1, row.pfc2, row.pfc3, align)
-        return cls(W, b, H, found.value, found.gradient_norm, spread, *metrics)
+    def of(cls, problem: Joint, found: list[Minimum]) -> "JointSolution":
+        """The least of the minima found of a problem, with its metrics."""
+        one, spread = least(found)
+        W, H, b = tensors(problem, one.theta)
+        return cls(W, b, H, one.value, one.gradient_norm, spread, *read(problem, H))
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features, one sample a row."""
@@ -196,13 +186,13 @@ def tensors(
     return torch.from_numpy(W), torch.from_numpy(H.T.copy()), torch.from_numpy(bias)
 
 
-def read(problem: Joint, H: Float64[Tensor, "N D"]) -> tuple[Collapse, float]:
-    """The features' metrics and their alignment with the data."""
-    return measured(H, torch.from_numpy(problem.y)), cosine(H, torch.from_numpy(problem.X).T)
+def read(problem: Joint, H: Float64[Tensor, "N D"]) -> tuple[float, float, float, float]:
+    """PFC1-3 of features and their alignment with the data."""
+    row = measured(H, torch.from_numpy(problem.y))
+    return row.pfc1, row.pfc2, row.pfc3, cosine(H, torch.from_numpy(problem.X).T)
 
 
 def best(problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool) -> JointSolution:
     """The least of the minima that `total` starts lead to, with the spread over them."""
     found = minima(problem, starts, total, size=problem.X.size, progress=progress)
-    least = min(found, key=lambda one: one.value)
-    return JointSolution.of(problem, least, max(one.value for one in found) - least.value)
+    return JointSolution.of(problem, found)

@@ -4,7 +4,7 @@ L-BFGS stalls at gradient norms near 1e-9, where differences of the objective dr
 steps need no such differences.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,13 +55,8 @@ def minimum(problem: Smooth, start: Vector) -> Minimum:
     """The local minimum that L-BFGS finds from a start, refined by Newton steps."""
     from scipy.optimize import minimize
 
-    options: Any = {
-        "maxcor": MEMORY,
-        "maxiter": ITERATIONS,
-        "maxfun": 2 * ITERATIONS,
-        "ftol": 0.0,
-        "gtol": FIRST,
-    }
+    limits = dict(maxiter=ITERATIONS, maxfun=2 * ITERATIONS, ftol=0.0, gtol=FIRST)
+    options: Any = dict(maxcor=MEMORY, **limits)
     found = minimize(problem.value, start, jac=True, method="L-BFGS-B", options=options)
     return _polish(problem, found.x)
 
@@ -76,6 +71,12 @@ def minima(
             found.append(minimum(problem, start))
             step(len(found), f"objective {found[-1].value:.6g}")
     return found
+
+
+def least(found: Sequence[Minimum]) -> tuple[Minimum, float]:
+    """The least of some minima, and how far the largest lies above it."""
+    first = min(found, key=lambda one: one.value)
+    return first, max(one.value for one in found) - first.value
 
 
 def _polish(problem: Smooth, theta: Vector) -> Minimum:

@@ -6,7 +6,7 @@ that moves, has the weighted mean of these matrices. Weight decay is said to str
 2405.00985, Sec. II-C); a straight one at constant speed has energy = length^2 = chord^2.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,12 +167,13 @@ class PathSample:
         _, y, rows = self._joined()
         y, values = y.cpu(), rows.cpu()
         L = (values.shape[1] - 1) // 2
-        numbers = PathNumbers(
-            values[:, :L], values[:, L : 2 * L - 1], values[:, 2 * L - 1], values[:, 2 * L]
-        )
+        steps, angles, chord, line_shape = values.split([L, L - 1, 1, 1], dim=1)
+        numbers = PathNumbers(steps, angles, chord[:, 0], line_shape[:, 0])
         count = torch.bincount(y).double()
         w = (class_weights(count, weighting) / count.clamp(min=1))[y].numpy()
-        return torch.from_numpy(np.stack([_quantiles(c.numpy(), w) for c in _columns(numbers)]))
+        blocks = (column for name in AT_BLOCKS for column in getattr(numbers, name).unbind(1))
+        columns = (*(getattr(numbers, name) for name in WHOLE), *blocks)  # in the order of `names`
+        return torch.from_numpy(np.stack([_quantiles(c.numpy(), w) for c in columns]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -243,11 +244,11 @@ class Path:
         names_, kept = names(len(self.steps)), self.quantiles
         if kept is not None:
             units = [UNITS.get(name.partition(".")[0], 0) for name in names_]
-            rows = [_times(row, exponent * unit) for row, unit in zip(kept.numpy(), units, strict=True)]
+            rows = [times(row, exponent * unit) for row, unit in zip(kept.numpy(), units, strict=True)]
             kept = torch.from_numpy(np.stack(rows))
         changed: dict[str, Any] = {"quantiles": kept}
         for name, unit in UNITS.items():
-            value = _times(np.array(getattr(self, name)), exponent * unit).tolist()
+            value = times(np.array(getattr(self, name)), exponent * unit).tolist()
             changed[name] = tuple(value) if isinstance(value, list) else value
         return replace(self, **changed)
 
@@ -289,30 +290,16 @@ def path_of(
         (2.0, 1.414214, 4.0, 0.5)
     """
     numbers = PathNumbers.of(gram[None])
-    energies = len(gram) * numbers.steps[0].square()
-    whole: dict[str, Any] = {name: float(getattr(numbers, name)) for name in WHOLE}
-    blocks: dict[str, Any] = {name: tuple(getattr(numbers, name)[0].tolist()) for name in AT_BLOCKS}
-    return Path(
-        layers=tuple(layers),
-        energies=tuple(energies.tolist()),
-        quantiles=quantiles,
-        sampled=sampled,
-        **whole,
-        **blocks,
-    )
+    energies = tuple((len(gram) * numbers.steps[0].square()).tolist())
+    known: dict[str, Any] = {name: float(getattr(numbers, name)) for name in WHOLE}
+    known |= {name: tuple(getattr(numbers, name)[0].tolist()) for name in AT_BLOCKS}
+    return Path(layers=tuple(layers), energies=energies, quantiles=quantiles, sampled=sampled, **known)
 
 
-def _times(values: np.ndarray, exponent: int) -> np.ndarray:
+def times(values: np.ndarray, exponent: int) -> np.ndarray:
     """Times a power of two, which is exact; infinite or 0 beyond float64."""
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(np.ldexp(values, exponent))
-
-
-def _columns(numbers: PathNumbers) -> Iterator[Float[Tensor, " B"]]:
-    """One column a number, in the order of `names`."""
-    yield from (getattr(numbers, name) for name in WHOLE)
-    for name in AT_BLOCKS:
-        yield from getattr(numbers, name).unbind(1)
 
 
 def _quantiles(values: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -33,6 +35,11 @@ class Trace:
     W: Float64[Tensor, "K D"]
     b: Float64[Tensor, " K"]
     H: Float64[Tensor, "N D"] | None = None
+
+    @classmethod
+    def of(cls, steps: np.ndarray, rows: list[list[float]], *end: Tensor) -> "Trace":
+        """The trace of what was recorded at some steps, from the objective on, and of where it ended."""
+        return cls(torch.from_numpy(steps), *torch.tensor(rows, dtype=torch.float64).unbind(1), *end)
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features at the end, one sample a row.

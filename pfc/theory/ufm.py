@@ -125,7 +125,6 @@ def optimum(
     z = torch.tensor(s, dtype=torch.float64) * math.sqrt(n)  # singular values of the logits
     ratio = math.sqrt(feature_decay / weight_decay)
     unique = D >= K or (D == K - 1 and (loss == "ce" or share < 1))
-    pfc1, pfc2, pfc3 = _metrics(K, D, zero=c >= 1, unique=unique, mean=loss == "mse" and share == 1)
     return Optimum(
         objective=objective,
         c=c,
@@ -136,9 +135,7 @@ def optimum(
         b=torch.full((K,), rest, dtype=torch.float64),
         means=_embed((z / ratio / n).sqrt(), D),
         per_class=n,
-        pfc1=pfc1,
-        pfc2=pfc2,
-        pfc3=pfc3,
+        **_metrics(K, D, zero=c >= 1, unique=unique, mean=loss == "mse" and share == 1),
     )
 
 
@@ -160,14 +157,13 @@ def _cross_entropy(K: int, D: int, c: float) -> tuple[list[float], float]:
     return [a] * (K - 1) + [0.0], math.log1p((K - 1) * math.exp(-a)) + c / K * (K - 1) * a
 
 
-def _metrics(K: int, D: int, *, zero: bool, unique: bool, mean: bool) -> tuple[float, float, float]:
+def _metrics(K: int, D: int, *, zero: bool, unique: bool, mean: bool) -> dict[str, float]:
     """PFC1-3 where all minima agree; a single direction may be that of the mean."""
-    nan = float("nan")
     if zero:
-        return nan, nan, 1 / K  # a tie goes to the lowest class
+        return {"pfc1": math.nan, "pfc2": math.nan, "pfc3": 1 / K}  # a tie goes to the lowest class
     if unique:
-        return 0.0, 0.0, 1.0
-    return (nan if mean and D == 1 else 0.0), nan, nan
+        return {"pfc1": 0.0, "pfc2": 0.0, "pfc3": 1.0}
+    return {"pfc1": math.nan if mean and D == 1 else 0.0, "pfc2": math.nan, "pfc3": math.nan}
 
 
 def _embed(sizes: Float64[Tensor, " K"], D: int) -> Float64[Tensor, "K D"]:
@@ -249,8 +245,7 @@ def _descended(
         descent.run(problem, start, step=step, steps=steps, records=2, progress=progress)
         f, g = problem.value(start)
         ends.append(Minimum(start, f, float(np.linalg.norm(g))))
-    values = [end.value for end in ends]
-    return JointSolution.of(problem, min(ends, key=lambda end: end.value), max(values) - min(values))
+    return JointSolution.of(problem, ends)
 
 
 def _check(K: int, D: int, n: int, lW: float, lH: float, loss: Loss, bias: Bias) -> float | None:

@@ -26,7 +26,7 @@ others, strict and with more spread than the data, to which a third of the start
 True
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -103,20 +103,15 @@ def reduced_loss(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[
     Raises:
         ValueError: If features, labels or the coefficient are unfit.
     """
-    return _loss(*_features(H, y, weight_decay), weight_decay)
+    data, Y = _features(H, y, weight_decay)
+    W = _ridge(data, Y, weight_decay)
+    R = data @ W.mT - Y
+    return R.square().sum() / (2 * len(data)) + weight_decay / 2 * W.square().sum()
 
 
 def reduced_gradient(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor, "N D"]:
     r"""Gradient of `reduced_loss`, $\tfrac1N {W^*}^\top (W^* H - Y)$, one sample a row."""
     return _gradient(*_features(H, y, weight_decay), weight_decay)
-
-
-def _loss(
-    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
-) -> Float64[Tensor, ""]:
-    W = _ridge(H, Y, weight_decay)
-    R = H @ W.mT - Y
-    return R.square().sum() / (2 * len(H)) + weight_decay / 2 * W.square().sum()
 
 
 def _gradient(
@@ -152,11 +147,7 @@ class Expansion:
 
 
 def expansion(
-    X: ArrayLike,
-    y: ArrayLike,
-    *,
-    weight_decay: float = 0.005,
-    weighting: Weighting = "class",
+    X: ArrayLike, y: ArrayLike, *, weight_decay: float = 0.005, weighting: Weighting = "class"
 ) -> Expansion:
     r"""How PFC1 of MUFM's features leaves that of the data as the coefficient comes down from infinity.
 
@@ -197,10 +188,7 @@ def expansion(
 
 
 def _cross_traces(
-    A: Float64[Tensor, "N D"],
-    B: Float64[Tensor, "N D"],
-    Y: Float64[Tensor, "N K"],
-    weighting: Weighting,
+    A: Float64[Tensor, "N D"], B: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weighting: Weighting
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
     """Weighted inner products of the residuals and of the centred class means of two matrices."""
     count = Y.sum(0)
@@ -276,11 +264,10 @@ def flow(
     rows = []
     for H in path:
         row = measured(H, labels, weighting)
-        loss = float(_loss(H, Y, weight_decay))
-        rows.append([loss, row.within, row.between, row.pfc1, row.pfc2, row.pfc3])
-    L, within, between, pfc1, pfc2, pfc3 = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    at = torch.from_numpy(times)
-    return Flow(at, L, within, between, pfc1, pfc2, pfc3, path[-1].clone())
+        rows.append([float(reduced_loss(H, labels, weight_decay=weight_decay)), *astuple(row)])
+    columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    fields = [torch.from_numpy(times), *columns, path[-1].clone()]
+    return Flow(*fields)
 
 
 def _integrate(

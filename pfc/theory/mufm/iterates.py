@@ -3,14 +3,13 @@
 from typing import Literal
 
 import numpy as np
-import torch
 
 from pfc.device import one_thread
 from pfc.samples import ArrayLike
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.minimum import STARTS
 from pfc.theory.mufm.search import Effort, settle
-from pfc.theory.mufm.solution import alignment, collapse
+from pfc.theory.mufm.solution import metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Statistics
 from pfc.theory.trace import Trace
@@ -59,7 +58,7 @@ def iterates(
     if start not in {"normal", "ridge"}:
         raise ValueError(f"start must be 'normal' or 'ridge', got {start!r}")
     source = Source.of(checked(X, y))
-    problem, V = source.problem(lam=lam, weight_decay=weight_decay, centre=False, free=False)
+    problem, V = source.problem(lam=lam, weight_decay=weight_decay)
     normal = np.random.default_rng([seed, STARTS]).normal(size=problem.Z.shape)
     passed = [normal if start == "normal" else problem.ridge()]
     effort = Effort(restarts=0, iterations=iterations, tolerance=tolerance, seed=seed)
@@ -71,13 +70,9 @@ def iterates(
     rows = []
     for i in at:
         point = problem.at(passed[i])
-        hidden = Hidden.of(source, point, V, centre=False, free=False)
-        samples = source.samples
-        nearest = hidden.hits(*samples) / len(samples[0]) if samples else float("nan")
-        align = alignment(source.statistics, point, free=False).cosine
-        pfc12 = collapse(source.statistics, hidden, problem.beta, "class")
-        rows.append([point.value, point.gradient_norm, *pfc12, nearest, align])
-    f, g, pfc1, pfc2, pfc3, cosine = torch.tensor(rows, dtype=torch.float64).unbind(1)
+        hidden = Hidden.of(source, point, V)
+        found = metrics(source, hidden, point, "class")
+        recorded = [found[name] for name in ("pfc1", "pfc2", "pfc3", "cosine")]
+        rows.append([point.value, point.gradient_norm, *recorded])
     W = hidden.classifier  # of the last point
-    steps = torch.from_numpy(at)
-    return Trace(steps, f, g, pfc1, pfc2, pfc3, cosine, W, W.new_zeros(len(W)))
+    return Trace.of(at, rows, W, W.new_zeros(len(W)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
-from pfc.theory.minimum import STARTS, Minimum, Vector, minima
+from pfc.theory.minimum import STARTS, Minimum, Vector, least, minima
 from pfc.theory.mufm.flow import ridge
 
 
@@ -180,8 +180,8 @@ def solve_layered(
 
 
 def _layered(chain: _Chain, found: list[Minimum]) -> Layered:
-    least = min(found, key=lambda one: one.value)
-    W = least.theta.reshape(len(chain.Y), -1)
+    one, spread = least(found)
+    W = one.theta.reshape(len(chain.Y), -1)
     H = chain.features(W)
     f, dW, dH = chain.at(W, H)
     return Layered(
@@ -189,5 +189,5 @@ def _layered(chain: _Chain, found: list[Minimum]) -> Layered:
         H=torch.from_numpy(H.transpose(0, 2, 1).copy()),
         objective=f,
         gradient_norm=float(np.sqrt((dW**2).sum() + (dH**2).sum())),
-        spread=max(one.value for one in found) - least.value,
+        spread=spread,
     )

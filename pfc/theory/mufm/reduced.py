@@ -15,6 +15,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64
 
+Classifier = Float64[np.ndarray, "K R"]
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -30,7 +32,7 @@ class Problem:
     """
 
     e: Float64[np.ndarray, " R"]
-    Z: Float64[np.ndarray, "K R"]
+    Z: Classifier
     rest: Float64[np.ndarray, "K K"]
     samples: float
     lam: float
@@ -50,9 +52,7 @@ class Problem:
     def _eye(self) -> Float64[np.ndarray, "K K"]:
         return np.eye(len(self.Z))
 
-    def value_and_gradient(
-        self, W: Float64[np.ndarray, "K R"]
-    ) -> tuple[float, Float64[np.ndarray, "K R"]]:
+    def value_and_gradient(self, W: Classifier) -> tuple[float, Classifier]:
         """F(W) = lam/2 tr(P Q) + lW/2 |W|^2 and lam (P A - P Q P W) + lW W, at once."""
         B = W * self.root
         B -= self.Z
@@ -64,13 +64,13 @@ class Problem:
         gradient += (self.weight_decay * self._eye - self.lam * PQ @ P) @ W
         return float(value), gradient
 
-    def at(self, W: Float64[np.ndarray, "K R"]) -> "Point":
+    def at(self, W: Classifier) -> "Point":
         """The point W with the matrices that its derivatives share."""
         B = W * self.root - self.Z
         P = np.linalg.inv(W @ W.T + self.beta * self._eye)
         return Point(self, W, (P + P.T) / 2, B @ B.T + self.rest, B * self.root)
 
-    def ridge(self) -> Float64[np.ndarray, "K R"]:
+    def ridge(self) -> Classifier:
         """The best W for H = X: ridge regression, C (S + N lW I)^{-1}."""
         return self.Z * (self.root / (self.e + self.samples * self.weight_decay))
 
@@ -94,10 +94,10 @@ class Point:
     """
 
     problem: Problem
-    W: Float64[np.ndarray, "K R"]
+    W: Classifier
     P: Float64[np.ndarray, "K K"]
     Q: Float64[np.ndarray, "K K"]
-    A: Float64[np.ndarray, "K R"]
+    A: Classifier
 
     @cached_property
     def value(self) -> float:
@@ -107,7 +107,7 @@ class Point:
         return float(problem.lam * fit + problem.weight_decay * np.vdot(self.W, self.W)) / 2
 
     @cached_property
-    def gradient(self) -> Float64[np.ndarray, "K R"]:
+    def gradient(self) -> Classifier:
         """Of F: lam P A + Lambda W."""
         return self.problem.lam * self.P @ self.A + self.multiplier @ self.W
 

@@ -7,24 +7,25 @@ lam does worse than random starts.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from pfc.progress import shown
 from pfc.theory.minimum import STARTS
-from pfc.theory.mufm.reduced import Point, Problem
+from pfc.theory.mufm.reduced import Classifier, Point, Problem
 
 HANDOVER = 1e-8  # gradient norm at which Newton's method takes over, L-BFGS stalls at 1e-9; ours
 DENSE = 400  # numbers in W up to which the Hessian is a matrix, about 50 ms a step there; ours
 ROUNDS = 30  # escapes in a row from one start; ours
 PROVEN = 1e-9  # relative gap that counts as a proof; ours
 DROP = 1e-10  # relative fall of the objective that counts as one; ours
-See = Callable[[Float64[np.ndarray, "K R"]], None]
+See = Callable[[Classifier], None]
 STEPS = 10.0 ** -np.arange(0, 5)  # lengths tried along a direction of negative curvature; ours
 
 
-def _ignore(_: Float64[np.ndarray, "K R"]) -> None:
+def _ignore(_: Classifier) -> None:
     """Default callback: does nothing."""
 
 
@@ -80,12 +81,7 @@ def lower_bound(point: Point, effort: Effort) -> float:
 
 
 def settle(
-    problem: Problem,
-    W: Float64[np.ndarray, "K R"],
-    effort: Effort,
-    *,
-    balanced: bool,
-    see: See = _ignore,
+    problem: Problem, W: Classifier, effort: Effort, *, balanced: bool, see: See = _ignore
 ) -> Point:
     """The lowest of the minima that a start and escapes from it lead to; `see` is called with each W."""
     left = effort.iterations
@@ -101,7 +97,7 @@ def settle(
     return point
 
 
-def _starts(problem: Problem, effort: Effort) -> Iterator[Float64[np.ndarray, "K R"]]:
+def _starts(problem: Problem, effort: Effort) -> Iterator[Classifier]:
     """Ridge regression; then noise of its size, in coordinates in which the problem is well scaled."""
     ridge = problem.ridge()
     yield ridge
@@ -113,28 +109,22 @@ def _starts(problem: Problem, effort: Effort) -> Iterator[Float64[np.ndarray, "K
         yield O @ (noise * (size / np.linalg.norm(noise)) * d)
 
 
-def _scaling(
-    problem: Problem, W: Float64[np.ndarray, "K R"]
-) -> tuple[Float64[np.ndarray, "K K"], Float64[np.ndarray, "K R"]]:
+def _scaling(problem: Problem, W: Classifier) -> tuple[Float64[np.ndarray, "K K"], Classifier]:
     """Coordinates W = O (U * d): the Hessian's leading part, lam P V S + lW V, is the identity there."""
     p, O = np.linalg.eigh(problem.at(W).P)
     return O, 1 / np.sqrt(problem.lam * p[:, None] * problem.e + problem.weight_decay)
 
 
 def _descend(
-    problem: Problem,
-    W: Float64[np.ndarray, "K R"],
-    iterations: int,
-    tolerance: float,
-    see: See = _ignore,
-) -> tuple[Float64[np.ndarray, "K R"], int]:
+    problem: Problem, W: Classifier, iterations: int, tolerance: float, see: See = _ignore
+) -> tuple[Classifier, int]:
     """L-BFGS in scaled coordinates, until the gradient (unscaled) is small or round-off is reached."""
     from scipy.optimize import OptimizeResult, minimize
 
     O, d = _scaling(problem, W)
     goal, norm = max(tolerance, HANDOVER), np.inf
 
-    def back(u: Float64[np.ndarray, " KR"]) -> Float64[np.ndarray, "K R"]:
+    def back(u: Float64[np.ndarray, " KR"]) -> Classifier:
         return O @ (u.reshape(d.shape) * d)
 
     def evaluate(u: Float64[np.ndarray, " KR"]) -> tuple[float, Float64[np.ndarray, " KR"]]:
@@ -148,19 +138,11 @@ def _descend(
         if norm <= goal:
             raise StopIteration
 
+    pairs = 20 if W.size <= DENSE else 5  # for wide problems as good at half the cost; ours
+    limits = dict(maxiter=iterations, maxfun=2 * iterations + 20, ftol=1e-15, gtol=0.0)
+    options: Any = dict(maxcor=pairs, **limits)
     found = minimize(
-        evaluate,
-        (O.T @ W / d).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=enough,
-        options={
-            "maxiter": iterations,
-            "maxfun": 2 * iterations + 20,
-            "maxcor": 20 if W.size <= DENSE else 5,  # for wide problems as good at half the cost; ours
-            "ftol": 1e-15,
-            "gtol": 0.0,
-        },
+        evaluate, (O.T @ W / d).ravel(), jac=True, method="L-BFGS-B", callback=enough, options=options
     )
     return back(found.x), max(1, found.nit)
 
@@ -190,7 +172,7 @@ def _curvatures(point: Point) -> tuple[Float64[np.ndarray, " KR"], Float64[np.nd
     return values, vectors
 
 
-def _newton(point: Point) -> Float64[np.ndarray, "K R"]:
+def _newton(point: Point) -> Classifier:
     """Newton's step; flat directions (turning what stands in zero features) are left alone."""
     values, vectors = _curvatures(point)
     size = np.abs(values)
@@ -198,7 +180,7 @@ def _newton(point: Point) -> Float64[np.ndarray, "K R"]:
     return -(vectors @ (inverse * (vectors.T @ point.gradient.ravel()))).reshape(point.W.shape)
 
 
-def _newton_by_products(point: Point, products: int = 200) -> Float64[np.ndarray, "K R"]:
+def _newton_by_products(point: Point, products: int = 200) -> Classifier:
     """Newton's step by conjugate gradients in scaled coordinates, cut short where it bends down."""
     O, d = _scaling(point.problem, point.W)
     residual = -d * (O.T @ point.gradient)
@@ -216,7 +198,7 @@ def _newton_by_products(point: Point, products: int = 200) -> Float64[np.ndarray
     return O @ (d * step)
 
 
-def _escaped(point: Point, *, balanced: bool) -> Float64[np.ndarray, "K R"]:
+def _escaped(point: Point, *, balanced: bool) -> Classifier:
     """The best point that an escape leads to, if it lies lower, else the point itself."""
     ways = _exchanged(point) if balanced else []
     ways += [*_turned(point), *_into_zero_features(point), *_along_curvature(point)]
@@ -227,7 +209,7 @@ def _escaped(point: Point, *, balanced: bool) -> Float64[np.ndarray, "K R"]:
     return ways[lowest] if values[lowest] < (1 - DROP) * point.value else point.W
 
 
-def _exchanged(point: Point) -> list[Float64[np.ndarray, "K R"]]:
+def _exchanged(point: Point) -> list[Classifier]:
     """Turn the classes, so that the means of H agree best: W <- O^T W, O = polar(Mu_H^T Mu_X)."""
     problem, W, P = point.problem, point.W, point.P
     Mu_X = problem.Z * problem.root * (len(W) / problem.samples)
@@ -236,7 +218,7 @@ def _exchanged(point: Point) -> list[Float64[np.ndarray, "K R"]]:
     return [(U @ Vt).T @ W]
 
 
-def _turned(point: Point) -> list[Float64[np.ndarray, "K R"]]:
+def _turned(point: Point) -> list[Classifier]:
     """Turn the features, so that H agrees best with X: W <- W Q^T, Q = polar(X H^T)."""
     # at a critical point X H^T = S + W^T Lambda W / lam is symmetric: Q reflects what is negative
     if point.certificate >= 0:
@@ -251,7 +233,7 @@ def _turned(point: Point) -> list[Float64[np.ndarray, "K R"]]:
 
 
 def _most_negative(
-    e: Float64[np.ndarray, " R"], W: Float64[np.ndarray, "K R"], M: Float64[np.ndarray, "K K"]
+    e: Float64[np.ndarray, " R"], W: Classifier, M: Float64[np.ndarray, "K K"]
 ) -> Float64[np.ndarray, "R one"]:
     """Direction in the span of the rows of W in which diag(e) + W^T M W is most negative, if it is."""
     basis = np.linalg.qr(W.T)[0]
@@ -260,7 +242,7 @@ def _most_negative(
     return basis @ vectors[:, :1] if values[0] < 0 else np.zeros((len(e), 0))
 
 
-def _into_zero_features(point: Point) -> list[Float64[np.ndarray, "K R"]]:
+def _into_zero_features(point: Point) -> list[Classifier]:
     """Put the negative directions of Lambda into features that are zero in the data: always downhill."""
     zero = np.flatnonzero(point.problem.e == 0)
     if not len(zero) or point.certificate >= 0:
@@ -276,7 +258,7 @@ def _into_zero_features(point: Point) -> list[Float64[np.ndarray, "K R"]]:
     return ways
 
 
-def _along_curvature(point: Point) -> list[Float64[np.ndarray, "K R"]]:
+def _along_curvature(point: Point) -> list[Classifier]:
     """Both ways along the direction of least curvature, if it is negative: off a saddle point."""
     if point.W.size > DENSE:
         return []

@@ -1,5 +1,6 @@
 """The solution of an MUFM: what was found, what it proves, and its metrics from statistics alone."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,32 +11,11 @@ from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.mufm.reduced import Point
-from pfc.theory.mufm.source import Hidden
-from pfc.theory.mufm.statistics import EMPTY, Samples, Statistics, pair
+from pfc.theory.mufm.source import Hidden, Source
+from pfc.theory.mufm.statistics import EMPTY, Samples, pair
 from pfc.warning import warn
 
 COMPLETE = 512  # width up to which a basis of all that W does not see is formed; ours
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How far H is from the data: see `Solution`."""
-
-    cosine: float
-    direction_distance: float
-    relative_displacement: float
-    norm_ratio: float
-
-    @classmethod
-    def of(cls, *, data: float, moved: float, along: float) -> "Alignment":
-        """Of |X|^2, |H - X|^2 and <H - X, X>, none of them a difference of large numbers."""
-        hidden = max(data + 2 * along + moved, 0.0)
-        X, H = data**0.5, hidden**0.5
-        longer = (2 * along + moved) / (H + X) if H + X else float("nan")
-        apart = max(moved - longer**2, 0.0) / (H * X) if H * X else float("nan")
-        if not X:
-            return cls(float("nan"), float("nan"), float("nan"), float("nan"))
-        return cls(1 - apart / 2, apart**0.5, moved**0.5 / X, H / X)
 
 
 def _renamed(old: str, new: str) -> property:
@@ -162,29 +142,43 @@ def within_trace(
     return shrunk + ((unseen @ Sigma_W) * unseen).sum()
 
 
-def collapse(
-    statistics: Statistics, hidden: Hidden, beta: float, weighting: Weighting
-) -> tuple[float, float]:
-    """PFC1 and PFC2 of H, from statistics alone."""
-    pi, M = class_weights(statistics.count, weighting), hidden.means
+def metrics(source: Source, hidden: Hidden, point: Point, weighting: Weighting) -> dict[str, float]:
+    """PFC1-3 of H and its distances from X by their names in `Solution`; PFC3 alone takes samples."""
+    statistics, samples, M = source.statistics, source.samples, hidden.means
+    pi = class_weights(statistics.count, weighting)
     between = pi @ (M - pi @ M).square().sum(1)
-    within = within_trace(hidden.W, beta, statistics.covariance(weighting))
-    return float(within / between), float(etf_distance(M))
+    within = within_trace(hidden.W, point.problem.beta, statistics.covariance(weighting))
+    return {
+        "pfc1": float(within / between),
+        "pfc2": float(etf_distance(M)),
+        "pfc3": hidden.hits(*samples) / len(samples[0]) if samples else math.nan,
+        **_distances_at(source, point),
+    }
 
 
-def alignment(statistics: Statistics, point: Point, *, free: bool) -> Alignment:
+def _distances_at(source: Source, point: Point) -> dict[str, float]:
     """How far H is from X: |H - X|^2 = tr(P W W^T P Q), <H - X, X> = -tr(P A W^T)."""
-    PW = point.P @ point.W
+    PW, statistics = point.P @ point.W, source.statistics
     data = float(point.problem.e.sum())
-    if free:
+    if source.free:
         data += statistics.samples * float(statistics.centre.square().sum())
-    moved = float((PW * (point.Q @ PW)).sum())
-    return Alignment.of(data=data, moved=moved, along=-float((PW * point.A).sum()))
+    return _distances(data, float((PW * (point.Q @ PW)).sum()), -float((PW * point.A).sum()))
 
 
-def moved(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> Alignment:
+def distances(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> dict[str, float]:
     """How far given features are from the data."""
     D = H - X
-    return Alignment.of(
-        data=float(X.square().sum()), moved=float(D.square().sum()), along=float((D * X).sum())
-    )
+    return _distances(*(float(part.sum()) for part in (X.square(), D.square(), D * X)))
+
+
+def _distances(data: float, moved: float, along: float) -> dict[str, float]:
+    """Of |X|^2, |H - X|^2 and <H - X, X>, none of them a difference of large numbers."""
+    X, H = data**0.5, max(data + 2 * along + moved, 0.0) ** 0.5
+    longer = (2 * along + moved) / (H + X) if H + X else math.nan
+    apart = max(moved - longer**2, 0.0) / (H * X) if H * X else math.nan
+    return {
+        "cosine": 1 - apart / 2,
+        "direction_distance": apart**0.5,
+        "relative_displacement": moved**0.5 / X if X else math.nan,
+        "norm_ratio": H / X if X else math.nan,
+    }

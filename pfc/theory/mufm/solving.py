@@ -12,7 +12,7 @@ from pfc.samples import ArrayLike
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
 from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
-from pfc.theory.mufm.solution import Solution, alignment, collapse, moved
+from pfc.theory.mufm.solution import Solution, distances, metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Samples, Statistics
 
@@ -41,7 +41,7 @@ class _Options:
     iterations: int | None = None
     relax: bool = False
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse options that are out of range, unknown, or do not go together."""
         positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
         if self.loss not in {"mse", "ce"}:
@@ -119,7 +119,6 @@ def solve(
     options = _Options(
         weight_decay, loss, bias, centre, weighting, restarts, seed, tolerance, iterations, relax
     )
-    options.check()
     data = checked(X, y)
     with one_thread(_size(data)):
         return _solve(_prepared(data, options), lam, options, progress=progress)
@@ -153,9 +152,8 @@ def sweep(
     if not lams:
         raise ValueError("lams must hold at least one value of lam, got none")
     chosen = _Options(**options)
-    solutions: list[Solution] = []
-    chosen.check()
     data = checked(X, y)
+    solutions: list[Solution] = []
     with one_thread(_size(data)), shown("values of lam", len(lams), enabled=progress) as step:
         prepared = _prepared(data, chosen)
         for lam in lams:
@@ -172,7 +170,7 @@ def _size(data: Samples | Statistics) -> int:
 def _prepared(data: Samples | Statistics, options: _Options) -> Source | Samples:
     """What of the data serves for every lam."""
     if options.loss == "mse":
-        return Source.of(data)
+        return Source.of(data, centre=options.centre, free=options.bias == "free")
     if isinstance(data, Statistics):
         raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
     X, y = data[0].double(), data[1]
@@ -185,10 +183,8 @@ def _solve(
     positive(lam=lam)
     if not isinstance(prepared, Source):
         return _cross_entropy(prepared, lam, options, progress=progress)
-    source, free = prepared, options.bias == "free"
-    problem, V = source.problem(
-        lam=lam, weight_decay=options.weight_decay, centre=options.centre, free=free
-    )
+    source = prepared
+    problem, V = source.problem(lam=lam, weight_decay=options.weight_decay)
     effort = options.effort(problem.Z.size)
     with one_thread():
         found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
@@ -197,20 +193,11 @@ def _solve(
             gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
     if gap > PROVEN:
         _warn(found, source)
-    hidden = Hidden.of(source, found.best, V, centre=options.centre, free=free)
-    return _described(source, found, gap, hidden, options)
-
-
-def _described(source: Source, found: Found, gap: float, hidden: Hidden, options: _Options) -> Solution:
-    """The solution with its metrics."""
-    best, problem, free = found.best, found.best.problem, options.bias == "free"
-    pfc1, pfc2 = collapse(source.statistics, hidden, problem.beta, options.weighting)
-    samples = source.samples
-    apart = alignment(source.statistics, best, free=free)
+    best, hidden = found.best, Hidden.of(source, found.best, V)
     return Solution(
         loss="mse",
-        lam=problem.lam,
-        weight_decay=problem.weight_decay,
+        lam=lam,
+        weight_decay=options.weight_decay,
         objective=best.value,
         gradient_norm=best.gradient_norm,
         certificate=best.certificate,
@@ -219,13 +206,10 @@ def _described(source: Source, found: Found, gap: float, hidden: Hidden, options
         starts=len(found.values),
         proven=_words(found, gap),
         W=hidden.classifier,
-        bias=hidden.bias if free else None,
-        pfc1=pfc1,
-        pfc2=pfc2,
-        pfc3=hidden.hits(*samples) / len(samples[0]) if samples else math.nan,
-        **vars(apart),
+        bias=hidden.bias if source.free else None,
+        **metrics(source, hidden, best, options.weighting),
         hidden=hidden,
-        data=samples,
+        data=source.samples,
     )
 
 
@@ -234,15 +218,8 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
     from pfc.theory.mufm.cross_entropy import solve_cross_entropy
 
     X, y = samples
-    found = solve_cross_entropy(
-        X,
-        y,
-        lam=lam,
-        weight_decay=options.weight_decay,
-        restarts=options.restarts,
-        seed=options.seed,
-        progress=progress,
-    )
+    passed: Any = {name: getattr(options, name) for name in ("weight_decay", "restarts", "seed")}
+    found = solve_cross_entropy(X, y, lam=lam, progress=progress, **passed)
     row = measured(found.H, y, options.weighting)
     return Solution(
         loss="ce",
@@ -260,7 +237,7 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
         pfc1=row.pfc1,
         pfc2=row.pfc2,
         pfc3=row.pfc3,
-        **vars(moved(X, found.H)),
+        **distances(X, found.H),
         hidden=found.H,
         data=samples,
     )

@@ -22,38 +22,44 @@ class Source:
             can matter; `None` if the coordinates are the data's own.
         samples: As rows, if they were given.
         features: Width of the data, D.
+        centre: Whether X loses its mean.
+        free: Whether the bias is free: X and Y lose their means, which it restores.
     """
 
     statistics: Statistics
     basis: Float64[Tensor, "F D"] | None
     samples: Samples | None
     features: int
+    centre: bool
+    free: bool
 
     @classmethod
-    def of(cls, data: Samples | Statistics) -> "Source":
+    def of(cls, data: Samples | Statistics, *, centre: bool = False, free: bool = False) -> "Source":
         """The source of checked data; of N samples in more than N + K features in their row space."""
         if isinstance(data, Statistics):
-            return cls(data, None, None, data.mean.shape[1])
+            return cls(data, None, None, data.mean.shape[1], centre, free)
         X, y = data
-        classes = int(y.max()) + 1
-        if len(X) + classes >= X.shape[1]:
-            return cls(summed([data]), None, data, X.shape[1])
-        basis = _row_space(X.double(), classes)
-        return cls(summed([(X.double() @ basis, y)]), basis, data, X.shape[1])
+        classes, basis, narrow = int(y.max()) + 1, None, data
+        if len(X) + classes < X.shape[1]:
+            basis = _row_space(X.double(), classes)
+            narrow = X.double() @ basis, y
+        return cls(summed([narrow]), basis, data, X.shape[1], centre, free)
 
-    def problem(
-        self, *, lam: float, weight_decay: float, centre: bool, free: bool
-    ) -> tuple[Problem, Float64[Tensor, "D R"]]:
+    @property
+    def seen(self) -> Statistics:
+        """The statistics of X as the model sees it, without its mean or with it."""
+        return self.statistics.centred if self.centre or self.free else self.statistics
+
+    def problem(self, *, lam: float, weight_decay: float) -> tuple[Problem, Float64[Tensor, "D R"]]:
         """The reduced problem and the eigenvectors that are its columns, at most K of eigenvalue 0."""
-        # with a free bias X and Y lose their means, which the bias restores; with `centre` X alone does
-        statistics = self.statistics.centred if centre or free else self.statistics
+        statistics = self.seen
         spectrum, n = statistics.spectrum, statistics.count
         zero = int((spectrum.values == 0).sum())
         kept = slice(max(0, zero - len(n)), None)
         e, V = spectrum.values[kept], spectrum.vectors[:, kept]
         C = (n[:, None] * statistics.mean) @ V
         Z = torch.where(e > 0, C / e.sqrt(), 0.0)
-        YY = n.diag() - torch.outer(n, n) / n.sum() * free
+        YY = n.diag() - torch.outer(n, n) / n.sum() * self.free
         rest = (YY - Z @ Z.mT).numpy()
         return Problem(e.numpy(), Z.numpy(), rest, statistics.samples, lam, weight_decay), V
 
@@ -72,12 +78,8 @@ def checked(X: Any, y: Any) -> Samples | Statistics:
 def _row_space(X: Float64[Tensor, "N F"], more: int) -> Float64[Tensor, "F D"]:
     """Orthonormal columns: the row space of X, then up to `more` directions outside."""
     rows = torch.linalg.svd(X, full_matrices=False)[2].mT
-    noise = torch.randn(
-        len(rows),
-        min(more, rows.shape[0] - rows.shape[1]),
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(0),
-    )
+    shape, seeded = (len(rows), min(more, len(rows) - rows.shape[1])), torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, dtype=torch.float64, generator=seeded)
     return torch.linalg.qr(torch.cat([rows, noise], dim=1)).Q
 
 
@@ -106,15 +108,12 @@ class Hidden:
     basis: Float64[Tensor, "F D"] | None
 
     @classmethod
-    def of(
-        cls, source: Source, point: Point, V: Float64[Tensor, "D R"], *, centre: bool, free: bool
-    ) -> "Hidden":
+    def of(cls, source: Source, point: Point, V: Float64[Tensor, "D R"]) -> "Hidden":
         """The features at a point whose columns stand for the eigenvectors `V`."""
         P, W = torch.from_numpy(point.P), torch.from_numpy(point.W) @ V.mT
-        statistics = source.statistics
+        statistics, Mu = source.statistics, source.seen.mean
         mean, share = statistics.centre, statistics.count / statistics.count.sum()
-        shift, target = mean * (centre or free), share * free
-        Mu = statistics.centred.mean if centre or free else statistics.mean
+        shift, target = mean * (source.centre or source.free), share * source.free
         own = torch.eye(len(share), dtype=torch.float64) - target
         means = Mu - (Mu @ W.mT - own) @ P @ W
         return cls(W, P, shift, target, means, share, mean, source.basis)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pfc.metrics import Weighting, class_weights
 from pfc.samples import ArrayLike, labelled, refuse_gaps
@@ -128,60 +129,51 @@ class Statistics:
                 f"need statistics of the same classes and width, {(*self.mean.shape,)}, "
                 f"got {(*other.mean.shape,)}"
             )
-        sums = _Sums(self.count.clone(), self.mean.clone(), self.within.clone())
-        sums.within += other.within
-        sums.join(torch.arange(len(self.count)), other.count, other.mean)
-        return Statistics(sums.count, sums.mean, sums.within)
+        merged = Statistics(self.count.clone(), self.mean.clone(), self.within + other.within)
+        _join(merged, torch.arange(len(self.count)), other.count, other.mean)
+        return merged
 
 
-@dataclass(eq=False)
-class _Sums:
-    """Running statistics: rows of classes not yet seen are zero."""
+def _add(sums: Statistics, x: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
+    """Add samples in place: their scatter about their own class means, then the shift of these."""
+    present, place, m = torch.unique(y, return_inverse=True, return_counts=True)
+    x = x.double()
+    mean = x.new_zeros(len(present), x.shape[1]).index_add_(0, place, x) / m[:, None]
+    x = x - mean[place]
+    if len(sums.within) == 1:
+        sums.within[0].addmm_(x.mT, x)
+    else:
+        for p, k in enumerate(present.tolist()):
+            rows = x[place == p]
+            sums.within[k].addmm_(rows.mT, rows)
+    _join(sums, present, m.double(), mean)
 
-    count: Float64[Tensor, " K"]
-    mean: Float64[Tensor, "K D"]
-    within: Float64[Tensor, "G D D"]
 
-    def add(self, x: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
-        """Add some samples: their scatter about their own class means, then the shift of these."""
-        present, place, m = torch.unique(y, return_inverse=True, return_counts=True)
-        x = x.double()
-        mean = x.new_zeros(len(present), x.shape[1]).index_add_(0, place, x) / m[:, None]
-        x = x - mean[place]
-        if len(self.within) == 1:
-            self.within[0].addmm_(x.mT, x)
-        else:
-            for p, k in enumerate(present.tolist()):
-                rows = x[place == p]
-                self.within[k].addmm_(rows.mT, rows)
-        self.join(present, m.double(), mean)
+def _join(
+    sums: Statistics, k: Int64[Tensor, " P"], m: Float64[Tensor, " P"], mean: Float64[Tensor, "P D"]
+) -> None:
+    """Merge in place means of `m` more samples of classes `k` whose own scatter is added (Chan)."""
+    n = sums.count[k]
+    delta = mean - sums.mean[k]
+    rows = delta * (n * m / (n + m)).sqrt()[:, None]
+    if len(sums.within) == 1:
+        sums.within[0].addmm_(rows.mT, rows)
+    else:
+        sums.within[k] += rows[:, :, None] * rows[:, None, :]
+    sums.mean[k] += delta * (m / (n + m))[:, None]
+    sums.count[k] += m
 
-    def join(
-        self, k: Int64[Tensor, " P"], m: Float64[Tensor, " P"], mean: Float64[Tensor, "P D"]
-    ) -> None:
-        """Merge means of `m` more samples of classes `k` whose own scatter is added already (Chan)."""
-        n = self.count[k]
-        delta = mean - self.mean[k]
-        rows = delta * (n * m / (n + m)).sqrt()[:, None]
-        if len(self.within) == 1:
-            self.within[0].addmm_(rows.mT, rows)
-        else:
-            self.within[k] += rows[:, :, None] * rows[:, None, :]
-        self.mean[k] += delta * (m / (n + m))[:, None]
-        self.count[k] += m
 
-    def grow(self, classes: int) -> None:
-        """Make room for more classes; pool the scatters where they would be too many."""
-        (K, D), each = self.mean.shape, len(self.within) == len(self.mean)
-        if classes <= K:
-            return
-        more = classes - K
-        self.count = torch.cat([self.count, self.count.new_zeros(more)])
-        self.mean = torch.cat([self.mean, self.mean.new_zeros(more, D)])
-        if each and classes * D * D <= EACH:
-            self.within = torch.cat([self.within, self.within.new_zeros(more, D, D)])
-        elif each:
-            self.within = self.within.sum(0, keepdim=True)
+def _grown(sums: Statistics, classes: int) -> Statistics:
+    """With zeros for more classes; the scatters pooled where they would be too many."""
+    (K, D), within = sums.mean.shape, sums.within
+    if classes <= K:
+        return sums
+    more = classes - K
+    if len(within) == K:
+        fits = classes * D * D <= EACH
+        within = pad(within, (0, 0, 0, 0, 0, more)) if fits else within.sum(0, keepdim=True)
+    return Statistics(pad(sums.count, (0, more)), pad(sums.mean, (0, 0, 0, more)), within)
 
 
 def gather(batches: Iterable[Any]) -> Statistics:
@@ -211,16 +203,16 @@ def summed(pairs: Iterable[Samples]) -> Statistics:
     sums = None
     for number, (x, y) in enumerate(pairs):
         if sums is None:
-            zeros = torch.zeros(0, x.shape[1], dtype=torch.float64, device=x.device)
-            sums = _Sums(zeros.new_zeros(0), zeros, zeros.new_zeros(0, x.shape[1], x.shape[1]))
+            count, D = torch.zeros(0, dtype=torch.float64, device=x.device), x.shape[1]
+            sums = Statistics(count, count.new_zeros(0, D), count.new_zeros(0, D, D))
         if x.shape[1] != sums.mean.shape[1]:
             raise ValueError(
                 f"batch {number} has {x.shape[1]} features, those before {sums.mean.shape[1]}"
             )
-        sums.grow(int(y.max()) + 1)
+        sums = _grown(sums, int(y.max()) + 1)
         height = max(1, TILE // x.shape[1])
         for rows, labels in zip(x.split(height), y.split(height), strict=True):
-            sums.add(rows, labels)
+            _add(sums, rows, labels)
     if sums is None:
         raise ValueError(EMPTY)
     check_classes(sums.count)
