@@ -77,7 +77,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
                 os.chmod(new, 0o644)
                 os.replace(new, path)
         except KeyboardInterrupt:  # may have come while the folder was made or removed
-            sweep(path.parent, f".{glob.escape(path.name)}.*")
+            remove_torn(path.parent, f".{glob.escape(path.name)}.*")
             raise
 
 

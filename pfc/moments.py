@@ -5,7 +5,6 @@ Features are upcast in tiles that stay in the processor's cache, so that exactne
 float32 product with the class means.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,6 +18,7 @@ from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
 from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
+from pfc.warning import renamed
 
 SLICE = 2**22  # float64 numbers of the means that are merged at once: 32 MiB; ours
 
@@ -55,11 +55,7 @@ class ClassMoments:
     scatter: Float64[Tensor, " K"]
     mean_error: Float64[Tensor, "K D"]
 
-    @property
-    def low(self) -> Float64[Tensor, "K D"]:
-        """The former name of `mean_error`."""
-        warnings.warn("low is mean_error now", DeprecationWarning, stacklevel=2)
-        return self.mean_error
+    low = renamed("ClassMoments.low", "ClassMoments.mean_error")
 
     @classmethod
     def empty(

@@ -4,6 +4,7 @@ A form is a function that refuses a value which is something else, by its place 
 content of a file is one table, in the module that writes it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
@@ -123,6 +124,12 @@ FINITE = scalar("a finite number", _finite)
 ABOVE = scalar("a number above 0", lambda v: _finite(v) and v > 0)
 FRACTION = scalar("a number from 0 to 1", lambda v: v == "nan" or (_finite(v) and 0 <= v <= 1))
 SIMPLE: dict[Any, Form] = {int: WHOLE, float: NUMBER, str: TEXT, bool: FLAG}
+
+
+def up_to(highest: float) -> Form:
+    """A number from 0 to a largest one, which rounding may exceed; or NaN."""
+    words = "a number from 0" + (f" to {highest:.4g}" if math.isfinite(highest) else " on")
+    return scalar(words, lambda v: _number(v) and (v == "nan" or 0 <= float(v) <= highest + 1e-9))
 
 
 def defaults_of(hint: Any) -> dict[str, Any]:

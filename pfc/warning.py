@@ -3,6 +3,9 @@
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import Any
 
 
 class CollapseWarning(UserWarning):
@@ -17,3 +20,26 @@ def warn(message: str, category: type[Warning] = CollapseWarning) -> None:
         if frame.f_globals.get("__name__", "").startswith("pfc.")
     ]
     warnings.warn(message, category, stacklevel=max(ours) + 1)
+
+
+def renamed(old: str, new: str) -> property:
+    """An attribute under its former name; both are given as `"Class.name"`."""
+
+    def value(owner: Any) -> Any:
+        warn(f"{old} is {new} now; the old name goes in 0.3", DeprecationWarning)
+        return getattr(owner, new.partition(".")[2])
+
+    return property(value, doc=f"The former name of `{new}`.")
+
+
+def moved(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module some of whose names are elsewhere now, as `"module:name"`."""
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = places[name].replace(":", ".")
+        warn(f"{module}.{name} is {new} now; the old name goes in 0.3", DeprecationWarning)
+        return resolve_name(places[name])
+
+    return find

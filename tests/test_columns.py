@@ -92,13 +92,14 @@ def test_every_column_knows_its_value_at_perfect_collapse():
     for name, column in COLUMNS.items():
         if column.collapsed is not None:
             assert profile.columns[name][-1] == pytest.approx(column.collapsed, abs=1e-12), name
-    assert [name for name, column in COLUMNS.items() if column.rises] == ["pfc3"]
+    for name, column in COLUMNS.items():  # what rises ends at its largest value
+        assert column.rises == (column.collapsed == column.highest), name
 
 
 def test_every_column_has_a_sentence():
     assert markdown() in (ROOT / "README.md").read_text(), f"the README's table is to be\n{markdown()}"
     words = [column.words for column in COLUMNS.values()]
-    assert all(len(each.split()) > 2 for each in words)
+    assert all(each.split()[0].replace("-", "").isalpha() and len(each.split()) > 2 for each in words)
     assert len(set(words)) == len(words)
     assert all(column.title and column.tex for column in PFC.values())
 
@@ -134,5 +135,5 @@ def test_a_new_column_is_measured_kept_and_shown(monkeypatch, tmp_path):
     assert re.search(r"\bratio\b", str(profile))
     profile.save(tmp_path / "p.json")
     assert pfc.load(tmp_path / "p.json").columns["ratio"] == profile.columns["ratio"]
-    assert profile.tau("ratio") == pytest.approx(profile.tau("ratio"))
+    assert -1 <= profile.tau("ratio") <= 1
     assert "| `ratio` | effective rank of the class means |  |" in markdown()

@@ -178,15 +178,10 @@ def test_the_start_is_not_the_noise_of_toy_data_of_the_same_seed():
 def test_the_names_of_version_0_1_0_still_answer_and_warn():
     X, y = problems.features(3, N=9, D=4, K=3)
     how = {"steps": 5, "progress": False}
-    for old, new, given_ in (
-        (descent.ufm, descent.on_ufm, (3, 4, 5)),
-        (descent.mufm, descent.on_mufm, (X, y)),
-    ):
-        how = {**how, "lam": 0.1} if old is descent.mufm else how
-        with pytest.warns(
-            DeprecationWarning, match=rf"{old.__name__} is now descent\.{new.__name__}"
-        ) as told:
-            before = old(*given_, **how)
-        assert told[0].filename == __file__ or "jaxtyping" in told[0].filename
-        assert torch.equal(before.objective, new(*given_, **how).objective)
+    for old, new, given_ in (("ufm", "on_ufm", (3, 4, 5)), ("mufm", "on_mufm", (X, y))):
+        how = {**how, "lam": 0.1} if old == "mufm" else how
+        with pytest.warns(DeprecationWarning, match=rf"descent\.{old} is .*\.{new} now"):
+            before = getattr(descent, old)(*given_, **how)
+        after = getattr(descent, new)(*given_, **how)
+        assert torch.equal(before.objective, after.objective)
         assert torch.equal(before.features(), before.H)

@@ -91,7 +91,7 @@ def test_speeds_of_the_page_are_the_records():
     told = [
         network["ratio"][k] for k in ("one pass", "one pass with segments", "two passes, all metrics")
     ]
-    words = "| one pass {:.2f}, with what pairs layers {:.2f}, two passes with all metrics {:.2f} |"
+    words = "| one pass {:.2f}, with cross-layer statistics {:.2f}, two passes with all metrics {:.2f} |"
     assert words.format(*told) in page
     assert f"| {decode['ratio']['pfc']:.2f}; from the cache" in page
     told = "| {one end, float64:.2f} of float64 features, {one end, float32:.2f} of float32 ones |"

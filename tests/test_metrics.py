@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from pfc import metrics
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean
+from pfc.profile.columns import COLUMNS, Evidence
 from tests import problems
 from tests.oracles import covariances, naive_row
 
@@ -19,28 +21,16 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-13}
 
 
 def row(H, y, weighting="class", W=None, b=None):
-    """All metrics of one layer by the package's own functions."""
-    moments = ClassMoments.of(H, y).present()
-    nearest = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y), weighting))
+    """All metrics of one layer by the table of columns, from the package's own statistics."""
+    moments = ClassMoments.of(H, y)
+    present, nearest = moments.present(), NearestMean.empty(MeansSpan.of(moments, weighting))
     decided = nearest.update(H, y)
-    M, values = moments.mean, nearest.span.values
-    fuzziness = metrics.collapse_trace(nearest.squares, moments.count, values, weighting)
-    out = {
-        "pfc1": metrics.scatter_ratio(moments, weighting),
-        "pfc2": metrics.etf_distance(M),
-        "pfc3": metrics.nearest_mean_accuracy(nearest.hits, nearest.count),
-        "fuzziness": fuzziness,
-        "nc1": fuzziness / len(M),
-        "nc2_norm": metrics.equinorm(M),
-        "nc2_angle": metrics.equiangle(M),
-        "nc2_max_angle": metrics.maximal_angle_distance(M),
-        "cdnv": metrics.class_distance_variance(M, moments.scatter / moments.count),
-    }
+    evidence = Evidence(present.count, present.scatter, nearest.span.points, weighting, nearest)
     if W is not None:
-        out["nc3"] = metrics.self_duality(M=M, W=W)
         seen = y.unique()
-        out["nc4"] = ((H @ W.T + b).argmax(1) != seen[decided]).double().mean()
-    return {name: float(value) for name, value in out.items()}
+        off = ((H @ W.T + b).argmax(1) != seen[decided]).double().mean()
+        evidence = replace(evidence, classifier=(W, present.mean), disagreement=float(off))
+    return {name: column.of(evidence) for name, column in COLUMNS.items() if evidence.has(column.needs)}
 
 
 def test_o1_known_answers():

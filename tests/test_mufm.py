@@ -511,5 +511,5 @@ def test_the_names_of_version_0_1_0_still_answer_and_warn():
         ("size", "norm_ratio"),
         ("distance", "direction_distance"),
     ):
-        with pytest.warns(DeprecationWarning, match=rf"Solution\.{old} is now Solution\.{new}"):
+        with pytest.warns(DeprecationWarning, match=rf"Solution\.{old} is Solution\.{new} now"):
             assert getattr(found, old) == getattr(found, new)

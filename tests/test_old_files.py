@@ -64,7 +64,7 @@ def test_a_sweep_goes_on_without_solving_anything_anew(tmp_path, monkeypatch, ca
     path = tmp_path / "mufm" / "figure5.json"
     before = path.read_bytes()
     monkeypatch.setattr(mufm, "solve", again)
-    monkeypatch.setattr(descent, "mufm", again)
+    monkeypatch.setattr(descent, "on_mufm", again)
     sweep = "mufm --sweep --steps 50 --classes 3 --dimensions 4 --per-class 6 --lams 1e-3 1e-1"
     main([*sweep.split(), "--out", str(tmp_path / "mufm")])
     assert path.read_bytes() == before

@@ -1,20 +1,11 @@
 """What was measured of a classifier: numbers, verdicts, files."""
 
-import warnings
-from importlib import import_module
-from typing import Any
-
 from pfc.profile.prediction import Prediction as Prediction
 from pfc.profile.prediction import load_transport as load_transport
 from pfc.profile.profile import Profile as Profile
 from pfc.profile.profile import load as load
 from pfc.profile.segment import Segment as Segment
+from pfc.warning import moved
 
-_MOVED = frozenset({"Cost", "Monitor", "cost", "features", "measure", "transport"})  # until 0.3
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
-        raise AttributeError(f"module 'pfc.profile' has no attribute {name!r}")
-    warnings.warn(f"pfc.profile.{name} is pfc.measuring.{name} now", DeprecationWarning, stacklevel=2)
-    return getattr(import_module("pfc.measuring"), name)
+_MOVED = ("Cost", "Monitor", "cost", "features", "measure", "transport")
+__getattr__ = moved(__name__, {name: f"pfc.measuring:{name}" for name in _MOVED})

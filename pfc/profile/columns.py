@@ -1,7 +1,7 @@
 """THE table of metrics: what each column of a profile is, how it is formed, and which way is collapse.
 
 Assembly, files, figures, the README's table and the tests read it. A new metric is a formula in
-`pfc.metrics`, a row here, and its oracle and invariances in the tests.
+`pfc.metrics`, a row here, its line in the README, and its oracle and invariances in the tests.
 """
 
 import math
@@ -23,17 +23,19 @@ Needs = Literal["segment", "means", "nearest", "classifier", "answers"]
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of one layer; of the classes that have samples.
+    """What is known of one layer. Only classes that have samples are included.
 
     Args:
         count: Samples of each class.
         scatter: Summed squared distances of each class's samples to their mean.
-        M: Centred class means, in an orthonormal basis of their span: coinciding means are one.
-        weighting: What a class counts in covariances.
+        M: Centred class means, in an orthonormal basis of their span. Means that coincide up to
+            rounding are identical.
+        weighting: Class weights in covariances.
         nearest: Nearest class means; `None` after one pass.
         classifier: At the classifier's input its weight's rows, and the centred class means in the
             features' own coordinates; `None` elsewhere.
-        disagreement: Fraction answered with another class than the nearest mean's; NaN if not known.
+        disagreement: Fraction of samples whose answer differs from the nearest mean's class; NaN if not
+            known.
         position: Where the layer stands in its segment; NaN without one.
     """
 
@@ -76,12 +78,12 @@ class Column:
     Args:
         name: Of the column.
         formula: What it is of a layer's evidence.
-        words: What it is, in a sentence's end.
-        needs: Without which it is NaN: its place in a segment, the class means, nearest class means,
-            the classifier's weight, or its answers.
-        highest: The largest value it may have; the least is 0.
-        collapsed: Its value at perfect collapse; `None` if collapse gives it none.
-        main: Whether it stands in a profile's text.
+        words: A short description, without a full stop.
+        needs: What it is computed from: a place in a segment, the class means, nearest class means, the
+            classifier's weight, or its answers. NaN where that is not known.
+        highest: The largest value it may have; the least is 0. Files are checked against it.
+        collapsed: Its value at perfect collapse, by default 0; `None` if it has no fixed one.
+        main: Whether `print(profile)` shows it.
         title: What figures call it; empty if they do not draw it unasked.
         tex: Its formula for figures.
     """
@@ -138,16 +140,17 @@ _ROWS = (
            needs="nearest", highest=1.0, collapsed=1.0,
            title="nearest-mean accuracy", tex="fraction of samples"),
     Column("nc1", lambda e: _fuzziness(e) / len(e.count),
-           "Tr(Sigma_W Sigma_B^+) / K", needs="nearest"),
-    Column("fuzziness", lambda e: _fuzziness(e),
-           "separation fuzziness, Tr(Sigma_W Sigma_B^+)", needs="nearest", main=False),
+           "within-class covariance over the between-class one, Tr(Sigma_W Sigma_B^+) / K",
+           needs="nearest"),
+    Column("fuzziness", _fuzziness,
+           "separation fuzziness of He and Su, Tr(Sigma_W Sigma_B^+)", needs="nearest", main=False),
     Column("nc2_norm", lambda e: metrics.equinorm(e.M),
-           "coefficient of variation of the norms of the class means", main=False),
+           "coefficient of variation of the norms of the centred class means", main=False),
     Column("nc2_angle", lambda e: metrics.equiangle(e.M),
-           "standard deviation of the cosines between class means", highest=1.0, main=False),
+           "standard deviation of the cosines between centred class means", highest=1.0, main=False),
     Column("nc2_max_angle", lambda e: metrics.maximal_angle_distance(e.M),
            "mean distance of these cosines from -1/(K-1), the simplex ETF's", highest=2.0, main=False),
-    Column("nc3", lambda e: _self_duality(e),
+    Column("nc3", _self_duality,
            "distance of the classifier from the class means", needs="classifier", highest=2.0),
     Column("nc4", lambda e: e.disagreement,
            "fraction of samples whose nearest class mean is not the classifier's answer",
@@ -161,7 +164,7 @@ PFC = {name: COLUMNS[name] for name in ("pfc1", "pfc2", "pfc3")}  # what the pap
 
 
 def measured(passes: int) -> list[Column]:
-    """The columns that so many passes give."""
+    """The columns available after that many passes."""
     return [column for column in COLUMNS.values() if column.passes <= passes]
 
 

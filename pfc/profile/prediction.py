@@ -14,6 +14,7 @@ from pfc.schema import TEXT, form_of, list_of, object_of, optional
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
+from pfc.warning import renamed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +117,8 @@ class Prediction:
             "transport": None if self.transport is None else self.transport.to_dict(),
             "sentences": self.sentences(),
         }
+
+    told = renamed("Prediction.told", "Prediction.to_dict")
 
     def _theorem(self, number: int, words: Callable[[End], str]) -> str:
         ends: tuple[End, End] = ("etf", "measured")

@@ -1,7 +1,6 @@
 """What measuring found: a frozen profile that prints, saves and loads itself."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pfc.profile.segment import KINDS, Position, Segment
 from pfc.profile.storage import read, write
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
+from pfc.warning import renamed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,9 @@ class Profile:
         if column not in COLUMNS:
             raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
         if column not in self.columns:
-            raise ValueError(f"{column} was not measured; it needs passes=2")
+            late = COLUMNS[column].passes > self.about.get("passes", 2)
+            why = "it needs passes=2" if late else "an earlier version measured, which had it not"
+            raise ValueError(f"{column} was not measured; {why}")
         return self.columns[column]
 
     @property
@@ -120,10 +122,7 @@ class Profile:
             if not b <= a
         ]
 
-    def steps_back(self, column: str, i: int = -1) -> list[str]:
-        """The former name of `non_monotone_layers`."""
-        warnings.warn("steps_back is non_monotone_layers now", DeprecationWarning, stacklevel=2)
-        return self.non_monotone_layers(column, i)
+    steps_back = renamed("Profile.steps_back", "Profile.non_monotone_layers")
 
     def tau(self, column: str, i: int = -1) -> float:
         """Kendall's rank correlation of a metric with depth over a segment; NaN if it is constant.

@@ -44,7 +44,7 @@ SCHEMA = object_of(  # what the JSON file must hold; all else is free
         "shapes": list_of(list_of(POSITIVE)),
         "columns": object_of(
             {},
-            optional={name: list_of(FRACTION) for name, c in COLUMNS.items() if c.highest == 1},
+            optional={name: list_of(up_to(c.highest)) for name, c in COLUMNS.items()},
             others=list_of(NUMBER),
         ),
         "segments": list_of(

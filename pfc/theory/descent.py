@@ -15,7 +15,7 @@ from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import Joint, Loss, read, softmax, tensors
 from pfc.theory.minimum import STARTS, Vector
 from pfc.theory.trace import Trace as Trace
-from pfc.warning import warn
+from pfc.warning import moved
 
 STEP = 0.1  # Tirer and Bruna 2022, from memory; the paper's own is lost
 STEPS = 100_000  # inferred; the paper's own number is lost
@@ -120,16 +120,7 @@ def on_mufm(
     return run(problem, theta, step=step, steps=steps, records=records, progress=progress)
 
 
-def ufm(*args: Any, **options: Any) -> Trace:
-    """`on_ufm` under its name of version 0.1.0."""
-    warn("descent.ufm is now descent.on_ufm; the old name will go", DeprecationWarning)
-    return on_ufm(*args, **options)
-
-
-def mufm(*args: Any, **options: Any) -> Trace:
-    """`on_mufm` under its name of version 0.1.0."""
-    warn("descent.mufm is now descent.on_mufm; the old name will go", DeprecationWarning)
-    return on_mufm(*args, **options)
+__getattr__ = moved(__name__, {name: f"{__name__}:on_{name}" for name in ("ufm", "mufm")})
 
 
 def run(

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
+from pfc.warning import renamed
 
 KEPT = 2**16  # samples whose own numbers are kept, all of them up to here; ours
 LEVELS = tuple(i / 100 for i in range(101))  # quantiles that are kept; ours
@@ -258,6 +259,8 @@ class Path:
         blocks = {name: list(getattr(self, name)) for name in (*AT_BLOCKS, "energies")}
         medians = {f"{name}.median": self.over_samples(name) for name in WHOLE}
         return {**whole, **blocks, **medians, "sampled": self.sampled}
+
+    told = renamed("Path.told", "Path.to_dict")
 
 
 def names(L: int) -> tuple[str, ...]:

@@ -105,9 +105,12 @@ class Recipe:
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self.net == "fc":
-                return FCResNet(C * H * W, classes, blocks=self.blocks[0], **how)
-            return ConvResNet(C, (H, W), classes, blocks=self.blocks, head=self.head, **how)
+            match self.net:
+                case "fc":
+                    return FCResNet(C * H * W, classes, blocks=self.blocks[0], **how)
+                case "conv":
+                    return ConvResNet(C, (H, W), classes, blocks=self.blocks, head=self.head, **how)
+        raise ValueError(f"net {self.net!r} has no class in Recipe.network")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 1."""

@@ -12,3 +12,6 @@ from pfc.theory.mufm.solving import sweep as sweep
 from pfc.theory.mufm.statistics import Statistics as Statistics
 from pfc.theory.mufm.statistics import gather as gather
 from pfc.theory.trace import Trace as Trace
+from pfc.warning import moved
+
+__getattr__ = moved(__name__, {"Iterates": "pfc.theory.mufm:Trace"})

@@ -13,19 +13,9 @@ from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.mufm.reduced import Point
 from pfc.theory.mufm.source import Hidden, Source
 from pfc.theory.mufm.statistics import EMPTY, Samples, pair
-from pfc.warning import warn
+from pfc.warning import renamed
 
 COMPLETE = 512  # width up to which a basis of all that W does not see is formed; ours
-
-
-def _renamed(old: str, new: str) -> property:
-    """A field under its name of version 0.1.0."""
-
-    def value(solution: "Solution") -> float:
-        warn(f"Solution.{old} is now Solution.{new}; the old name will go", DeprecationWarning)
-        return float(getattr(solution, new))
-
-    return property(value, doc=f"`{new}` under its name of version 0.1.0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +69,9 @@ class Solution:
     hidden: Hidden | Float64[Tensor, "N D"] = field(repr=False)
     data: Samples | None = field(repr=False)
 
-    moved = _renamed("moved", "relative_displacement")
-    size = _renamed("size", "norm_ratio")
-    distance = _renamed("distance", "direction_distance")
+    moved = renamed("Solution.moved", "Solution.relative_displacement")
+    size = renamed("Solution.size", "Solution.norm_ratio")
+    distance = renamed("Solution.distance", "Solution.direction_distance")
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features H of all samples, N x D.

@@ -8,3 +8,6 @@ from pfc.theory.transport.semidiscrete import SemiDiscrete as SemiDiscrete
 from pfc.theory.transport.verdict import Gap as Gap
 from pfc.theory.transport.verdict import gap as gap
 from pfc.theory.transport.verdict import restored as restored
+from pfc.warning import moved
+
+__getattr__ = moved(__name__, {"Atoms": "pfc.theory.transport:SemiDiscrete"})
