@@ -1,7 +1,6 @@
 """All that can be said about a map and optimal transport: what is proven, and what is only sampled."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from pfc.theory.transport.cycles import LENGTHS, Cycles, draw_cycles
 from pfc.theory.transport.exact import Exact, Subset, assign_at_most, draw_subsets, subset_sizes
 from pfc.theory.transport.gelbrich import Gelbrich, gelbrich
 from pfc.theory.transport.semidiscrete import SemiDiscrete, transport_to_means
+from pfc.warning import warn
 
 MOST = 5_000  # samples of an assignment: seconds, and 200 MB for the costs; ours
 
@@ -81,7 +81,7 @@ class Gap:
 
     def told(self) -> dict[str, Any]:  # until 0.3
         """`to_dict` under the name that it had in version 0.1."""
-        warnings.warn("Gap.told is Gap.to_dict now", DeprecationWarning, stacklevel=2)
+        warn("Gap.told is Gap.to_dict now", DeprecationWarning)
         return self.to_dict()
 
     def __str__(self) -> str:
