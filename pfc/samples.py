@@ -66,11 +66,12 @@ def labelled(
         >>> labelled([[1, 2], [3, 4]], [0, 5], gaps="drop")[1]
         tensor([0, 1])
     """
-    rows = samples(X, name=f"{name}{_of(batch)}", flatten=flatten, finite=finite)
+    name = name if batch is None else f"{name} of batch {batch}"
+    rows = samples(X, name=name, flatten=flatten, finite=finite)
     labels = class_indices(y, batch=batch)
     if len(rows) != len(labels):
         got = f"{len(rows)} rows and {len(labels)} labels"
-        raise ValueError(f"need one label a row of {name}{_of(batch)}, got {got}")
+        raise ValueError(f"need one label a row of {name}, got {got}")
     if gaps == "refuse":
         refuse_gaps(labels.unique(), int(labels.max()) + 1)
     elif gaps == "drop":
@@ -128,21 +129,19 @@ def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:
     Raises:
         ValueError: If there is no label, or they are no class indices.
     """
-    found = _tensor(y, f"labels{_of(batch)}").cpu()
+    whose, of, axis = ("y", "", "N") if batch is None else (f"batch {batch}", f" of batch {batch}", "B")
+    found = _tensor(y, f"labels{of}").cpu()
     if found.shape == (0,):
-        whose = "y" if batch is None else f"batch {batch}"
         raise ValueError(f"{whose} has no sample, need at least one sample")
     exact = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     if found.ndim != 1 or not exact:
-        axis = "N" if batch is None else "B"
         raise ValueError(
-            f"labels{_of(batch)} must be integer class indices of shape ({axis},), "
+            f"labels{of} must be integer class indices of shape ({axis},), "
             f"got {found.dtype} of shape {(*found.shape,)}{_labels_remedy(found)}"
         )
     found = found.long()
-    if found.min() < 0:
-        least = int(found.min())
-        raise ValueError(f"labels{_of(batch)} must not be negative, got {least}; count classes from 0")
+    if (least := int(found.min())) < 0:
+        raise ValueError(f"labels{of} must not be negative, got {least}; count classes from 0")
     return found
 
 
@@ -167,10 +166,6 @@ def in_float64(X: Any, y: Any) -> tuple[Float64[Tensor, "N D"], Int64[Tensor, " 
     """Samples and labels of a model that is solved in float64 on the CPU; `labelled` checks them."""
     rows, labels = labelled(X, y)
     return rows.cpu().double(), labels.cpu()
-
-
-def _of(batch: int | None) -> str:
-    return "" if batch is None else f" of batch {batch}"
 
 
 def _rows_remedy(X: Tensor) -> str:

@@ -27,6 +27,7 @@ from pfc.schema import (
     one_of,
     optional,
     short,
+    up_to,
 )
 from pfc.theory.path import names as path_numbers
 

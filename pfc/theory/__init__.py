@@ -4,14 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfc.theory import descent as descent
-    from pfc.theory import geodesic as geodesic
-    from pfc.theory import mufm as mufm
-    from pfc.theory import path as path
-    from pfc.theory import separation as separation
-    from pfc.theory import toy as toy
-    from pfc.theory import transport as transport
-    from pfc.theory import ufm as ufm
+    from pfc.theory import descent, geodesic, mufm, path, separation, toy, transport, ufm
 
 __all__ = ["descent", "geodesic", "mufm", "path", "separation", "toy", "transport", "ufm"]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pfc.metrics import Weighting, class_weights
 from pfc.warning import renamed
 
+Kept = tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]
 KEPT = 2**16  # samples whose own numbers are kept, all of them up to here; ours
 LEVELS = tuple(i / 100 for i in range(101))  # quantiles that are kept; ours
 WHOLE = ("length", "chord", "straightness", "energy", "speed", "direction", "line_shape")
@@ -131,9 +132,7 @@ class PathSample:
             rows[:, :L] *= factor
             rows[:, 2 * L - 1] *= factor
 
-    def kept_parts(
-        self, L: int
-    ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]:
+    def kept_parts(self, L: int) -> Kept:
         """All that is kept of paths of L increments, for `merge` elsewhere: ranks, classes, numbers."""
         if not self._parts:
             nothing = torch.empty(0, dtype=torch.int64)
@@ -142,9 +141,7 @@ class PathSample:
         return torch.from_numpy(rank.view(np.int64)), y, rows
 
     @classmethod
-    def restored(
-        cls, seen: int, parts: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"], Float[Tensor, "B C"]]
-    ) -> "PathSample":
+    def restored(cls, seen: int, parts: Kept) -> "PathSample":
         """What `kept_parts` gave of so many samples."""
         rank, y, rows = parts
         return cls(seen=seen, _parts=[(rank.numpy().view(np.uint64), y, rows)])

@@ -40,6 +40,8 @@ from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
 
+Features = Float64[Tensor, "N D"]
+OneHot = Float64[Tensor, "N K"]
 RELATIVE, ABSOLUTE = 1e-10, 1e-12  # tolerances of the integrator; ours
 
 
@@ -65,18 +67,14 @@ def ridge(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor,
     return _ridge(*_features(H, y, weight_decay), weight_decay)
 
 
-def _features(
-    H: ArrayLike, y: ArrayLike, weight_decay: float
-) -> tuple[Float64[Tensor, "N D"], Float64[Tensor, "N K"]]:
+def _features(H: ArrayLike, y: ArrayLike, weight_decay: float) -> tuple[Features, OneHot]:
     """Features and one-hot labels, checked; a tensor keeps its gradient."""
     positive(weight_decay=weight_decay)
     data, labels = in_float64(H, y)
     return H.cpu().double() if isinstance(H, Tensor) else data, one_hot(labels)
 
 
-def _ridge(
-    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
-) -> Float64[Tensor, "K D"]:
+def _ridge(H: Features, Y: OneHot, weight_decay: float) -> Float64[Tensor, "K D"]:
     """`ridge` for one-hot labels, unchecked."""
     N, D = H.shape
     room = N * weight_decay * torch.eye(min(N, D), dtype=torch.float64)
@@ -114,9 +112,7 @@ def reduced_gradient(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Floa
     return _gradient(*_features(H, y, weight_decay), weight_decay)
 
 
-def _gradient(
-    H: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weight_decay: float
-) -> Float64[Tensor, "N D"]:
+def _gradient(H: Features, Y: OneHot, weight_decay: float) -> Features:
     W = _ridge(H, Y, weight_decay)
     return (H @ W.mT - Y) @ W / len(H)
 
@@ -188,7 +184,7 @@ def expansion(
 
 
 def _cross_traces(
-    A: Float64[Tensor, "N D"], B: Float64[Tensor, "N D"], Y: Float64[Tensor, "N K"], weighting: Weighting
+    A: Features, B: Features, Y: OneHot, weighting: Weighting
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
     """Weighted inner products of the residuals and of the centred class means of two matrices."""
     count = Y.sum(0)
@@ -271,11 +267,7 @@ def flow(
 
 
 def _integrate(
-    X: Float64[Tensor, "N D"],
-    Y: Float64[Tensor, "N K"],
-    times: Float64[np.ndarray, " T"],
-    weight_decay: float,
-    progress: bool,
+    X: Features, Y: OneHot, times: Float64[np.ndarray, " T"], weight_decay: float, progress: bool
 ) -> Float64[Tensor, "T N D"]:
     """The features at the given times, of which the first is 0."""
     from scipy.integrate import DOP853

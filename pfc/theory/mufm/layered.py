@@ -17,6 +17,9 @@ from pfc.theory.coefficients import at_least, positive
 from pfc.theory.minimum import STARTS, Minimum, Vector, least, minima
 from pfc.theory.mufm.flow import ridge
 
+Classifier = Float64[np.ndarray, "K D"]
+Layer = Float64[np.ndarray, "D N"]
+
 
 @dataclass(frozen=True, eq=False)
 class Layered:
@@ -53,7 +56,7 @@ class _Chain:
     For fixed W they solve a linear system, block-tridiagonal over the layers, with L blocks of D.
     """
 
-    X: Float64[np.ndarray, "D N"]
+    X: Layer
     Y: Float64[np.ndarray, "K N"]
     layers: int
     lam: float
@@ -66,8 +69,8 @@ class _Chain:
         return f, G.ravel()
 
     def at(
-        self, W: Float64[np.ndarray, "K D"], H: Float64[np.ndarray, "L1 D N"]
-    ) -> tuple[float, Float64[np.ndarray, "K D"], Float64[np.ndarray, "L D N"]]:
+        self, W: Classifier, H: Float64[np.ndarray, "L1 D N"]
+    ) -> tuple[float, Classifier, Float64[np.ndarray, "L D N"]]:
         """The objective and its gradients in W and in the free features."""
         N, R, D = self.Y.shape[1], W @ H[-1] - self.Y, np.diff(H, axis=0)
         f = (R**2).sum() / N + self.weight_decay * (W**2).sum() + self.lam * (D**2).sum()
@@ -89,17 +92,12 @@ class _Chain:
 
         return product
 
-    def features(self, W: Float64[np.ndarray, "K D"]) -> Float64[np.ndarray, "L1 D N"]:
+    def features(self, W: Classifier) -> Float64[np.ndarray, "L1 D N"]:
         """The best features of every layer for a classifier, the data first."""
         free = self.solve(W, self.lam * self.X, W.T @ self.Y / self.Y.shape[1])
         return np.concatenate([self.X[None], free])
 
-    def solve(
-        self,
-        W: Float64[np.ndarray, "K D"],
-        first: Float64[np.ndarray, "D N"],
-        last: Float64[np.ndarray, "D N"],
-    ) -> Float64[np.ndarray, "L D N"]:
+    def solve(self, W: Classifier, first: Layer, last: Layer) -> Float64[np.ndarray, "L D N"]:
         """Solve the system for forces on the first and the last free layer."""
         from scipy.linalg import cho_solve_banded, cholesky_banded
 
@@ -108,12 +106,10 @@ class _Chain:
         force[0] += first
         force[-1] += last
         factor = cholesky_banded(self._band(W), check_finite=False)
-        solution: np.ndarray = cho_solve_banded(
-            (factor, False), force.reshape(-1, N), check_finite=False
-        )
-        return solution.reshape(force.shape)
+        found = cho_solve_banded((factor, False), force.reshape(-1, N), check_finite=False)
+        return np.reshape(found, force.shape)
 
-    def _band(self, W: Float64[np.ndarray, "K D"]) -> Float64[np.ndarray, "D1 LD"]:
+    def _band(self, W: Classifier) -> Float64[np.ndarray, "D1 LD"]:
         """The system's matrix, upper diagonals in rows, the main one last."""
         D, N = self.X.shape
         band = np.zeros((D + 1, self.layers * D))

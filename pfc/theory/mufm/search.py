@@ -250,12 +250,9 @@ def _into_zero_features(point: Point) -> list[Classifier]:
     values, vectors = np.linalg.eigh(point.multiplier)
     count = min(len(zero), int((values < 0).sum()))
     size = np.sqrt(np.linalg.norm(point.W, 2) ** 2 + point.problem.beta)
-    ways = []
-    for length in size * STEPS:
-        W = point.W.copy()
-        W[:, zero[:count]] += length * vectors[:, :count]
-        ways.append(W)
-    return ways
+    V = np.zeros_like(point.W)
+    V[:, zero[:count]] = vectors[:, :count]
+    return [point.W + length * V for length in size * STEPS]
 
 
 def _along_curvature(point: Point) -> list[Classifier]:

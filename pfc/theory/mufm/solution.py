@@ -124,11 +124,10 @@ def within_trace(
     # as it is; a sum of squares, so no digit is lost at collapse. Derived for this package
     D = W.shape[1]
     _, s, Vt = torch.linalg.svd(W, full_matrices=D <= COMPLETE)
-    seen = Vt[: len(s)]
+    seen, unseen = Vt[: len(s)], Vt[len(s) :]
     shrunk = ((beta / (s.square() + beta)).square() * ((seen @ Sigma_W) * seen).sum(1)).sum()
     if D > COMPLETE:
         return shrunk + Sigma_W.trace() - ((seen @ Sigma_W) * seen).sum()
-    unseen = Vt[len(s) :]
     return shrunk + ((unseen @ Sigma_W) * unseen).sum()
 
 

@@ -1,7 +1,6 @@
 """Solve the MUFM, problem (13) of arXiv 2405.00985, from samples or from their statistics."""
 
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
 from pfc.theory.mufm.solution import Solution, distances, metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Samples, Statistics
+from pfc.warning import warn
 
 STATIONARY = 1e-6  # what the gradient may add to the relative gap at a point called stationary; ours
 NEAR = 0.1  # relative gap that is worth telling where it is no proof; ours
@@ -262,9 +262,8 @@ def _warn(found: Found, source: Source) -> None:
     if found.best.certificate >= 0 or not (square or found.spread > APART):
         return
     why = "as many features as classes" if square else "starts that end in different minima"
-    warnings.warn(
+    warn(
         f"a problem with {why}, and the best of {len(found.values)} starts (spread {found.spread:.1e}) "
         f"is not certified ({found.best.certificate:+.2g}); raise restarts to look further",
         SpuriousMinimaWarning,
-        stacklevel=4,
     )

@@ -55,13 +55,20 @@ class Clouds:
     def of(cls, start: Any, end: Any, y: Any, weighting: Weighting) -> "Clouds":
         """Two clouds of the same samples, checked."""
         before, after = samples(start, name="start"), samples(end, name="end")
-        _check_shapes(before, after)
+        if before.shape != after.shape:
+            raise ValueError(
+                "start and end must be two N x D arrays of the same samples, "
+                f"got shapes {tuple(before.shape)} and {tuple(after.shape)}"
+            )
+        if len(before) < 2:
+            raise ValueError(f"need at least 2 samples, got start of shape {tuple(before.shape)}")
         labels = None
         if y is not None:
             labels = labelled(before, y, name="start", finite=False, gaps="drop")[1].cpu()
         w = _weights(labels, len(before), weighting)
         _check_sizes(before, after)
-        return cls(before, after, weighting, w, torch.stack([_mean(before, w), _mean(after, w)]), labels)
+        means = torch.stack([_mean(cloud, w) for cloud in (before, after)])
+        return cls(before, after, weighting, w, means, labels)
 
     @property
     def N(self) -> int:
@@ -90,8 +97,8 @@ class Clouds:
         size = size or max(1, BLOCK // self.D)
         for i in range(0, self.N, size):
             at = slice(i, min(i + size, self.N))
-            a, b = (_double(x[at]) - m for x, m in zip((self.start, self.end), self.means, strict=True))
-            yield at, a, b
+            a, b = (x[at].cpu().double() for x in (self.start, self.end))
+            yield at, a - self.means[0], b - self.means[1]
 
     def columns(
         self, index: Int64[Tensor, " n"]
@@ -100,7 +107,7 @@ class Clouds:
         size = max(1, BLOCK // len(index))
         for i in range(0, self.D, size):
             at = slice(i, i + size)
-            a, b = (_double(x[:, at][index]) for x in (self.start, self.end))
+            a, b = (x[:, at][index].cpu().double() for x in (self.start, self.end))
             yield a - self.means[0, at], b - self.means[1, at]
 
     def cost(self) -> float:
@@ -120,24 +127,10 @@ class Clouds:
         return torch.from_numpy(np.sort(chosen))
 
 
-def _double(x: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
-    return x.cpu().double()
-
-
 def _mean(x: Float[Tensor, "N D"], w: Float64[Tensor, " N"]) -> Float64[Tensor, " D"]:
     size = max(1, BLOCK // x.shape[1])
-    parts = [w[i : i + size] @ _double(x[i : i + size]) for i in range(0, len(x), size)]
-    return torch.stack(parts).sum(0)
-
-
-def _check_shapes(start: Tensor, end: Tensor) -> None:
-    if start.shape != end.shape:
-        raise ValueError(
-            "start and end must be two N x D arrays of the same samples, "
-            f"got shapes {tuple(start.shape)} and {tuple(end.shape)}"
-        )
-    if len(start) < 2:
-        raise ValueError(f"need at least 2 samples, got start of shape {tuple(start.shape)}")
+    parts = zip(w.split(size), x.split(size), strict=True)
+    return torch.stack([share @ rows.cpu().double() for share, rows in parts]).sum(0)
 
 
 def _check_sizes(start: Tensor, end: Tensor) -> None:

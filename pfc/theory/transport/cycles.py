@@ -118,7 +118,5 @@ def _clopper_pearson(x: int, m: int) -> tuple[float, float, float]:
     from scipy.special import betaincinv
 
     low = float(betaincinv(x, m - x + 1, 0.025)) if x else 0.0
-    high = float(betaincinv(x + 1, m - x, 0.975)) if x < m else 1.0
-    if not x:
-        return low, high, min(1.0, 3 / m)
-    return low, high, float(betaincinv(x + 1, m - x, 0.95)) if x < m else 1.0
+    high, upper = (float(betaincinv(x + 1, m - x, p)) if x < m else 1.0 for p in (0.975, 0.95))
+    return low, high, upper if x else min(1.0, 3 / m)

@@ -85,7 +85,7 @@ class Subset:
 def assign(clouds: Clouds, index: Int64[Tensor, " n"]) -> Exact:
     """The exact optimal transport between the indexed samples before and after the map."""
     partner = _partners(*_inner(clouds, index), clouds.D)
-    apart, best = np.zeros(len(partner)), np.zeros(len(partner))
+    apart, best = np.zeros((2, len(partner)))
     for a, b in clouds.columns(index):
         apart += (a - b).square().sum(1).numpy()
         best += (a - b[partner]).square().sum(1).numpy()

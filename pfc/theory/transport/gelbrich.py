@@ -1,7 +1,6 @@
 """A lower bound of W2 from means and covariances alone: Gelbrich 1990."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,19 +76,13 @@ def _factors(
     clouds: Clouds, basis: Float64[Tensor, "D P"] | None
 ) -> tuple[Float64[Tensor, "P P"], Float64[Tensor, "P P"]]:
     """Triangular factors of both covariances by QR, batch after batch, never squaring the features."""
-    F = E = torch.zeros(0, clouds.D if basis is None else basis.shape[1], dtype=torch.float64)
-    for a, b in _weighted(clouds, basis):
+    P = clouds.D if basis is None else basis.shape[1]
+    F = E = torch.zeros(0, P, dtype=torch.float64)
+    for at, *both in clouds.rows(2 * P):
+        root = clouds.w[at].sqrt()[:, None]
+        a, b = (root * (x if basis is None else x @ basis) for x in both)
         F, E = (torch.linalg.qr(torch.cat(pair), mode="r").R for pair in ((F, a), (E, b)))
     return F, E
-
-
-def _weighted(
-    clouds: Clouds, basis: Float64[Tensor, "D P"] | None
-) -> Iterator[tuple[Float64[Tensor, "B P"], Float64[Tensor, "B P"]]]:
-    P = clouds.D if basis is None else basis.shape[1]
-    for at, a, b in clouds.rows(2 * P):
-        root = clouds.w[at].sqrt()[:, None]
-        yield (root * a, root * b) if basis is None else (root * (a @ basis), root * (b @ basis))
 
 
 def _basis(clouds: Clouds, P: int, rng: np.random.Generator) -> Float64[Tensor, "D P"]:

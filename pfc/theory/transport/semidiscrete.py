@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from pfc.theory.transport.clouds import Clouds, ratio, times
 
@@ -81,19 +79,14 @@ def _costs(clouds: Clouds) -> tuple[float, np.ndarray]:
     cost, excess = 0.0, []
     for at, a, _ in clouds.rows():
         cost += float(clouds.w[at] @ (a - M[y[at]]).square().sum(1))
-        excess.append(_excess(a, M, y[at]))
+        c = M.square().sum(1) - 2 * a @ M.mT
+        excess.append(c - c.gather(1, y[at, None]))
     return cost, torch.cat(excess).numpy()
-
-
-def _excess(a: Float64[Tensor, "B D"], M: Float64[Tensor, "K D"], y: Tensor) -> Float64[Tensor, "B K"]:
-    c = M.square().sum(1) - 2 * a @ M.mT
-    return c - c.gather(1, y[:, None])
 
 
 def _over(c: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
     """What each sample could save over its own class at these prices; their mean bounds the gap."""
-    saved: np.ndarray = (v - c).max(1) - v[y]
-    return saved
+    return np.asarray((v - c).max(1) - v[y])
 
 
 def _minimise(c: np.ndarray, w: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -143,14 +136,10 @@ def _polish(
     loose, fixed = order[:n], order[n:]
     A, b, kept = _constraints(c, loose, fixed, cell)
     still = np.bincount(cell[fixed], w[fixed], minlength=len(pi))
-    found = linprog(
-        len(w) * np.concatenate([still - pi, w[loose]]),
-        A_ub=A,
-        b_ub=b,
-        bounds=[(0, 0)] + [(None, None)] * (len(pi) - 1 + len(loose)),
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-    )
+    slope = len(w) * np.concatenate([still - pi, w[loose]])
+    bounds = [(0, 0)] + [(None, None)] * (len(pi) - 1 + len(loose))
+    options: Any = {f"{side}_feasibility_tolerance": 1e-10 for side in ("primal", "dual")}
+    found = linprog(slope, A_ub=A, b_ub=b, bounds=bounds, method="highs", options=options)
     if found.x is None:
         return v, False
     price = -found.ineqlin.marginals[len(b) - kept :]

@@ -194,11 +194,9 @@ def _stages(
         stages.append(("assignment", partial(assign_at_most, clouds, exact, rng)))
     if not directions:
         return stages
-    for size in subset_sizes(clouds, exact):
-        stages.append((f"subsets of {size}", partial(draw_subsets, clouds, size, rng)))
-    for length in LENGTHS:
-        if length <= clouds.N:
-            stages.append((f"cycles of {length}", partial(draw_cycles, clouds, length, rng)))
+    sizes, lengths = subset_sizes(clouds, exact), (k for k in LENGTHS if k <= clouds.N)
+    stages += [(f"subsets of {n}", partial(draw_subsets, clouds, n, rng)) for n in sizes]
+    stages += [(f"cycles of {k}", partial(draw_cycles, clouds, k, rng)) for k in lengths]
     if clouds.labels is not None and len(clouds.count) > 1:
         stages.append(("class means", partial(transport_to_means, clouds)))
     stages.append(("covariances", partial(gelbrich, clouds, cost, directions, rng)))
