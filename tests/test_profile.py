@@ -171,7 +171,7 @@ def damaged(path, change):
         (lambda c: c.update(layers=3), "p.json: layers must be a list, got 3"),
         (
             lambda c: c.update(columns={"pfc1": ["one"]}),
-            r"p.json: columns.pfc1\[0\] must be a number, got 'one'",
+            r"p.json: columns.pfc1\[0\] must be a number from 0 on, got 'one'",
         ),
         (lambda c: c["columns"]["pfc1"].pop(), "layers, shapes and columns must be as many"),
         (lambda c: c["layers"].__setitem__(1, c["layers"][0]), "each layer of its own name"),

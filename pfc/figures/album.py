@@ -71,8 +71,8 @@ def of_profile(
         ValueError: If the kind of position or the end is unknown.
 
     Example:
-        >>> import pfc, tempfile
-        >>> digits = pfc.data.load("digits", limit=40)
+        >>> import pfc, tempfile, torch
+        >>> digits, _ = pfc.data.load("digits", limit=40), torch.manual_seed(0)
         >>> net = pfc.FCResNet(features=64, classes=10, width=8, blocks=2)
         >>> profile = pfc.measure(net, digits.batches(), progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
