@@ -107,6 +107,11 @@ def test_speeds_of_the_page_are_the_records():
     assert pixels["largest_cpu_seconds"] <= 1
     assert pixels["largest_above_the_longer_run"] <= 1e-5
     assert len(pixels["rows"]) >= 12
+    versions = json.loads((ROOT / "benchmarks" / "versions.json").read_text())["ratio"].values()
+    told = [f"{ratio:.2f}" for ratio in versions]
+    words = "| {}, {}; {}, {}, {}; {}; {}, {} |"
+    assert words.format(*told) in page
+    assert all(ratio <= 1.02 for ratio in versions), "the page would have to say so"
     for record in (engine, network, decode):
         for name, ratio in record["ratio"].items():
             assert ratio <= record["aim"][name], "an aim is missed: the page would have to say so"
