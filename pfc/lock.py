@@ -16,20 +16,7 @@ NAME = "lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder while the block runs, against other processes and other threads of this one.
-
-    The lock is the operating system's, on the file `lock` in the folder. It ends with the process that
-    holds it, however that dies; the file may then stay, which means nothing.
-
-    Args:
-        folder: The folder; created if it does not exist.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If another holds the lock.
-    """
+    """Lock a folder while the block runs, against other processes and other threads of this one."""
     path = folder / NAME
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

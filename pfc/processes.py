@@ -62,14 +62,7 @@ class Processes:
         return [value]
 
     def agree(self, **values: Any) -> None:
-        """Refuse where processes differ.
-
-        Args:
-            values: What must be the same in all, by its name.
-
-        Raises:
-            ValueError: If it is not.
-        """
+        """Refuse values, by their names, that differ between processes."""
         each = self.exchange("agreed", values)
         for rank, theirs in enumerate(each):
             for name, value in theirs.items():
@@ -122,13 +115,7 @@ class Group(Processes):
         self._over = threading.Event()
 
     def _joined(self) -> "Store":
-        """The store of this call: all make the same calls in the same order.
-
-        A call that another process has given up because this one did not come is passed over.
-
-        Returns:
-            The part of the group's store that belongs to this call.
-        """
+        """The store of this call, the same in all processes; calls that were given up are skipped."""
         from torch.distributed import distributed_c10d
 
         ranks = ",".join(map(str, dist.get_process_group_ranks(self.group or dist.group.WORLD)))
@@ -224,19 +211,7 @@ class Group(Processes):
         raise kind(message) from None
 
     def exchange(self, where: str, value: Any = None) -> list[Any]:
-        """Wait for all; the value of each, by rank.
-
-        Args:
-            where: A name, the same in all processes.
-            value: Anything that JSON can hold.
-
-        Returns:
-            The value of each process.
-
-        Raises:
-            ValueError: If another process met bad input.
-            ProcessError: If one failed otherwise, died or did not come.
-        """
+        """Wait for all processes at a point of that name; the value of each, by rank."""
         keys = [f"{where}/{rank}" for rank in range(self.size)]
         came, pauses = time.monotonic(), _pauses()
         with self._asking():
@@ -337,18 +312,7 @@ def _meeting_place(group: Any, device: torch.device) -> torch.device:
 
 @contextmanager
 def together(group: Any) -> Iterator[Processes]:
-    """The processes that share the work of a block; what stops one of them stops them all.
-
-    Args:
-        group: A `torch.distributed` group; `None` for all processes where there is more than one,
-            `False` for this process alone.
-
-    Yields:
-        The processes.
-
-    Raises:
-        ValueError: If this process is not in the group.
-    """
+    """The processes that share the work of a block; what stops one of them stops them all."""
     if not _many(group):
         yield Processes()
         return
@@ -372,14 +336,7 @@ def _many(group: Any) -> bool:
 
 @contextmanager
 def launched(device: str | None) -> Iterator[tuple[Processes, str | None]]:
-    """Join the processes that `torchrun` started, if it did, for the length of the block.
-
-    Args:
-        device: What was asked for; on GPUs each process of a machine takes its own.
-
-    Yields:
-        This process's place among them, and its device.
-    """
+    """Join the processes that `torchrun` started, if it did, for the length of the block."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
         yield Processes(), device
         return

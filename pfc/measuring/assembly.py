@@ -28,18 +28,7 @@ def assemble(
     W: Float[Tensor, "C D"] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """The profile of two passes, or of the first alone.
-
-    Args:
-        sums: State of pass one.
-        decisions: State of pass two, if there was one.
-        weighting: Class weights in covariances.
-        W: The classifier's weight, if it is known.
-        about: What else there is to say of how it was measured.
-
-    Returns:
-        The profile.
-    """
+    """The profile of two passes, or of the first alone; `W` is the classifier's weight if known."""
     layout, moments, columns = sums.layout, sums.moments, measured(2 if decisions else 1)
     segments = _segments(sums, decisions, weighting)
     position = {

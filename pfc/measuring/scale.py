@@ -49,19 +49,7 @@ class Scale:
     def fit(
         self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], origin: Origin
     ) -> list[Float[Tensor, "B D"]]:
-        """Rescale a batch of features of these layers.
-
-        Args:
-            names: Of the layers.
-            batch: The features of each.
-            origin: The batch, for the message.
-
-        Returns:
-            The features divided by the power of two.
-
-        Raises:
-            ValueError: If float64 features do not fit the power.
-        """
+        """Rescale a batch of features of these layers, or refuse float64 features that do not fit."""
         if all(H.dtype != torch.float64 for H in batch):
             return list(batch)
         for name, H in zip(names, batch, strict=True):
