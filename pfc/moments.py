@@ -95,8 +95,9 @@ class ClassMoments:
         """Add `other` in place."""
         SegmentMoments.around(self).merge(SegmentMoments.around(other))
 
-    def centred(self, pi: Float64[Tensor, " K"]) -> Float64[Tensor, "K D"]:
-        """Class means less their mean under the weights `pi`, exact at any common offset."""
+    def centred(self, pi: Float64[Tensor, " K"] | None = None) -> Float64[Tensor, "K D"]:
+        """Class means less their mean under the weights `pi`, or unweighted; exact at any offset."""
+        pi = torch.full_like(self.count, 1 / len(self.count)) if pi is None else pi
         M = (self.mean - pi @ self.mean) + self.mean_error
         return M - pi @ M
 

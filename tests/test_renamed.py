@@ -51,6 +51,7 @@ def test_a_name_of_an_object():
         (ClassMoments.of(H, torch.arange(len(H)) % 2), "low", "mean_error"),
         (profile, "steps_back", "non_monotone_layers"),
         (profile.segment().path(), "told", "to_dict"),
+        (profile.segment(), "told", "to_dict"),
         (prediction, "told", "to_dict"),
         (gap, "told", "to_dict"),
         (solution, "moved", "relative_displacement"),

@@ -37,11 +37,12 @@ def assemble(
         for name, place in zip(segment.layers, segment.position("path"), strict=True)
     }
     rows = {}
-    for name in layout.names:
-        evidence = _evidence(name, sums, decisions, weighting, W, position.get(name, math.nan))
+    for name, each in moments.items():
+        evidence = _evidence(name, each, sums, decisions, weighting, W)
+        evidence = replace(evidence, position=position.get(name, math.nan))
         rows[name] = {column.name: column.of(evidence) for column in columns}
-        _warn_of_undefined(name, evidence, rows[name], moments[name].mean.shape[1])
-    exponents = {name: g.scale.exponent for g in sums.groups for name in g.names if g.scale.exponent}
+        _warn_of_undefined(name, evidence, rows[name], each.mean.shape[1])
+    exponents = {name: scale.exponent for name, scale in sums.scales.items() if scale.exponent}
     return Profile(
         layers=layout.names,
         shapes=tuple(layout.shapes.values()),
@@ -85,14 +86,13 @@ def _segments(sums: Sums, decisions: Decisions | None, weighting: Weighting) -> 
 
 def _evidence(
     name: str,
+    moments: ClassMoments,
     sums: Sums,
     decisions: Decisions | None,
     weighting: Weighting,
     W: Float[Tensor, "C D"] | None,
-    position: float,
 ) -> Evidence:
     """What is known of a layer, of the classes that have samples."""
-    moments = sums.moments[name]
     present, nearest = moments.present(), decisions.nearest[name] if decisions else None
     span = nearest.span if nearest else MeansSpan.of(moments, weighting)
     at_classifier = name == sums.layout.classifier_row
@@ -104,17 +104,11 @@ def _evidence(
         weighting=weighting,
         nearest=nearest,
         disagreement=math.nan if disagreement is None else disagreement,
-        position=position,
     )
     if not at_classifier or W is None or len(W) < len(sums.count):
         return evidence
     seen = (moments.count > 0).nonzero().flatten()
-    return replace(evidence, classifier=(W.detach().to(moments.mean)[seen], _centred(present)))
-
-
-def _centred(moments: ClassMoments) -> Tensor:
-    """Class means less their unweighted mean, in the features' own coordinates."""
-    return moments.centred(torch.full_like(moments.count, 1 / len(moments.count)))
+    return replace(evidence, classifier=(W.detach().to(moments.mean)[seen], present.centred()))
 
 
 def _warn_of_undefined(name: str, evidence: Evidence, row: Mapping[str, float], features: int) -> None:

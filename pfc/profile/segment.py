@@ -13,6 +13,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
 from pfc.theory.geodesic import Certificate, Line, OnLine
 from pfc.theory.path import Path, PathSample, path_of
+from pfc.warning import renamed
 
 Position = Literal["path", "chord", "proj", "index"]
 KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
@@ -66,8 +67,7 @@ class Segment:
         """Read a segment from its moments, the second pass's curves, and its samples' own paths."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
-        equal = torch.full_like(ends[0].count, 1 / len(ends[0].count))
-        M = torch.cat([end.centred(equal) for end in ends])
+        M = torch.cat([end.centred() for end in ends])
         in_span = torch.linalg.qr(M.mT, mode="r").R.mT
         return cls(
             start=start,
@@ -171,6 +171,8 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """What is kept as words and numbers beside the arrays."""
         return {"start": self.start, "layers": list(self.layers), "sampled": self.sampled}
+
+    told = renamed("Segment.told", "Segment.to_dict")
 
     def arrays(self) -> dict[str, Tensor]:
         """All that is kept in a file beside the names."""
