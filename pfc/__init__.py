@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import features as features
     from pfc.measuring import measure as measure
+    from pfc.measuring import measure_features as measure_features
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
     from pfc.profile import Profile as Profile
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
-    **dict.fromkeys(("Monitor", "features", "measure"), "pfc.measuring"),
+    **dict.fromkeys(("Monitor", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile", "load"), "pfc.profile"),
     **dict.fromkeys(("RECIPES", "Recipe", "Run", "train"), "pfc.training"),
 }

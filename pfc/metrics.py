@@ -74,6 +74,56 @@ def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Floa
     return within_trace(moments, weighting) / between_trace(moments, weighting)
 
 
+def unbiased_scatter_ratio(
+    moments: ClassMoments, weighting: Weighting = "class"
+) -> Float64[Tensor, ""]:
+    r"""PFC1 as a ratio of unbiased estimates: of few samples a class, the means' own noise taken out.
+
+    $$ \frac{\sum_c \pi_c S_c / (n_c - 1)}
+            {\mathrm{Tr}\,\Sigma_B - \sum_c \pi_c (1 - \pi_c) S_c / (n_c (n_c - 1))}, $$
+
+    with the scatter $S_c$ of the $n_c$ samples of a class about their mean.
+
+    Args:
+        moments: Of one layer.
+        weighting: What a class counts in both covariances; taken as given, not as drawn.
+
+    Returns:
+        A number in [0, inf]: inf where the means lie no further apart than noise would put them; NaN if
+        a class has one sample, or all features coincide.
+
+    Raises:
+        ValueError: If fewer than two classes have samples.
+    """
+    _two_classes(int((moments.count > 0).sum()))
+    within, noise = _unbiased(moments.present(), weighting)
+    between = between_trace(moments, weighting)
+    return torch.where(between > noise, within / (between - noise), within / 0.0)
+
+
+def noise_share(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
+    """Share of the between-class variance that the class means' sampling noise accounts for.
+
+    Args:
+        moments: Of one layer.
+        weighting: What a class counts.
+
+    Returns:
+        A number from 0 on, above 1 if noise alone would put the means further apart; NaN if a class has
+        one sample, or the means coincide.
+    """
+    return _unbiased(moments.present(), weighting)[1] / between_trace(moments, weighting)
+
+
+def _unbiased(
+    moments: ClassMoments, weighting: Weighting
+) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+    """Unbiased: the within-class variance, and what the noise of the means adds to the between-class one."""
+    pi, n = class_weights(moments.count, weighting), moments.count
+    variance = torch.where(n > 1, moments.scatter / (n - 1), torch.nan)
+    return (pi * variance).sum(), (pi * (1 - pi) * variance / n).sum()
+
+
 def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     r"""Distance of the class means from a simplex equiangular tight frame (PFC2).
 
@@ -152,17 +202,18 @@ def collapse_trace(
         squares: For each class the summed squares of its residuals along the singular directions of
             the weighted, centred class means.
         count: Samples of each class.
-        values: The singular values, all above zero; their number is the rank of the means.
+        values: The singular values; how many are above zero is the rank of the means.
         weighting: What a class counts in both covariances.
 
     Returns:
         A number in [0, inf); 0 at perfect collapse, NaN if the means coincide.
     """
-    if not len(values):
+    seen = values > 0
+    if not seen.any():
         return squares.new_tensor(float("nan"))
     pi = class_weights(count, weighting)
-    Sigma_W = (pi / count.clamp(min=1)) @ squares  # its diagonal in these directions
-    return (Sigma_W / values / values).sum()
+    Sigma_W = (pi / count.clamp(min=1)) @ squares[:, seen]  # its diagonal in these directions
+    return (Sigma_W / values[seen] / values[seen]).sum()
 
 
 def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:

@@ -120,7 +120,11 @@ class ClassMoments:
 
     def cpu(self) -> "ClassMoments":
         """The same moments on the CPU."""
-        return ClassMoments(*(part.cpu() for part in self._parts()))
+        return self.to("cpu")
+
+    def to(self, device: torch.device | str) -> "ClassMoments":
+        """The same moments on a device."""
+        return ClassMoments(*(part.to(device) for part in self._parts()))
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.count, self.mean, self.scatter, self.mean_error

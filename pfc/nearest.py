@@ -17,6 +17,7 @@ from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.tiles import column_tiles, row_tiles, upcast
 
 EPS = torch.finfo(torch.float64).eps
+MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
 
 
@@ -27,7 +28,8 @@ class MeansSpan:
     Args:
         centre: The weighted mean of the class means, g.
         basis: Orthonormal columns, the singular directions of the weighted, centred means.
-        values: Their singular values, all above round-off.
+        values: Their singular values, all above round-off; 0 for directions that only classes of no
+            weight need.
         points: The centred class means in this basis.
         place: Position in `points` of each class; -1 for a class without samples.
         centre_error: What rounding took from `centre`; without it a large offset would cost digits.
@@ -41,7 +43,12 @@ class MeansSpan:
     centre_error: Float64[Tensor, " D"]
 
     @classmethod
-    def of(cls, moments: ClassMoments, weighting: Weighting = "class") -> "MeansSpan":
+    def of(
+        cls,
+        moments: ClassMoments,
+        weighting: Weighting = "class",
+        weights: Float64[Tensor, " K"] | None = None,
+    ) -> "MeansSpan":
         """Span of a layer's means.
 
         Singular values up to eps max(D, K) of the largest count as zero, and so do those that the
@@ -50,21 +57,23 @@ class MeansSpan:
         Args:
             moments: Of the layer.
             weighting: What a class counts in the centre and the singular values.
+            weights: What it counts there instead, such as by the samples of other data; may be 0.
 
         Returns:
             The span; its rank is at most the number of classes with samples less one.
         """
         seen = moments.count > 0
         means = moments.present()
-        pi = class_weights(means.count, weighting)
+        pi = class_weights(means.count, weighting) if weights is None else weights[seen]
         centre, M = pi @ means.mean, means.centred(pi)
         error = pi @ ((means.mean - centre) + means.mean_error)
-        values, directions = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)[1:]
-        floor = torch.maximum(EPS * max(M.shape) * values[0], _rounding(means))
-        rank = int((values > floor).sum())
-        basis = directions[:rank].contiguous().mT
+        basis, values, floor = _directions(M * pi.sqrt()[:, None], _rounding(means))
+        if not bool(pi.all()):  # the means of no weight need further directions
+            more, _, floor = _directions(M - (M @ basis) @ basis.mT, floor)
+            basis = torch.cat([basis.mT, more.mT]).mT
+            values = torch.cat([values, values.new_zeros(more.shape[1])])
         points = _together(M @ basis, floor)
-        return cls(centre, basis, values[:rank], points, _places(seen), error)
+        return cls(centre, basis, values, points, _places(seen), error)
 
     @classmethod
     def room(cls, moments: ClassMoments, rank: int) -> "MeansSpan":
@@ -84,6 +93,16 @@ class MeansSpan:
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
         return (self.points.square().sum(1) - 2 * z @ self.points.mT).argmin(1)
+
+
+def _directions(
+    M: Float64[Tensor, "P D"], rounding: Float64[Tensor, ""]
+) -> tuple[Float64[Tensor, "D R"], Float64[Tensor, " R"], Float64[Tensor, ""]]:
+    """The singular directions of a matrix as columns, their values, and what these are above."""
+    values, directions = torch.linalg.svd(M, full_matrices=False)[1:]
+    floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
+    rank = int((values > floor).sum())
+    return directions[:rank].contiguous().mT, values[:rank], floor
 
 
 def _places(seen: Bool[Tensor, " K"]) -> Int64[Tensor, " K"]:
@@ -143,8 +162,11 @@ class NearestMean:
         span: The span of the means that the first pass found.
         count: Samples of each class seen in this pass.
         hits: Samples of each class that are nearest to its own mean.
-        sums: Per class, sum of the residuals in the span: zero if the data are those of pass one.
+        sums: Per class, sum of the residuals in the span: zero if the means are those of these data.
         squares: Per class, sum of the squared residuals in the span.
+        confusion: Samples of each class by the class of the nearest mean; without rows for more than
+            `MOST_PAIRED` classes.
+        own: The data's own class means less those of the span, in the span; zero if they are the same.
         rounding: The coarsest relative precision of the features seen.
     """
 
@@ -153,14 +175,18 @@ class NearestMean:
     hits: Float64[Tensor, " P"]
     sums: Float64[Tensor, "P R"]
     squares: Float64[Tensor, "P R"]
+    confusion: Float64[Tensor, "Q P"]
+    own: Float64[Tensor, "P R"]
     rounding: float = 0.0
 
     @classmethod
-    def empty(cls, span: MeansSpan) -> "NearestMean":
+    def empty(cls, span: MeansSpan, own: Float64[Tensor, "P R"] | None = None) -> "NearestMean":
         """Nothing seen yet."""
         P, R = span.points.shape
         zeros = span.points.new_zeros
-        return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R))
+        confusion = zeros(P if P <= MOST_PAIRED else 0, P)
+        own = zeros(P, R) if own is None else own
+        return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R), confusion, own)
 
     def update(self, H: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
         """Add a batch in place.
@@ -186,7 +212,16 @@ class NearestMean:
         self.hits.index_add_(0, p, (nearest == p).to(z))
         self.sums.index_add_(0, p, residual)
         self.squares.index_add_(0, p, residual.square())
+        if len(self.confusion):
+            pairs = self.confusion.view(-1)
+            pairs.index_add_(0, p * len(self.count) + nearest, z.new_ones(len(z)))
         return nearest
+
+    def rows(self, places: Int64[Tensor, " Q"]) -> "NearestMean":
+        """What was gathered of some of the classes."""
+        confusion = self.confusion[places] if len(self.confusion) else self.confusion
+        parts = (self.count, self.hits, self.sums, self.squares)
+        return NearestMean(self.span, *(part[places] for part in parts), confusion, self.own[places])
 
     def check(self, name: str) -> None:
         """Check that this pass saw the features of the first: the same counts and class means.
@@ -197,7 +232,7 @@ class NearestMean:
         Raises:
             ValueError: If it did not.
         """
-        drift = (self.sums / self.count[:, None]).norm(dim=1)
+        drift = (self.sums / self.count.clamp(min=1)[:, None] - self.own).norm(dim=1)
         spread = (self.squares.sum() / self.count.sum() + self.span.points.square().sum(1).max()).sqrt()
         # 1000 eps: a forward pass in batches of other sizes rounds otherwise; half precision far more
         most = min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())
@@ -210,7 +245,7 @@ class NearestMean:
     def merge(self, *others: "NearestMean", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""
         parts = (self, *others)
-        for name in ("count", "hits", "sums", "squares"):
+        for name in ("count", "hits", "sums", "squares", "confusion"):
             setattr(self, name, total_of([getattr(part, name) for part in parts], total))
         rounding = torch.tensor([max(part.rounding for part in parts)], dtype=torch.float64)
         self.rounding = max(map(float, gather(rounding)))

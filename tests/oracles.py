@@ -63,8 +63,12 @@ def naive_row(H, y, weighting="class", W=None, b=None):
     pairs = [(j, k) for j in range(K) for k in range(K) if j != k]
     cosines = np.array([M[j] @ M[k] / (norms[j] * norms[k]) for j, k in pairs])
     variance = [((H[y == k] - m) ** 2).sum(axis=1).mean() for k, m in zip(classes, Mu, strict=True)]
+    n = np.array([(y == k).sum() for k in classes])
+    pi = np.full(K, 1 / K) if weighting == "class" else n / len(y)
+    S = np.array([((H[y == k] - m) ** 2).sum() for k, m in zip(classes, Mu, strict=True)])
     row = {
         "pfc1": np.trace(within) / np.trace(between),
+        "pfc1_unbiased": naive_unbiased(S, n, pi, np.trace(between)),
         "pfc2": np.linalg.norm(G / np.linalg.norm(G) - E / np.sqrt(K - 1)),
         "pfc3": np.mean(nearest == y),
         "fuzziness": fuzziness,
@@ -82,6 +86,15 @@ def naive_row(H, y, weighting="class", W=None, b=None):
         row["nc3"] = np.linalg.norm(rows / np.linalg.norm(rows) - M / np.linalg.norm(M))
         row["nc4"] = np.mean((H @ W.T + b).argmax(axis=1) != nearest)
     return row
+
+
+def naive_unbiased(S, n, pi, between):
+    """The ratio of unbiased estimates (11.3); infinite where noise explains the means."""
+    if (n == 1).any():
+        return np.nan
+    within = sum(pi[k] * S[k] / (n[k] - 1) for k in range(len(n)))
+    noise = sum(pi[k] * (1 - pi[k]) * S[k] / (n[k] * (n[k] - 1)) for k in range(len(n)))
+    return within / (between - noise) if between > noise else np.inf
 
 
 def naive_positions(layers, y, weighting="class"):

@@ -744,7 +744,7 @@ def test_wrong_arguments_are_refused(options, match):
 @pytest.mark.parametrize("weighting", ["samples", "both"])
 def test_an_unknown_weighting_is_refused(weighting, monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
-    for name in ("class_weights", "_checked"):
+    for name in ("class_weights", "_how", "How"):
         monkeypatch.setattr(entry, name, unwrap(getattr(entry, name)))
     with pytest.raises(ValueError, match=f"weighting must be 'class' or 'sample', got '{weighting}'"):
         unwrap(pfc.measure)(fc_resnet(), POINTS, weighting=weighting, progress=False)

@@ -4,5 +4,6 @@ from pfc.measuring.costs import Cost as Cost
 from pfc.measuring.costs import cost as cost
 from pfc.measuring.entry import features as features
 from pfc.measuring.entry import measure as measure
+from pfc.measuring.entry import measure_features as measure_features
 from pfc.measuring.entry import transport as transport
 from pfc.measuring.monitor import Monitor as Monitor

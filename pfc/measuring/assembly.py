@@ -10,38 +10,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pfc.measuring.decisions import Decisions
+from pfc.measuring.passes import Measured
+from pfc.measuring.reference import Reference
 from pfc.measuring.sums import Sums
-from pfc.metrics import Weighting
+from pfc.metrics import Weighting, noise_share
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan
+from pfc.nearest import MOST_PAIRED, MeansSpan
+from pfc.profile.classes import ClassGeometry
 from pfc.profile.columns import Evidence, measured
 from pfc.profile.profile import Profile
 from pfc.profile.segment import Segment
 from pfc.warning import warn
 
+NOISE = 0.1  # share of the between-class variance above which the noise of the means is told
+
 
 def assemble(
-    sums: Sums,
-    decisions: Decisions | None,
+    found: Measured,
     weighting: Weighting,
     *,
     W: Float[Tensor, "C D"] | None = None,
+    reference: Reference | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """The profile of two passes, or of the first alone; `W` is the classifier's weight if known."""
-    layout, moments, columns = sums.layout, sums.moments, measured(2 if decisions else 1)
+    """The profile of what was measured; `W` is the classifier's weight if known."""
+    sums, decisions = found.sums, found.decisions
+    layout, moments = sums.layout, sums.moments
+    columns = measured(2 if decisions else 1, own=reference is None)
     segments = _segments(sums, decisions, weighting)
     position = {
         name: place
         for segment in segments
         for name, place in zip(segment.layers, segment.position("path"), strict=True)
     }
-    rows = {}
+    rows, geometry, noise = {}, {}, {}
     for name, each in moments.items():
-        evidence = _evidence(name, each, sums, decisions, weighting, W)
+        evidence = _evidence(name, each, sums, decisions, weighting, W, reference)
         evidence = replace(evidence, position=position.get(name, math.nan))
         rows[name] = {column.name: column.of(evidence) for column in columns}
+        geometry[name] = _geometry(each, evidence)
+        noise[name] = _noise(evidence)
         _warn_of_undefined(name, evidence, rows[name], each.mean.shape[1])
+    _warn_of_noise(noise)
     exponents = {name: scale.exponent for name, scale in sums.scales.items() if scale.exponent}
     return Profile(
         layers=layout.names,
@@ -62,9 +72,12 @@ def assemble(
             "at_classifier": layout.classifier_row,
             "accuracy": decisions.answers.accuracy if decisions else None,
             "exponents": exponents,
+            "means": None if reference is None else reference.name,
             "torch": torch.__version__,
             **(about or {}),
         },
+        geometry=geometry,
+        sample=found.points,
     )
 
 
@@ -91,10 +104,15 @@ def _evidence(
     decisions: Decisions | None,
     weighting: Weighting,
     W: Float[Tensor, "C D"] | None,
+    reference: Reference | None,
 ) -> Evidence:
     """What is known of a layer, of the classes that have samples."""
     present, nearest = moments.present(), decisions.nearest[name] if decisions else None
-    span = nearest.span if nearest else MeansSpan.of(moments, weighting)
+    span = nearest.span if nearest and reference is None else MeansSpan.of(moments, weighting)
+    about = None
+    if nearest and reference is not None:
+        about = reference.about_means(name, moments, nearest.span)
+        nearest = nearest.rows(nearest.span.place[moments.count > 0])
     at_classifier = name == sums.layout.classifier_row
     disagreement = decisions.answers.disagreement if decisions and at_classifier else None
     evidence = Evidence(
@@ -102,6 +120,7 @@ def _evidence(
         scatter=present.scatter,
         M=span.points,
         weighting=weighting,
+        reference=about,
         nearest=nearest,
         disagreement=math.nan if disagreement is None else disagreement,
     )
@@ -111,9 +130,42 @@ def _evidence(
     return replace(evidence, classifier=(W.detach().to(moments.mean)[seen], present.centred()))
 
 
+def _geometry(moments: ClassMoments, evidence: Evidence) -> ClassGeometry:
+    """What is kept of the classes at a layer."""
+    nearest = evidence.nearest
+    return ClassGeometry.of(
+        (moments.count > 0).nonzero().flatten(),
+        evidence.count,
+        evidence.scatter,
+        evidence.M,
+        MOST_PAIRED,
+        nearest.hits if nearest else None,
+        nearest.confusion if nearest and len(nearest.confusion) else None,
+    )
+
+
+def _noise(evidence: Evidence) -> float:
+    """Which share of the variance between the data's own means their noise makes; 0 about others."""
+    return float(noise_share(evidence.moments, evidence.weighting)) if evidence.has("own") else 0.0
+
+
+def _warn_of_noise(shares: Mapping[str, float]) -> None:
+    """Say where the class means are of so few samples that their own noise sets them apart."""
+    loud = {name: share for name, share in shares.items() if NOISE < share < math.inf}
+    if loud:
+        most = max(loud, key=lambda name: loud[name])
+        warn(
+            f"few samples a class: sampling noise of the class means makes {100 * loud[most]:.0f} % of the "
+            f"between-class variance at layer {most!r} (over 10 % at {len(loud)} of {len(shares)} layers), "
+            "so that PFC1 is too small and PFC3 too large there; see pfc1_unbiased, or use more samples"
+        )
+
+
 def _warn_of_undefined(name: str, evidence: Evidence, row: Mapping[str, float], features: int) -> None:
     """Say what has no meaning at a layer, and why."""
     rank, full = evidence.M.shape[1], min(len(evidence.M) - 1, features)
+    if not full:
+        return
     if rank < full:
         warn(
             f"layer {name!r}: the class means span {rank} dimensions, not {full}: "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.labels import BatchLabels
@@ -72,7 +72,7 @@ class Decisions:
         lines: Crossings along the straight line of each segment, by its first and last layer.
         scales: The power of two by which each layer's features are divided.
         classes: The classes behind the means, in their order.
-        known: The same classes as numbers.
+        known: Those that have samples, as numbers.
         answers: What the classifier answered.
     """
 
@@ -85,19 +85,30 @@ class Decisions:
     answers: Answers
 
     @classmethod
-    def about(cls, sums: Sums, spans: Mapping[str, MeansSpan]) -> "Decisions":
-        """No decisions yet, about the means of these sums in these spans."""
+    def about(
+        cls,
+        sums: Sums,
+        spans: Mapping[str, MeansSpan],
+        own: Mapping[str, Float64[Tensor, "P R"]] | None = None,
+    ) -> "Decisions":
+        """No decisions yet, about the means in these spans, from which the data's own may be off."""
         ends = [(names[0], names[-1]) for names in sums.layout.segments]
-        classes = (sums.count > 0).nonzero().flatten()
+        classes = (next(iter(spans.values())).place >= 0).nonzero().flatten()
+        own = own or {}
         return cls(
             layout=sums.layout,
-            nearest={name: NearestMean.empty(span) for name, span in spans.items()},
+            nearest={name: NearestMean.empty(span, own.get(name)) for name, span in spans.items()},
             lines={(a, b): LineCrossings(spans[a], spans[b]) for a, b in ends},
             scales=sums.scales,
             classes=classes,
-            known=frozenset(classes.tolist()),
+            known=frozenset((sums.count > 0).nonzero().flatten().tolist()),
             answers=Answers(classes.new_zeros(3)),
         )
+
+    @property
+    def spans(self) -> dict[str, MeansSpan]:
+        """The span of the means at each layer."""
+        return {name: nearest.span for name, nearest in self.nearest.items()}
 
     def batch(self, labels: BatchLabels, number: int) -> tuple[See, Answered]:
         """Take a batch: what is to be called with each layer's features, then with the answers."""

@@ -1,8 +1,7 @@
 """From a model and a loader to a profile, to features, or to a transport gap."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,17 +10,16 @@ from torch import Tensor, nn
 
 from pfc.device import device_of
 from pfc.measuring import shards
+from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
-from pfc.measuring.costs import cost
-from pfc.measuring.decisions import Decisions
-from pfc.measuring.loader import MeasuredBatches, StatisticsPlace, statistics_device
-from pfc.measuring.passes import first_pass, second_pass
-from pfc.measuring.sums import Sums
+from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
+from pfc.measuring.passes import How, run_passes
+from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
-from pfc.processes import ALONE, Processes, together
+from pfc.processes import ALONE, together
 from pfc.profile.profile import Profile
-from pfc.progress import Step, shown
+from pfc.progress import shown
 from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ def measure(
     limit: int | None = None,
     device: str | torch.device | None = None,
     classifier: str | nn.Module | None = None,
+    means: Profile | None = None,
     statistics: StatisticsPlace | None = None,
     group: Any = None,
     precision: Precision | None = None,
@@ -80,6 +79,10 @@ def measure(
             (`benchmarks/watching.py`). The wider the layer, the more samples it takes.
         device: Where to run; the model's own device if `None`.
         classifier: The last linear layer by name or as a module; found by itself if `None`.
+        means: A profile, such as of the training data, about whose class means these data are measured:
+            distances to the nearest mean, PFC1, PFC3, NC1 and NC4 are about those, the geometry of the
+            means (PFC2, NC2, NC3, CDNV) is the data's own; positions, line and theorems are left out.
+            Then the layers are the profile's by default, and one class is enough.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
             the features are then moved batch by batch; where they fit if `None`.
         group: The processes that measure together; `None` for all of an initialised process group,
@@ -97,9 +100,12 @@ def measure(
             every batch, the data are empty, mislabelled, of one class or not finite, shapes change
             between batches, or the second pass sees different samples from the first.
     """
-    request = Request(model, layers, classifier, pool, segments)
+    reference = Reference.of(means)
+    names = [*reference.moments] if reference is not None and layers is None else layers
+    request = Request(model, names, classifier, pool, segments and reference is None)
     with together(group) as ranks, ExitStack() as stack:
-        device = _checked(model, device, passes, classes, weighting)
+        device = _place(model, device)
+        how = _how(passes, classes, weighting, statistics, reference)
         ranks.use_device(device)
         ranks.agree(
             passes=passes,
@@ -109,61 +115,85 @@ def measure(
             limit=limit,
             precision=precision,
             pool=pool if isinstance(pool, str) else "callable",
+            means=None if reference is None else reference.digest,
             network=shards.weights_digest(model) if ranks.size > 1 else None,
         )
         stack.enter_context(undisturbed(unwrapped(model), device, precision))
         own = shards.own_limit(limit, data, ranks)
         batches = MeasuredBatches(data, own, device, may_be_empty=ranks.size > 1)
         total = None if batches.total is None else passes * batches.total
+        rest = iter(batches)
+        first = next(rest, None)
+        looked = shards.agreed_survey(request, first, ranks)
+        if reference is not None:
+            reference.check(looked.layout)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
-            looked, sums, decisions = _measured(
-                request, batches, classes, weighting, passes, statistics, ranks, step
-            )
+            found = run_passes(looked, first, rest, batches, how, ranks, step)
         about = {
             "data": batches.name,
             "precision": precision,
             "processes": ranks.size,
             "exchanged": ranks.exchanged,
         }
-        return assemble(sums, decisions, weighting, W=looked.weight, about=about)
+        return assemble(found, weighting, W=looked.weight, reference=reference, about=about)
 
 
-def _measured(
-    request: Request,
-    batches: MeasuredBatches,
-    classes: int | None,
-    weighting: Weighting,
-    passes: int,
-    statistics: StatisticsPlace | None,
-    ranks: Processes,
-    step: Step,
-) -> tuple[Survey, Sums, Decisions | None]:
-    """Look at the first batch, then run the passes; merge each over the processes."""
-    rest = iter(batches)
-    first = next(rest, None)
-    looked = shards.agreed_survey(request, first, ranks)
-    K = classes or looked.layout.classes or batches.classes
-    least = 1 if first is None else first.labels.numbers[-1] + 1
-    size = cost([*looked.layout.shapes.values()], K or least).peak
-    sums = Sums.empty(looked.layout, K, statistics_device(batches.device, statistics, size))
-    shards.number_samples(sums, ranks)
-    inputs = shards.fingerprint(first, ranks) if passes == 2 or ranks.size > 1 else None
-    head = [] if first is None else [first]
-    done = first_pass(looked, shards.polled(chain(head, rest), ranks), sums, inputs, step)
-    shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
-    if inputs is not None:
-        shards.merge_fingerprint(inputs, len(sums.count), ranks)
-    sums.check()
-    if inputs is None or passes == 1:
-        return looked, sums, None
-    spans = {name: shards.shared_span(m, weighting, ranks) for name, m in sums.moments.items()}
-    decisions, again = Decisions.about(sums, spans), inputs.fresh()
-    second_pass(looked, shards.polled(batches, ranks), decisions, again, step, done)
-    shards.merge_decisions(decisions, ranks)
-    shards.merge_fingerprint(again, len(sums.count), ranks)
-    inputs.compare(again)
-    decisions.check()
-    return looked, sums, decisions
+def measure_features(
+    features: Mapping[str, Any],
+    y: Any,
+    *,
+    classifier: Any = None,
+    classes: int | None = None,
+    weighting: Weighting = "class",
+    passes: int = 2,
+    segments: bool = True,
+    means: Profile | None = None,
+    name: str | None = None,
+    progress: bool = True,
+) -> Profile:
+    """Measure progressive feedforward collapse of features at hand, from wherever they come.
+
+    What `measure` finds of a model's features, without the model; arrays are read in blocks, twice, so
+    that a memory-mapped file may be larger than the memory.
+
+    Args:
+        features: For each layer, in the order of the forward pass, an array of shape N x ... with one
+            sample a row: of numpy (memory-mapped ones too), torch, or what speaks `__array__` or DLPack.
+        y: Class of each of the N samples, as integers from 0 on.
+        classifier: What gives the logits from the last layer that it fits, for accuracy, NC3 and NC4: a
+            module, a pair (W, b) or W of shape K x D.
+        classes: Number of classes; the classifier's outputs, else one more than the largest label if
+            `None`.
+        weighting: As for `measure`.
+        passes: As for `measure`.
+        segments: As for `measure`.
+        means: As for `measure`.
+        name: What the data are called.
+        progress: Show a progress bar on the standard error.
+
+    Returns:
+        The profile, as `measure` gives it; one process computes it.
+
+    Raises:
+        ValueError: If an array is no array of numbers, its length is not that of the labels, it is not
+            finite, the classifier fits no layer, or the labels are of one class.
+
+    Example:
+        >>> H, y = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]]), [0, 0, 1, 1]
+        >>> measure_features({"h": H}, y, progress=False).table().pfc1["h"].item()
+        0.25
+    """
+    reference = Reference.of(means)
+    source = ArraySource(features, y, classifier, segments=segments and reference is None)
+    how = _how(passes, classes, weighting, None, reference)
+    if reference is not None:
+        reference.check(source.layout)
+    rest = iter(source)
+    with shown("measure", passes * len(source), enabled=progress) as step:
+        found = run_passes(source, next(rest), rest, source, how, ALONE, step)
+    W = None if source.head is None else source.head.weight
+    about = {"data": name, "precision": None, "processes": 1, "exchanged": 0}
+    return assemble(found, weighting, W=W, reference=reference, about=about)
 
 
 def features(
@@ -258,20 +288,24 @@ def transport(
     return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
 
 
-def _checked(
-    model: nn.Module,
-    device: str | torch.device | None,
+def _how(
     passes: int,
     classes: int | None,
     weighting: Weighting,
-) -> torch.device:
-    """Where to compute, if all arguments have a meaning."""
+    statistics: StatisticsPlace | None,
+    reference: Reference | None,
+) -> How:
+    """How to measure, if all arguments have a meaning."""
     if passes not in {1, 2}:
         raise ValueError(f"passes must be 1 or 2, got {passes}")
     if classes is not None and classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
+    if reference is not None and classes not in {None, reference.classes}:
+        raise ValueError(f"the means are of {reference.classes} classes, got classes={classes}")
+    if reference is not None and passes == 1:
+        raise ValueError("about the means of other data both passes are needed, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
-    return _place(model, device)
+    return How(passes, classes, weighting, statistics, reference)
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:

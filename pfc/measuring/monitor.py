@@ -13,6 +13,7 @@ from pfc.device import device_of
 from pfc.labels import BatchLabels
 from pfc.measuring.assembly import assemble
 from pfc.measuring.loader import Batch, float64_device
+from pfc.measuring.passes import Measured
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
@@ -208,4 +209,4 @@ class Monitor:
         sums.check_finite()
         sums.check()
         about = {"data": None, "precision": None, "processes": 1, "exchanged": 0, "watched": True}
-        return assemble(sums, None, self._weighting, W=looked.weight, about=about)
+        return assemble(Measured(sums), self._weighting, W=looked.weight, about=about)

@@ -1,20 +1,147 @@
-"""The two passes: a model runs every batch, and its features go to a state that knows nothing of it."""
+"""The passes: a source of features runs every batch, and they go to states that know nothing of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.measuring import shards
+from pfc.measuring.costs import cost
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import Fingerprint
-from pfc.measuring.loader import Batch
-from pfc.measuring.sums import Sums
-from pfc.measuring.survey import Survey
+from pfc.measuring.layout import Layout
+from pfc.measuring.loader import Batch, StatisticsPlace, statistics_device
+from pfc.measuring.reference import Reference
+from pfc.measuring.subset import Subset
+from pfc.measuring.sums import See, Sums
+from pfc.metrics import Weighting
+from pfc.processes import Processes
+from pfc.profile.classes import SamplePoints
 from pfc.progress import Step
 
 LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Where features come from: a model, or arrays."""
+
+    @property
+    def layout(self) -> Layout:
+        """What is measured."""
+
+    def forward(self, batch: Batch, device: torch.device, see: See) -> Int64[Tensor, " B"] | None:
+        """Hand each layer's rows to `see` on `device`; the classifier's answers, if it has any."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """The data, batch by batch, again and again."""
+
+    device: torch.device
+    largest: int
+
+    @property
+    def classes(self) -> int | None:
+        """The data's own number of classes."""
+
+    @property
+    def dataset_size(self) -> int | None:
+        """Samples of the dataset behind it, where it knows."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class How:
+    """How data are measured: arguments of `pfc.measure`."""
+
+    passes: int = 2
+    classes: int | None = None
+    weighting: Weighting = "class"
+    statistics: StatisticsPlace | None = None
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The states after the passes, merged over the processes."""
+
+    sums: Sums
+    decisions: Decisions | None = None
+    points: SamplePoints | None = None
+
+
+def run_passes(
+    source: Source,
+    first: Batch | None,
+    rest: Iterator[Batch],
+    batches: Batches,
+    how: How,
+    ranks: Processes,
+    step: Step,
+) -> Measured:
+    """Run the passes, of which the first goes on from a first batch that was read; merge each."""
+    sums = _empty(source.layout, first, batches, how, ranks)
+    inputs = shards.fingerprint(first, ranks) if how.passes == 2 or ranks.size > 1 else None
+    subset = Subset() if how.passes == 2 else None
+    head = [] if first is None else [first]
+    read = shards.polled(chain(head, rest), ranks)
+    done = first_pass(source, read, sums, inputs, subset, step)
+    shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
+    if inputs is not None:
+        shards.merge_fingerprint(inputs, len(sums.count), ranks)
+    sums.check(own=how.reference is None)
+    if inputs is None or subset is None:
+        return Measured(sums)
+    subset.merge_choice(ranks)
+    decisions, again = _about(sums, how, ranks), inputs.fresh()
+    second_pass(source, shards.polled(batches, ranks), decisions, again, subset, step, done)
+    shards.merge_decisions(decisions, ranks)
+    shards.merge_fingerprint(again, len(sums.count), ranks)
+    inputs.compare(again)
+    decisions.check()
+    return Measured(sums, decisions, subset.points(decisions.spans, ranks))
+
+
+def _empty(
+    layout: Layout, first: Batch | None, batches: Batches, how: How, ranks: Processes
+) -> Sums:
+    """Sums of no samples, where there is room for them."""
+    reference = how.reference
+    K = how.classes or layout.classes or batches.classes if reference is None else reference.classes
+    least = 1 if first is None else first.labels.numbers[-1] + 1
+    size = cost([*layout.shapes.values()], K or least).peak
+    sums = Sums.empty(layout, K, statistics_device(batches.device, how.statistics, size))
+    if reference is not None:
+        reference.prepare(sums)
+    shards.number_samples(sums, ranks)
+    return sums
+
+
+def _about(sums: Sums, how: How, ranks: Processes) -> Decisions:
+    """No decisions yet, about the data's own means or about the reference's."""
+    if how.reference is None:
+        moments = sums.moments.items()
+        spans = {name: shards.shared_span(m, how.weighting, ranks) for name, m in moments}
+        return Decisions.about(sums, spans)
+    spans, own = how.reference.spans(sums, how.weighting, ranks)
+    return Decisions.about(sums, spans, own)
+
+
 def first_pass(
-    survey: Survey, batches: Iterable[Batch], sums: Sums, inputs: Fingerprint | None, step: Step
+    source: Source,
+    batches: Iterable[Batch],
+    sums: Sums,
+    inputs: Fingerprint | None,
+    subset: Subset | None,
+    step: Step,
 ) -> int:
     """Feed the features of all batches to `sums`, the inputs to their fingerprint; counts batches."""
     done = 0
@@ -23,7 +150,9 @@ def first_pass(
         with sums.batch(batch.labels.to(sums.device), batch.number) as see:
             if inputs is not None:
                 inputs.update(batch)
-            survey.forward(batch, sums.device, see)
+            if subset is not None:
+                subset.choose(batch)
+            source.forward(batch, sums.device, see)
         if sums.device.type in SYNCHRONOUS_DEVICES or done % LOOK == 0:
             sums.check_finite()
         step(done, "pass 1")
@@ -32,10 +161,11 @@ def first_pass(
 
 
 def second_pass(
-    survey: Survey,
+    source: Source,
     batches: Iterable[Batch],
     decisions: Decisions,
     inputs: Fingerprint,
+    subset: Subset,
     step: Step,
     done: int,
 ) -> None:
@@ -44,7 +174,7 @@ def second_pass(
     for batch in batches:
         inputs.update(batch)
         see, answered = decisions.batch(batch.labels.to(device), batch.number)
-        answers = survey.forward(batch, device, see)
+        answers = source.forward(batch, device, subset.follow(batch, decisions, see))
         if answers is not None:
             answered(answers)
         step(done + batch.number + 1, "pass 2")

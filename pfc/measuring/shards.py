@@ -172,9 +172,14 @@ def _shared(marks: Sequence[Float64[Tensor, "N 2"]]) -> int:
     return int((near & (y.diff() == 0) & (rank.diff() != 0)).sum()) if bool(mark.any()) else 0
 
 
-def shared_span(moments: ClassMoments, weighting: Weighting, ranks: Processes) -> MeansSpan:
+def shared_span(
+    moments: ClassMoments,
+    weighting: Weighting,
+    ranks: Processes,
+    weights: Float64[Tensor, " K"] | None = None,
+) -> MeansSpan:
     """The span of the merged means as the first process finds it: in another a basis may turn."""
-    found = MeansSpan.of(moments, weighting) if ranks.is_main else None
+    found = MeansSpan.of(moments, weighting, weights) if ranks.is_main else None
     if ranks.size == 1 and found is not None:
         return found
     rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)])))

@@ -14,6 +14,7 @@ from pfc.labels import BatchLabels
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Origin, Scale
 from pfc.moments import ClassMoments, SegmentMoments
+from pfc.schema import short
 from pfc.theory.path import PathSample
 from pfc.warning import warn
 
@@ -154,18 +155,23 @@ class Sums:
             self.scales[name].refuse_larger(name, lambda: batch)
             raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch}")
 
-    def check(self) -> None:
-        """Refuse samples of less than two classes, and what float64 could not hold."""
+    def check(self, *, own: bool = True) -> None:
+        """Refuse what float64 could not hold, and of the data's own means less than two classes."""
         for group in self.groups:
             group.scale.check()
-        missing = (self.count == 0).nonzero().flatten().tolist()
+        missing, single = ((self.count == n).nonzero().flatten().tolist() for n in (0, 1))
         present = len(self.count) - len(missing)
-        if present < 2:
+        if own and present < 2:
             raise ValueError(f"need samples of at least 2 classes, got {present}")
         if missing:
-            warn(f"classes {missing} have no sample and are left out")
-        if self.count.max() <= 1:
+            warn(f"classes {short(missing)} have no sample and are left out")
+        if own and len(single) == present:
             warn("every class has one sample, so PFC1 = 0 and PFC3 = 1 say nothing")
+        elif own and single:
+            warn(
+                f"classes {short(single)} have one sample, which is its own mean: they add nothing to the "
+                "within-class variance, and pfc1_unbiased is undefined; leave them out"
+            )
 
 
 def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int64[Tensor, ""]:

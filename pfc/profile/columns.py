@@ -18,12 +18,14 @@ from pfc.metrics import Weighting
 from pfc.moments import ClassMoments
 from pfc.nearest import NearestMean
 
-Needs = Literal["segment", "means", "nearest", "classifier", "answers"]
+Needs = Literal["segment", "means", "scatter", "own", "nearest", "classifier", "answers"]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What is known of one layer. Only classes that have samples are included.
+
+    Where the means are those of other data, the scatters about them and the nearest of them are, too.
 
     Args:
         count: Samples of each class.
@@ -31,6 +33,8 @@ class Evidence:
         M: Centred class means, in an orthonormal basis of their span. Means that coincide up to
             rounding are identical.
         weighting: Class weights in covariances.
+        reference: Moments about the means of other data, these in an orthonormal basis of their span;
+            `None` where the means are the data's own.
         nearest: Nearest class means; `None` after one pass.
         classifier: At the classifier's input its weight's rows, and the centred class means in the
             features' own coordinates; `None` elsewhere.
@@ -43,6 +47,7 @@ class Evidence:
     scatter: Float64[Tensor, " K"]
     M: Float64[Tensor, "K R"]
     weighting: Weighting
+    reference: ClassMoments | None = None
     nearest: NearestMean | None = None
     classifier: tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"]] | None = None
     disagreement: float = math.nan
@@ -56,14 +61,18 @@ class Evidence:
 
     @property
     def moments(self) -> ClassMoments:
-        """Moments whose means are `M`."""
-        return ClassMoments(self.count, self.M, self.scatter, torch.zeros_like(self.M))
+        """Moments about the class means, or about those of other data."""
+        own = ClassMoments(self.count, self.M, self.scatter, torch.zeros_like(self.M))
+        return own if self.reference is None else self.reference
 
     def has(self, needs: Needs) -> bool:
         """Whether a column's need is met."""
+        several = len(self.count) > 1
         known = {
             "segment": not math.isnan(self.position),
-            "means": True,
+            "means": several,
+            "scatter": several,
+            "own": several and self.reference is None,
             "nearest": self.nearest is not None,
             "classifier": self.classifier is not None,
             "answers": not math.isnan(self.disagreement),
@@ -79,8 +88,9 @@ class Column:
         name: Of the column.
         formula: What it is of a layer's evidence.
         words: A short description, without a full stop.
-        needs: What it is computed from: a place in a segment, the class means, nearest class means, the
-            classifier's weight, or its answers. NaN where that is not known.
+        needs: What it is computed from: a place in a segment, the data's own class means, the scatter
+            about the means, that about the data's own alone, nearest class means, the classifier's
+            weight, or its answers. NaN where that is not known.
         highest: The largest value it may have; the least is 0. Files are checked against it.
         collapsed: Its value at perfect collapse, by default 0; `None` if it has no fixed one.
         main: Whether `print(profile)` shows it.
@@ -114,14 +124,14 @@ class Column:
 
 
 def _fuzziness(e: Evidence) -> Float64[Tensor, ""]:
-    squares = e.decided.squares * (e.scatter > 0)[:, None]  # of a collapsed class only rounding
+    squares = e.decided.squares * (e.moments.scatter > 0)[:, None]  # of a collapsed class only rounding
     return metrics.collapse_trace(squares, e.count, e.decided.span.values, e.weighting)
 
 
 def _self_duality(e: Evidence) -> Float64[Tensor, ""]:
     assert e.classifier is not None, "a column that needs it asks for it"
     W, M = e.classifier
-    return metrics.self_duality(M=M, W=W)
+    return metrics.self_duality(M=M, W=W) if len(M) > 1 else M.new_tensor(math.nan)
 
 
 # fmt: off
@@ -130,8 +140,11 @@ _ROWS = (
            "place on the path from the first to the last layer of its shape",
            needs="segment", highest=1.0, collapsed=None),
     Column("pfc1", lambda e: metrics.scatter_ratio(e.moments, e.weighting),
-           "within-class over between-class variance",
+           "within-class over between-class variance", needs="scatter",
            title="scatter ratio", tex=r"$\mathrm{Tr}\,\Sigma_W\,/\,\mathrm{Tr}\,\Sigma_B$"),
+    Column("pfc1_unbiased", lambda e: metrics.unbiased_scatter_ratio(e.moments, e.weighting),
+           "the same as a ratio of unbiased estimates, for few samples a class",
+           needs="own", main=False),
     Column("pfc2", lambda e: metrics.etf_distance(e.M),
            "distance of the class means from a simplex equiangular tight frame", highest=math.sqrt(2),
            title="distance to simplex ETF", tex=r"$\|G/\|G\|_F - G_\mathrm{ETF}\|_F$"),
@@ -163,9 +176,9 @@ COLUMNS: dict[str, Column] = {column.name: column for column in _ROWS}
 PFC = {name: COLUMNS[name] for name in ("pfc1", "pfc2", "pfc3")}  # what the paper's claim is about
 
 
-def measured(passes: int) -> list[Column]:
-    """The columns available after that many passes."""
-    return [column for column in COLUMNS.values() if column.passes <= passes]
+def measured(passes: int, *, own: bool = True) -> list[Column]:
+    """The columns available after that many passes, about the data's own means or about others."""
+    return [c for c in COLUMNS.values() if c.passes <= passes and (own or c.needs != "own")]
 
 
 def markdown() -> str:

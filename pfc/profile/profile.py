@@ -1,14 +1,15 @@
 """What measuring found: a frozen profile that prints, saves and loads itself."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfc import metrics
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
+from pfc.profile.classes import ClassGeometry, SamplePoints
 from pfc.profile.columns import COLUMNS, PFC
 from pfc.profile.prediction import Prediction
 from pfc.profile.segment import KINDS, Position, Segment
@@ -35,6 +36,9 @@ class Profile:
             names, those of its features over 2 to that power.
         segments: Runs of at least two consecutive layers of one shape.
         about: How it was measured: weighting, samples, classes, classifier, accuracy and more.
+        geometry: Of each layer, what is known of each class.
+        sample: Where at most 300 samples, those of least input hash, lie at each layer; `None` after
+            one pass, and where it was not kept.
     """
 
     layers: tuple[str, ...]
@@ -43,12 +47,101 @@ class Profile:
     moments: Mapping[str, ClassMoments]
     segments: tuple[Segment, ...]
     about: Mapping[str, Any]
+    geometry: Mapping[str, ClassGeometry] = field(default_factory=dict)
+    sample: SamplePoints | None = None
 
     def table(self) -> "pd.DataFrame":
         """One row a layer, in the order of the forward pass, one column a metric."""
         import pandas as pd
 
         return pd.DataFrame(dict(self.columns), index=pd.Index(self.layers, name="layer"))
+
+    def classes(self, layer: str) -> "pd.DataFrame":
+        """One row a class that has samples, at a layer.
+
+        Args:
+            layer: Its name.
+
+        Returns:
+            `count`, samples; `scatter`, their summed squared distances to the class mean; `norm` of the
+            class mean less the unweighted mean of the means; `nearest`, the other class whose mean is
+            nearest, and the `cosine` of the angle between the two; `accuracy`, the fraction of the
+            samples that are nearest to their own class mean, NaN after one pass.
+
+        Raises:
+            ValueError: If there is no such layer, or an earlier version measured without its means.
+
+        Example:
+            >>> import pfc
+            >>> H, y = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 4], [-1, -1], [-3, -1]]), [0, 0, 1, 1, 2, 2]
+            >>> pfc.measure_features({"h": H}, y, progress=False).classes("h").accuracy.tolist()
+            [1.0, 1.0, 1.0]
+        """
+        return self._geometry(layer).table(self.about.get("exponents", {}).get(layer, 0))
+
+    def _geometry(self, layer: str) -> ClassGeometry:
+        if layer not in self.layers:
+            raise ValueError(f"no layer {layer!r}; the profile has {', '.join(self.layers)}")
+        if layer not in self.geometry:
+            raise ValueError(f"nothing is kept of the classes at {layer!r}; measure again")
+        return self.geometry[layer]
+
+    def coordinates(self, layer: str) -> "pd.DataFrame":
+        """Where a fixed sample of the data lies at a layer, in the plane of two directions.
+
+        They are the first two singular directions of the centred class means; of two classes the second
+        is the leading direction of what lies across the line of their means.
+
+        Args:
+            layer: Its name.
+
+        Returns:
+            One row for each of at most 300 samples, those of least input hash and so the same at every
+            layer and epoch: `x`, `y` and `class`.
+
+        Raises:
+            ValueError: If there is no such layer, or the coordinates were not kept.
+        """
+        if layer not in self.layers:
+            raise ValueError(f"no layer {layer!r}; the profile has {', '.join(self.layers)}")
+        if self.sample is None:
+            raise ValueError(
+                "no coordinates are kept: they take passes=2, and a run keeps them at its first, "
+                "middle and last epoch"
+            )
+        return self.sample.table(layer, self.about.get("exponents", {}).get(layer, 0))
+
+    def beside(self, other: "Profile", names: Sequence[str] | None = None) -> "pd.DataFrame":
+        """Two profiles side by side, such as those of training and test data.
+
+        Args:
+            other: Of layers of the same names.
+            names: What the two are called; by default what they were measured on.
+
+        Returns:
+            One row for each layer that both have; the columns are pairs of a metric and a name.
+
+        Raises:
+            ValueError: If they have no layer in common, or the names are not two different ones.
+
+        Example:
+            >>> import pfc
+            >>> X, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), [0, 1] * 20
+            >>> a, b = (pfc.measure_features({"x": X * s + s}, y, progress=False) for s in (1, 2))
+            >>> a.beside(b, ("a", "b"))["pfc1"].columns.tolist()
+            ['a', 'b']
+        """
+        import pandas as pd
+
+        names = [p.about.get("data") or p.about["model"] for p in (self, other)] if names is None else names
+        if len(set(names)) != 2 or len(names) != 2:
+            raise ValueError(f"names must be two different ones, got {', '.join(map(repr, names))}")
+        layers = [layer for layer in self.layers if layer in other.layers]
+        if not layers:
+            raise ValueError(f"no layer in common: {', '.join(self.layers)}; {', '.join(other.layers)}")
+        both = pd.concat([p.table().loc[layers] for p in (self, other)], axis=1, keys=names)
+        shared = [c for c in self.columns if c in other.columns]
+        return both.swaplevel(axis=1)[[(c, name) for c in shared for name in names]]
 
     def segment(self, i: int = -1) -> Segment:
         """A run of layers of one shape, the last by default.
@@ -251,26 +344,34 @@ class Profile:
 
     def _headline(self) -> str:
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
+        means = self.about.get("means")
         return (
             f"{self.about['model']}: {self.about['samples']} samples, {self.about['classes']} classes"
-            f"{accuracy}, weighting by {self.about['weighting']}, layers: {self.about['chosen']}"
+            f"{accuracy}, weighting by {self.about['weighting']}, layers: {self.about['chosen']}, "
+            + ("about their own class means" if means is None else f"about the class means of {means}")
         )
 
     def _repr_html_(self) -> str:
         table: str = self.table().to_html(float_format=_short)
         return f"<p>{self._headline()}</p>{table}"
 
-    def save(self, path: str | Path, *, means: bool = True) -> None:
+    def save(
+        self, path: str | Path, *, means: bool = True, pairs: bool = True, sample: bool = True
+    ) -> None:
         """Write the numbers as JSON to `path` and the arrays as safetensors beside it.
 
         Args:
             path: Ends in `.json`.
             means: Keep `moments`: the class means are K x D numbers a layer, all else is small.
+            pairs: Keep the inner products of the centred class means and the confusion of nearest means,
+                K x K numbers a layer each, for up to 200 classes.
+            sample: Keep the coordinates of the sample.
 
         Raises:
             ValueError: If the path has another ending.
         """
-        write(path, **{**vars(self), "moments": self.moments if means else {}})
+        kept = {"moments": self.moments if means else {}, "sample": self.sample if sample else None}
+        write(path, **{**vars(self), **kept}, pairs=pairs)
 
 
 def load(path: str | Path) -> Profile:

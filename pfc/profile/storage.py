@@ -11,6 +11,7 @@ from torch import Tensor
 from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
 from pfc.line import ENDS, End, StepCurve
 from pfc.moments import ClassMoments
+from pfc.profile.classes import ClassGeometry, SamplePoints
 from pfc.profile.columns import COLUMNS
 from pfc.profile.segment import Segment
 from pfc.schema import (
@@ -39,7 +40,7 @@ SCHEMA = object_of(  # what the JSON file must hold; all else is free
                 **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
                 **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
             },
-            optional={"data": optional(TEXT), "pool": TEXT, "exponents": object_of({}, others=EXPONENT)},
+            optional={"data": optional(TEXT), "means": optional(TEXT), "pool": TEXT, "exponents": object_of({}, others=EXPONENT)},
         ),
         "layers": list_of(TEXT),
         "shapes": list_of(list_of(POSITIVE)),
@@ -76,8 +77,11 @@ def write(
     moments: Mapping[str, ClassMoments],
     segments: Sequence[Segment],
     about: Mapping[str, Any],
+    geometry: Mapping[str, ClassGeometry],
+    sample: SamplePoints | None,
+    pairs: bool = True,
 ) -> None:
-    """Write both files; what is given are the fields of a `Profile`."""
+    """Write both files; what is given are the fields of a `Profile`, and whether to keep `pairs`."""
     path = _json_path(path)
     arrays = {
         f"segment/{i}/{name}": array
@@ -86,6 +90,11 @@ def write(
     }
     for name, each in moments.items():
         arrays |= {f"layer/{name}/{key}": getattr(each, own) for key, own in MOMENTS.items()}
+    for name, classes in geometry.items():
+        own = classes.arrays(pairs=pairs)
+        arrays |= {f"classes/{name}/{key}": array for key, array in own.items()}
+    if sample is not None:
+        arrays |= {f"sample/{key}": array for key, array in sample.arrays().items()}
     content = {
         "format": FORMAT,
         "about": dict(about),
@@ -153,7 +162,27 @@ def read(path: str | Path) -> dict[str, Any]:
             for i, each in enumerate(content["segments"])
         ),
         "about": about,
+        "geometry": {
+            name: ClassGeometry.restored(own, f"{path}: classes/{name}/")
+            for name in layers
+            if (own := _under(f"classes/{name}/", arrays))
+        },
+        "sample": _sample(_under("sample/", arrays), layers, path),
     }
+
+
+def _under(prefix: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays whose names begin so, by what follows."""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def _sample(own: Mapping[str, Tensor], layers: Sequence[str], path: Path) -> SamplePoints | None:
+    if not own:
+        return None
+    found = SamplePoints.restored(own, f"{path}: sample/")
+    if set(found.points) != set(layers):
+        raise ValueError(f"{path}: sample/ must be of the profile's layers, got {short(list(found.points))}")
+    return found
 
 
 def _arrays(path: Path, digest: str) -> dict[str, Tensor]:
@@ -184,7 +213,7 @@ def _segment(
     path: Path,
 ) -> Segment:
     """A segment, if its parts belong together; its arrays stand under a prefix."""
-    own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    own = _under(prefix, arrays)
     start, names = content["start"], tuple(content["layers"])
     if len(names) < 2 or layers[start : start + len(names)] != names:
         raise ValueError(

@@ -1,0 +1,150 @@
+"""What a profile keeps of classes and of a few samples: small, so that it is in every file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from pfc.schema import Array, check_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLASSES = {  # P classes that have samples
+    "number": Array("P", torch.int64),
+    **{name: Array("P") for name in ("count", "scatter", "norm")},
+    "nearest": Array("P", torch.int64),
+    "cosine": Array("P", finite=False),
+}
+LATER = {  # after the second pass, and of classes that are not too many
+    "hits": Array("P"),
+    "gram": Array("P P", torch.float32, finite=False),  # float32 may not hold it
+    "confusion": Array("P Q"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGeometry:
+    """The P classes that have samples, at one layer.
+
+    Args:
+        number: Of each class.
+        count: Samples of each class.
+        scatter: Summed squared distances of each class's samples to their mean.
+        norm: Length of each class mean less the unweighted mean of the means.
+        nearest: The other class whose mean is the nearest.
+        cosine: Of the angle between the two, seen from the mean of the means; NaN if one is that mean.
+        hits: Samples of each class that are nearest to its own mean; `None` after one pass.
+        gram: Inner products of the centred class means; `None` of many classes.
+        confusion: Samples of each class by the class of the nearest mean; `None` of many classes, and
+            after one pass. About the means of other data, a column for each class of those.
+    """
+
+    number: Int64[Tensor, " P"]
+    count: Float64[Tensor, " P"]
+    scatter: Float64[Tensor, " P"]
+    norm: Float64[Tensor, " P"]
+    nearest: Int64[Tensor, " P"]
+    cosine: Float64[Tensor, " P"]
+    hits: Float64[Tensor, " P"] | None = None
+    gram: Float32[Tensor, "P P"] | None = None
+    confusion: Float64[Tensor, "P Q"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        number: Int64[Tensor, " P"],
+        count: Float64[Tensor, " P"],
+        scatter: Float64[Tensor, " P"],
+        M: Float64[Tensor, "P R"],
+        most: int,
+        hits: Float64[Tensor, " P"] | None = None,
+        confusion: Float64[Tensor, "P Q"] | None = None,
+    ) -> "ClassGeometry":
+        """Read it from class means in any orthonormal coordinates; pairs of at most so many classes."""
+        M = M - M.mean(0)
+        norm = torch.linalg.vector_norm(M, dim=1)
+        apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")
+        place = apart.fill_diagonal_(torch.inf).argmin(1)
+        cosine = (M * M[place]).sum(1) / norm / norm[place]
+        parts = (number, count, scatter, norm, number[place], cosine)
+        few = len(M) <= most
+        gram = (M @ M.mT).float().cpu() if few else None
+        own, pairs = (None if part is None else part.cpu() for part in (hits, confusion))
+        return cls(*(part.cpu() for part in parts), own, gram, pairs if few else None)
+
+    def table(self, exponent: int = 0) -> "pd.DataFrame":
+        """One row a class; the features are larger by this power of two than the numbers here say."""
+        import pandas as pd
+
+        columns = {
+            "count": self.count.long(),
+            "scatter": self.scatter * 4.0**exponent,
+            "norm": self.norm * 2.0**exponent,
+            "nearest": self.nearest,
+            "cosine": self.cosine,
+            "accuracy": torch.full_like(self.norm, torch.nan) if self.hits is None else self.hits / self.count,
+        }
+        index = pd.Index(self.number.tolist(), name="class")
+        return pd.DataFrame({name: part.tolist() for name, part in columns.items()}, index=index)
+
+    def arrays(self, *, pairs: bool = True) -> dict[str, Tensor]:
+        """All that is kept in a file; without what is of pairs of classes if not asked for."""
+        left_out = set() if pairs else {"gram", "confusion"}
+        return {n: part for n, part in vars(self).items() if part is not None and n not in left_out}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Tensor], where: str) -> "ClassGeometry":
+        """The classes that a file keeps."""
+        known = CLASSES | {name: form for name, form in LATER.items() if name in arrays}
+        check_arrays(arrays, known, {}, where)
+        number, nearest = arrays["number"], arrays["nearest"]
+        if not bool((number.diff() > 0).all() & torch.isin(nearest, number).all()):
+            raise ValueError(f"{where}number must ascend, and nearest be among them")
+        return cls(**{name: arrays[name] for name in known})
+
+
+@dataclass(frozen=True, eq=False)
+class SamplePoints:
+    """Where a fixed sample of the data lies at each layer, in two directions that the class means span.
+
+    Args:
+        labels: Class of each of the n samples, in an order that their inputs decide.
+        points: Of each layer the coordinates of the samples, from the mean of the means.
+        means: Of each layer the coordinates of the P class means.
+    """
+
+    labels: Int64[Tensor, " n"]
+    points: Mapping[str, Float32[Tensor, "n 2"]]
+    means: Mapping[str, Float32[Tensor, "P 2"]]
+
+    def table(self, layer: str, exponent: int = 0) -> "pd.DataFrame":
+        """One row a sample: its two coordinates and its class."""
+        import pandas as pd
+
+        x, y = (self.points[layer].double() * 2.0**exponent).unbind(1)
+        return pd.DataFrame({"x": x.tolist(), "y": y.tolist(), "class": self.labels.tolist()})
+
+    def arrays(self) -> dict[str, Tensor]:
+        """All that is kept in a file."""
+        of_layers = {f"points/{name}": part for name, part in self.points.items()}
+        of_means = {f"means/{name}": part for name, part in self.means.items()}
+        return {"labels": self.labels, **of_layers, **of_means}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Tensor], where: str) -> "SamplePoints":
+        """The sample that a file keeps."""
+        forms = {"labels": Array("n", torch.int64)}
+        parts: dict[str, dict[str, Tensor]] = {"points": {}, "means": {}}
+        for key, array in arrays.items():
+            kind, _, layer = key.partition("/")
+            if kind in parts:
+                forms[key] = Array("n 2" if kind == "points" else "P 2", torch.float32, finite=False)
+                parts[kind][layer] = array
+        check_arrays(arrays, forms, {}, where)
+        if parts["points"].keys() != parts["means"].keys():
+            raise ValueError(f"{where}points and means must be of the same layers")
+        return cls(arrays["labels"], **parts)
