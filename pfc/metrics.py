@@ -74,9 +74,7 @@ def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Floa
     return within_trace(moments, weighting) / between_trace(moments, weighting)
 
 
-def unbiased_scatter_ratio(
-    moments: ClassMoments, weighting: Weighting = "class"
-) -> Float64[Tensor, ""]:
+def unbiased_scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, ""]:
     r"""PFC1 as a ratio of unbiased estimates: of few samples a class, the means' own noise taken out.
 
     $$ \frac{\sum_c \pi_c S_c / (n_c - 1)}
@@ -118,7 +116,7 @@ def noise_share(moments: ClassMoments, weighting: Weighting = "class") -> Float6
 def _unbiased(
     moments: ClassMoments, weighting: Weighting
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
-    """Unbiased: the within-class variance, and what the noise of the means adds to the between-class one."""
+    """Unbiased: the variance within classes, and what noise of the means adds to that between."""
     pi, n = class_weights(moments.count, weighting), moments.count
     variance = torch.where(n > 1, moments.scatter / (n - 1), torch.nan)
     return (pi * variance).sum(), (pi * (1 - pi) * variance / n).sum()

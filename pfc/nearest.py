@@ -166,7 +166,7 @@ class NearestMean:
         squares: Per class, sum of the squared residuals in the span.
         confusion: Samples of each class by the class of the nearest mean; without rows for more than
             `MOST_PAIRED` classes.
-        own: The data's own class means less those of the span, in the span; zero if they are the same.
+        offset: The data's own class means less those of the span, in it; zero if they are the same.
         rounding: The coarsest relative precision of the features seen.
     """
 
@@ -175,18 +175,18 @@ class NearestMean:
     hits: Float64[Tensor, " P"]
     sums: Float64[Tensor, "P R"]
     squares: Float64[Tensor, "P R"]
-    confusion: Float64[Tensor, "Q P"]
-    own: Float64[Tensor, "P R"]
+    confusion: Float64[Tensor, "Q C"]
+    offset: Float64[Tensor, "P R"]
     rounding: float = 0.0
 
     @classmethod
-    def empty(cls, span: MeansSpan, own: Float64[Tensor, "P R"] | None = None) -> "NearestMean":
+    def empty(cls, span: MeansSpan, offset: Float64[Tensor, "P R"] | None = None) -> "NearestMean":
         """Nothing seen yet."""
         P, R = span.points.shape
         zeros = span.points.new_zeros
         confusion = zeros(P if P <= MOST_PAIRED else 0, P)
-        own = zeros(P, R) if own is None else own
-        return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R), confusion, own)
+        offset = zeros(P, R) if offset is None else offset
+        return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R), confusion, offset)
 
     def update(self, H: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
         """Add a batch in place.
@@ -220,8 +220,9 @@ class NearestMean:
     def rows(self, places: Int64[Tensor, " Q"]) -> "NearestMean":
         """What was gathered of some of the classes."""
         confusion = self.confusion[places] if len(self.confusion) else self.confusion
-        parts = (self.count, self.hits, self.sums, self.squares)
-        return NearestMean(self.span, *(part[places] for part in parts), confusion, self.own[places])
+        count, hits = self.count[places], self.hits[places]
+        sums, squares, offset = (part[places] for part in (self.sums, self.squares, self.offset))
+        return NearestMean(self.span, count, hits, sums, squares, confusion, offset)
 
     def check(self, name: str) -> None:
         """Check that this pass saw the features of the first: the same counts and class means.
@@ -232,7 +233,7 @@ class NearestMean:
         Raises:
             ValueError: If it did not.
         """
-        drift = (self.sums / self.count.clamp(min=1)[:, None] - self.own).norm(dim=1)
+        drift = (self.sums / self.count.clamp(min=1)[:, None] - self.offset).norm(dim=1)
         spread = (self.squares.sum() / self.count.sum() + self.span.points.square().sum(1).max()).sqrt()
         # 1000 eps: a forward pass in batches of other sizes rounds otherwise; half precision far more
         most = min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())

@@ -40,12 +40,13 @@ class ArrayHead:
         if classifier is None:
             return None
         if isinstance(classifier, nn.Module):
-            weight = getattr(classifier, "weight", None)
-            linear = isinstance(classifier, nn.Linear) or (isinstance(weight, Tensor) and weight.ndim == 2)
-            return cls(weight.detach() if linear else None, None, classifier)
-        W, b = classifier if isinstance(classifier, tuple) and len(classifier) == 2 else (classifier, None)
+            weight = classifier.weight if isinstance(classifier, nn.Linear) else None
+            return cls(None if weight is None else weight.detach(), None, classifier)
+        paired = isinstance(classifier, tuple) and len(classifier) == 2
+        W, b = classifier if paired else (classifier, None)
         W = samples(W, name="the classifier's weight").double()
-        if b is not None and (b := samples([b], name="the classifier's bias")[0].double()).shape != W.shape[:1]:
+        b = None if b is None else samples([b], name="the classifier's bias")[0].double()
+        if b is not None and b.shape != W.shape[:1]:
             raise ValueError(f"the classifier's bias must be of shape ({len(W)},), got {(*b.shape,)}")
         return cls(W, b)
 
@@ -103,23 +104,23 @@ class ArraySource:
                 raise ValueError(f"layer {name!r} has {len(X)} rows, and there are {len(self.y)} labels")
         self.head = ArrayHead.of(classifier)
         row, outputs = self._row_of(self.head, {name: H.shape[1] for name, H in first.items()})
-        kind = None if classifier is None else type(classifier).__name__
-        self.layout = Layout(shapes, segments, kind, outputs, row)
+        called = None if classifier is None else type(classifier).__name__
+        self.layout = Layout(shapes, segments, called, outputs, row)
         self.height = max(LEAST, BLOCK // sum(map(prod, shapes.values())))
 
-    def _row_of(self, head: ArrayHead | None, features: Mapping[str, int]) -> tuple[str | None, int]:
+    def _row_of(self, head: ArrayHead | None, features: dict[str, int]) -> tuple[str | None, int]:
         """The last layer that the classifier fits, and its outputs."""
         if head is None:
             return None, 0
         if head.weight is None:
-            row = next(reversed(features))
-            return row, head.outputs(self._read(row, slice(0, 1)))
+            last = next(reversed(features))
+            return last, max(2, head.outputs(self._read(last, slice(0, 1))))
         outputs, D = head.weight.shape
         row = next((name for name in reversed(features) if features[name] == D), None)
         if row is None:
             have = ", ".join(f"{name} {n}" for name, n in features.items())
             raise ValueError(f"the classifier takes {D} numbers a sample; the layers have {have}")
-        return row, outputs
+        return row, max(2, outputs)  # the sign of one logit tells two classes
 
     def _read(self, name: str, rows: slice) -> Float[Tensor, "B D"]:
         where = f"layer {name!r}" + (f", rows {rows.start} to {rows.stop - 1}" if rows.start else "")

@@ -155,9 +155,10 @@ def _warn_of_noise(shares: Mapping[str, float]) -> None:
     if loud:
         most = max(loud, key=lambda name: loud[name])
         warn(
-            f"few samples a class: sampling noise of the class means makes {100 * loud[most]:.0f} % of the "
-            f"between-class variance at layer {most!r} (over 10 % at {len(loud)} of {len(shares)} layers), "
-            "so that PFC1 is too small and PFC3 too large there; see pfc1_unbiased, or use more samples"
+            f"few samples a class: sampling noise of the class means makes {100 * loud[most]:.0f} % of "
+            f"the between-class variance at layer {most!r} (over 10 % at {len(loud)} of {len(shares)} "
+            "layers), so that PFC1 is too small and PFC3 too large there; see pfc1_unbiased, or use "
+            "more samples"
         )
 
 

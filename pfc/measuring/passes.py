@@ -110,9 +110,7 @@ def run_passes(
     return Measured(sums, decisions, subset.points(decisions.spans, ranks))
 
 
-def _empty(
-    layout: Layout, first: Batch | None, batches: Batches, how: How, ranks: Processes
-) -> Sums:
+def _empty(layout: Layout, first: Batch | None, batches: Batches, how: How, ranks: Processes) -> Sums:
     """Sums of no samples, where there is room for them."""
     reference = how.reference
     K = how.classes or layout.classes or batches.classes if reference is None else reference.classes

@@ -39,7 +39,9 @@ class Reference:
         if profile is None:
             return None
         if not isinstance(profile, Profile):
-            raise ValueError(f"means must be a Profile, as measure gives it, got {type(profile).__name__}")
+            raise ValueError(
+                f"means must be a Profile, as measure gives it, got {type(profile).__name__}"
+            )
         if not profile.moments:
             raise ValueError(
                 "the profile given as means= keeps no class means: measure again, or save it with "

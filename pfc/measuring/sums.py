@@ -169,8 +169,8 @@ class Sums:
             warn("every class has one sample, so PFC1 = 0 and PFC3 = 1 say nothing")
         elif own and single:
             warn(
-                f"classes {short(single)} have one sample, which is its own mean: they add nothing to the "
-                "within-class variance, and pfc1_unbiased is undefined; leave them out"
+                f"classes {short(single)} have one sample, which is its own mean: they add nothing to "
+                "the within-class variance, and pfc1_unbiased is undefined; leave them out"
             )
 
 

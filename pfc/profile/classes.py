@@ -69,12 +69,18 @@ class ClassGeometry:
         norm = torch.linalg.vector_norm(M, dim=1)
         apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")
         place = apart.fill_diagonal_(torch.inf).argmin(1)
-        cosine = (M * M[place]).sum(1) / norm / norm[place]
-        parts = (number, count, scatter, norm, number[place], cosine)
         few = len(M) <= most
-        gram = (M @ M.mT).float().cpu() if few else None
-        own, pairs = (None if part is None else part.cpu() for part in (hits, confusion))
-        return cls(*(part.cpu() for part in parts), own, gram, pairs if few else None)
+        return cls(
+            number=number.cpu(),
+            count=count.cpu(),
+            scatter=scatter.cpu(),
+            norm=norm.cpu(),
+            nearest=number[place].cpu(),
+            cosine=((M * M[place]).sum(1) / norm / norm[place]).cpu(),
+            hits=None if hits is None else hits.cpu(),
+            gram=(M @ M.mT).float().cpu() if few else None,
+            confusion=confusion.cpu() if few and confusion is not None else None,
+        )
 
     def table(self, exponent: int = 0) -> "pd.DataFrame":
         """One row a class; the features are larger by this power of two than the numbers here say."""
@@ -86,7 +92,9 @@ class ClassGeometry:
             "norm": self.norm * 2.0**exponent,
             "nearest": self.nearest,
             "cosine": self.cosine,
-            "accuracy": torch.full_like(self.norm, torch.nan) if self.hits is None else self.hits / self.count,
+            "accuracy": torch.full_like(self.norm, torch.nan)
+            if self.hits is None
+            else self.hits / self.count,
         }
         index = pd.Index(self.number.tolist(), name="class")
         return pd.DataFrame({name: part.tolist() for name, part in columns.items()}, index=index)

@@ -10,7 +10,7 @@ from pfc import metrics
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
 from pfc.profile.classes import ClassGeometry, SamplePoints
-from pfc.profile.columns import COLUMNS, PFC
+from pfc.profile.columns import COLUMNS, PFC, Column
 from pfc.profile.prediction import Prediction
 from pfc.profile.segment import KINDS, Position, Segment
 from pfc.profile.storage import read, write
@@ -73,8 +73,9 @@ class Profile:
 
         Example:
             >>> import pfc
-            >>> H, y = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 4], [-1, -1], [-3, -1]]), [0, 0, 1, 1, 2, 2]
-            >>> pfc.measure_features({"h": H}, y, progress=False).classes("h").accuracy.tolist()
+            >>> H = [[1.0, 0], [3, 0], [0, 2], [0, 4], [-1, -1], [-3, -1]]
+            >>> profile = pfc.measure_features({"h": H}, [0, 0, 1, 1, 2, 2], progress=False)
+            >>> profile.classes("h").accuracy.tolist()
             [1.0, 1.0, 1.0]
         """
         return self._geometry(layer).table(self.about.get("exponents", {}).get(layer, 0))
@@ -126,14 +127,16 @@ class Profile:
 
         Example:
             >>> import pfc
-            >>> X, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), [0, 1] * 20
-            >>> a, b = (pfc.measure_features({"x": X * s + s}, y, progress=False) for s in (1, 2))
+            >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
+            >>> a, b = (pfc.measure_features({"x": X[i:]}, y[i:], progress=False) for i in (0, 2))
             >>> a.beside(b, ("a", "b"))["pfc1"].columns.tolist()
             ['a', 'b']
         """
         import pandas as pd
 
-        names = [p.about.get("data") or p.about["model"] for p in (self, other)] if names is None else names
+        names = (
+            [p.about.get("data") or p.about["model"] for p in (self, other)] if names is None else names
+        )
         if len(set(names)) != 2 or len(names) != 2:
             raise ValueError(f"names must be two different ones, got {', '.join(map(repr, names))}")
         layers = [layer for layer in self.layers if layer in other.layers]
@@ -180,10 +183,14 @@ class Profile:
         if column not in COLUMNS:
             raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
         if column not in self.columns:
-            late = COLUMNS[column].passes > self.about.get("passes", 2)
-            why = "it needs passes=2" if late else "an earlier version measured, which had it not"
-            raise ValueError(f"{column} was not measured; {why}")
+            raise ValueError(f"{column} was not measured; {self._why_unmeasured(COLUMNS[column])}")
         return self.columns[column]
+
+    def _why_unmeasured(self, column: Column) -> str:
+        if self.about.get("means") and column.needs == "own":
+            return "it needs the data's own class means, not those of others"
+        late = column.passes > self.about.get("passes", 2)
+        return "it needs passes=2" if late else "an earlier version measured, which had it not"
 
     @property
     def accuracy(self) -> float | None:

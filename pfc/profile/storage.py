@@ -40,7 +40,12 @@ SCHEMA = object_of(  # what the JSON file must hold; all else is free
                 **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
                 **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
             },
-            optional={"data": optional(TEXT), "means": optional(TEXT), "pool": TEXT, "exponents": object_of({}, others=EXPONENT)},
+            optional={
+                "data": optional(TEXT),
+                "means": optional(TEXT),
+                "pool": TEXT,
+                "exponents": object_of({}, others=EXPONENT),
+            },
         ),
         "layers": list_of(TEXT),
         "shapes": list_of(list_of(POSITIVE)),
@@ -181,7 +186,9 @@ def _sample(own: Mapping[str, Tensor], layers: Sequence[str], path: Path) -> Sam
         return None
     found = SamplePoints.restored(own, f"{path}: sample/")
     if set(found.points) != set(layers):
-        raise ValueError(f"{path}: sample/ must be of the profile's layers, got {short(list(found.points))}")
+        raise ValueError(
+            f"{path}: sample/ must be of the profile's layers, got {short(list(found.points))}"
+        )
     return found
 
 
