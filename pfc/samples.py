@@ -133,8 +133,7 @@ def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:
     found = _tensor(y, f"labels{of}").cpu()
     if found.shape == (0,):
         raise ValueError(f"{whose} has no sample, need at least one sample")
-    exact = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
-    if found.ndim != 1 or not exact:
+    if found.ndim != 1 or not _whole(found):
         raise ValueError(
             f"labels{of} must be integer class indices of shape ({axis},), "
             f"got {found.dtype} of shape {(*found.shape,)}{_labels_remedy(found)}"
@@ -143,6 +142,30 @@ def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:
     if (least := int(found.min())) < 0:
         raise ValueError(f"labels{of} must not be negative, got {least}; count classes from 0")
     return found
+
+
+def integers(y: Any, name: str) -> Int64[Tensor, "..."]:
+    """Whole numbers of any shape as a tensor on the CPU.
+
+    Args:
+        y: An array, tensor or list of integers of any width.
+        name: What messages call it.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If they are no whole numbers by their type.
+    """
+    found = _tensor(y, name).cpu()
+    if not _whole(found):
+        raise ValueError(f"{name} must be integers, got {found.dtype} of shape {(*found.shape,)}")
+    return found.long()
+
+
+def _whole(found: Tensor) -> bool:
+    """Whether a tensor's type is one of integers."""
+    return not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
 
 
 def refuse_gaps(present: Int64[Tensor, " P"], classes: int) -> None:

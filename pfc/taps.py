@@ -144,13 +144,15 @@ def all_tensors(output: Any, name: str = "") -> dict[str, Tensor]:
     return found
 
 
-def pooled(H: Tensor, pool: Pool) -> Tensor:
+def pooled(H: Tensor, pool: Pool, mask: Tensor | None = None) -> Tensor:
     """One row of numbers a sample, in the shape that decides which layers form a segment.
 
     Args:
         H: A layer's output, samples first.
         pool: `"flatten"` keeps all numbers; `"mean"` averages over tokens (B, T, D) or pixels
-            (B, C, H, W); `"cls"` takes the first token of (B, T, D); a callable does as it likes.
+            (B, C, H, W); `"cls"` takes the first token of (B, T, D), `"last"` the last one; a callable
+            does as it likes.
+        mask: True for each token (B, T) that is no padding; all of them if `None`.
 
     Returns:
         The pooled output, samples first.
@@ -164,16 +166,39 @@ def pooled(H: Tensor, pool: Pool) -> Tensor:
             got = f"shape {(*rows.shape,)}" if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(f"pool must give one row a sample, got {got} for shape {(*H.shape,)}")
         return rows
-    if pool == "flatten" or (H.ndim <= 2 and pool in {"mean", "cls"}):
+    if pool == "flatten" or (H.ndim <= 2 and pool in {"mean", "cls", "last"}):
         return H
+    if pool == "mean" and H.ndim > 3:
+        return H.mean(tuple(range(2, H.ndim)), dtype=torch.promote_types(H.dtype, torch.float32))
+    if pool not in {"mean", "cls", "last"}:
+        raise ValueError(
+            f"pool must be 'flatten', 'mean', 'cls', 'last', 'tokens' or a callable, got {pool!r}"
+        )
+    if H.ndim != 3:
+        raise ValueError(f"pool={pool!r} needs tokens (B, T, D), got {(*H.shape,)}")
+    return _of_tokens(H, pool, _tokens_of(H, mask))
+
+
+def _of_tokens(H: Tensor, pool: str, mask: Tensor) -> Tensor:
+    """The mean of the tokens that are no padding, the first or the last of them."""
     if pool == "mean":
-        dims = 1 if H.ndim == 3 else tuple(range(2, H.ndim))
-        return H.mean(dims, dtype=torch.promote_types(H.dtype, torch.float32))
-    if pool == "cls" and H.ndim == 3:
-        return H[:, 0]
-    if pool == "cls":
-        raise ValueError(f"pool='cls' needs tokens (B, T, D), got {(*H.shape,)}")
-    raise ValueError(f"pool must be 'flatten', 'mean', 'cls' or a callable, got {pool!r}")
+        wide = torch.promote_types(H.dtype, torch.float32)
+        sums = H.masked_fill(~mask[..., None], 0).sum(1, dtype=wide)
+        return sums / mask.sum(1, keepdim=True)
+    place = mask.int().argmax(1) if pool == "cls" else H.shape[1] - 1 - mask.int().flip(1).argmax(1)
+    return H[torch.arange(len(H), device=H.device), place]
+
+
+def _tokens_of(H: Tensor, mask: Tensor | None) -> Tensor:
+    """Which tokens of an output are no padding."""
+    if mask is None:
+        return H.new_ones(H.shape[:2], dtype=torch.bool)
+    if mask.shape != H.shape[:2]:
+        raise ValueError(
+            f"the attention_mask is of shape {(*mask.shape,)}, which is not that of the tokens "
+            f"(B, T, D) {(*H.shape,)}; name layers that keep the tokens, or take a callable as pool="
+        )
+    return mask.to(H.device)
 
 
 class Watch:

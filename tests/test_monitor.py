@@ -230,7 +230,7 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match=r"layer 'stem' ran twice in one forward pass"):
         step(monitor, model, x, y, times=2)
     step(monitor, model, x, y)
-    with pytest.raises(ValueError, match="layer 'stem' did not run on batch 1"):
+    with pytest.raises(ValueError, match="the network did not run in the block of batch 1"):
         step(monitor, model, x, y, times=0)
     with pytest.raises(ValueError, match=r"gave shape \(10, 8\) on batch 0 of 7 samples"):
         step(monitor, model, x, y[:7])

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pfc.labels import BatchLabels
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.sums import See
@@ -133,7 +132,7 @@ class ArraySource:
         for number, start in enumerate(range(0, len(self.y), self.height)):
             rows = slice(start, min(start + self.height, len(self.y)))
             features = {name: self._read(name, rows) for name in self.arrays}
-            yield Batch(number, (features,), {}, BatchLabels.of(self.y[rows]))
+            yield Batch(number, (features,), {}, self.y[rows])
 
     def forward(self, batch: Batch, device: torch.device, see: See) -> Int64[Tensor, " B"] | None:
         """Hand over each layer's rows of a block; what the classifier answers to those it takes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,9 @@ from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
 from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey, survey
+from pfc.measuring.tokens import Tokens
 from pfc.metrics import Weighting, class_weights
-from pfc.processes import ALONE, together
+from pfc.processes import ALONE, Processes, together
 from pfc.profile.profile import Profile
 from pfc.progress import shown
 from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
@@ -40,6 +42,7 @@ def measure(
     device: str | torch.device | None = None,
     classifier: str | nn.Module | None = None,
     means: Profile | None = None,
+    shift: int = 0,
     statistics: StatisticsPlace | None = None,
     group: Any = None,
     precision: Precision | None = None,
@@ -70,8 +73,11 @@ def measure(
         passes: 2 for all metrics, 1 to leave out those of the second pass.
         segments: Also accumulate cross-layer statistics of layers of one shape: positions, path and
             straight line.
-        pool: How to reduce tokens or pixels to one vector per sample: `"flatten"`, `"mean"`, `"cls"`
-            or a callable.
+        pool: How to reduce tokens or pixels to one vector per sample: `"flatten"`, `"mean"`, `"cls"`,
+            `"last"` or a callable. The mean, the first and the last are of the tokens that an
+            `attention_mask` in the batch does not mask. With `"tokens"` every token is a sample, the
+            labels are of shape B x T with -100 for tokens that are left out, and the classes are the
+            labels that occur.
         limit: Use at most this many samples, of all processes together. With n of a class PFC1 is too
             small, as the means scatter by 1/n of the spread within, and PFC3 too large, as each sample
             draws its own mean near: of an untrained network on the digits PFC1 is 1.43 and PFC3 0.87 of
@@ -83,6 +89,8 @@ def measure(
             distances to the nearest mean, PFC1, PFC3, NC1 and NC4 are about those, the geometry of the
             means (PFC2, NC2, NC3, CDNV) is the data's own; positions, line and theorems are left out.
             Then the layers are the profile's by default, and one class is enough.
+        shift: With `pool="tokens"`, how many tokens later the label of a token stands: 1 for the next
+            token of a language model whose labels are its inputs.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
             the features are then moved batch by batch; where they fit if `None`.
         group: The processes that measure together; `None` for all of an initialised process group,
@@ -102,7 +110,7 @@ def measure(
     """
     reference = Reference.of(means)
     names = [*reference.moments] if reference is not None and layers is None else layers
-    request = Request(model, names, classifier, pool, segments and reference is None)
+    tokens = _tokens(pool, shift, classes)
     with together(group) as ranks, ExitStack() as stack:
         device = _place(model, device)
         how = _how(passes, classes, weighting, statistics, reference)
@@ -115,12 +123,17 @@ def measure(
             limit=limit,
             precision=precision,
             pool=pool if isinstance(pool, str) else "callable",
+            shift=shift,
             means=None if reference is None else reference.digest,
             network=shards.weights_digest(model) if ranks.size > 1 else None,
         )
         stack.enter_context(undisturbed(unwrapped(model), device, precision))
         own = shards.own_limit(limit, data, ranks)
-        batches = MeasuredBatches(data, own, device, may_be_empty=ranks.size > 1)
+        batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
+        if tokens is not None:
+            tokens = batches.tokens = _vocabulary(batches, tokens, reference, ranks)
+            how = replace(how, classes=len(tokens.vocabulary))
+        request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         rest = iter(batches)
         first = next(rest, None)
@@ -134,6 +147,7 @@ def measure(
             "precision": precision,
             "processes": ranks.size,
             "exchanged": ranks.exchanged,
+            **({} if tokens is None else {"shift": shift, "labels": tokens.vocabulary.tolist()}),
         }
         return assemble(found, weighting, W=looked.weight, reference=reference, about=about)
 
@@ -203,6 +217,7 @@ def features(
     *,
     limit: int | None = None,
     pool: Pool = "flatten",
+    shift: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
     progress: bool = True,
@@ -214,7 +229,8 @@ def features(
         data: Batches, as for `measure`.
         layers: Which layers, as for `measure`.
         limit: Use at most this many samples.
-        pool: How to reduce tokens or pixels to one vector per sample.
+        pool: How to reduce tokens or pixels to one vector per sample, as for `measure`.
+        shift: With `pool="tokens"`, as for `measure`.
         device: Where to run; the model's own device if `None`.
         precision: Of the forward passes, as for `measure`.
         progress: Show a progress bar on the standard error.
@@ -225,7 +241,8 @@ def features(
     Raises:
         ValueError: If a layer is unknown or does not run, or the data are empty.
     """
-    request = Request(model, layers, None, pool)
+    tokens = _tokens(pool, shift, None)
+    request = Request(model, layers, None, pool, tokens=tokens)
     device = _place(model, device)
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
@@ -234,13 +251,13 @@ def features(
     def keep(name: str, H: Tensor) -> None:
         rows.setdefault(name, []).append(H.clone())
 
-    batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), device)
+    batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), device, tokens)
     quiet = undisturbed(unwrapped(model), device, precision)
     with quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
             looked = looked or survey(request, batch)
             looked.forward(batch, torch.device("cpu"), keep)
-            labels.append(batch.labels.y)
+            labels.append(batch.y)
             step(batch.number + 1)
     return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
 
@@ -277,12 +294,13 @@ def transport(
     from pfc.theory.transport import gap
 
     chosen, pool = profile.segment(i), profile.about.get("pool", "flatten")
-    if pool not in {"flatten", "mean", "cls"}:
+    shift = profile.about.get("shift", 0)
+    if pool not in {"flatten", "mean", "cls", "last", "tokens"}:
         raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
     ends = [chosen.layers[0], chosen.layers[-1]]
     precision = profile.about.get("precision")
     found, y = features(
-        model, data, ends, pool=pool, device=device, precision=precision, progress=progress
+        model, data, ends, pool=pool, shift=shift, device=device, precision=precision, progress=progress
     )
     start, end = (found[name] for name in ends)
     return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
@@ -306,6 +324,32 @@ def _how(
         raise ValueError("about the means of other data both passes are needed, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
     return How(passes, classes, weighting, statistics, reference)
+
+
+def _tokens(pool: Pool, shift: int, classes: int | None) -> Tokens | None:
+    """How tokens are labelled; `None` where samples have the labels."""
+    if pool != "tokens":
+        if shift:
+            raise ValueError(f"shift is for pool='tokens', got shift={shift} with pool={pool!r}")
+        return None
+    if shift < 0:
+        raise ValueError(f"shift must be at least 0, got {shift}")
+    if classes is not None:
+        raise ValueError(f"with pool='tokens' the classes are the labels that occur, got {classes=}")
+    return Tokens(shift)
+
+
+def _vocabulary(
+    batches: MeasuredBatches, tokens: Tokens, reference: Reference | None, ranks: Processes
+) -> Tokens:
+    """The labels that occur, or those of the reference."""
+    if reference is None:
+        found = shards.shared_labels(batches.labels(), ranks)
+    else:
+        found = torch.tensor(reference.about.get("labels", range(reference.classes)))
+    if len(found) < 2:
+        raise ValueError(f"need tokens of at least 2 labels, got {found.tolist()}")
+    return Tokens(tokens.shift, found)
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:

@@ -46,6 +46,7 @@ class Fingerprint:
             self.reference = self.reference or reference_of(x)
             exponent, origin, _ = self.reference
             mark = self._marks_of(x, exponent) - origin
+        mark = batch.spread(mark)
         if self.marks is not None:
             self.marks.append(torch.stack([labels.y.to(mark), mark], dim=1))
         rows = torch.stack([torch.ones_like(mark), mark, mark.square()], dim=1)

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from pfc.labels import BatchLabels
-from pfc.samples import class_indices
+from pfc.measuring.tokens import Tokens
+from pfc.samples import class_indices, integers
+from pfc.schema import short
+from pfc.taps import Pool, pooled
 
 StatisticsPlace = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty?"
@@ -19,20 +24,57 @@ ROOM = 0.7  # part of a device's free memory that statistics may take; ours
 class Batch:
     """One batch: what the network is called with, and the labels.
 
+    A row of the features that are measured is a sample, or a token where tokens have the labels.
+
     Args:
         number: Counted from 0.
         args: Positional arguments of the forward pass.
         kwargs: Named arguments of the forward pass.
-        labels: Class of each sample, prepared on the CPU.
+        y: Class of each row, on the CPU.
+        tokens: Which tokens of each sample are rows; `None` where samples are.
     """
 
     number: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    labels: BatchLabels
+    y: Int64[Tensor, " R"]
+    tokens: Bool[Tensor, "B T"] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels.y)
+        """How many samples there are."""
+        return len(self.y) if self.tokens is None else len(self.tokens)
+
+    @cached_property
+    def labels(self) -> BatchLabels:
+        """The classes, prepared on the CPU."""
+        return BatchLabels.of(self.y)
+
+    def rows(self, output: Tensor, pool: Pool, samples: int | None = None) -> Float[Tensor, "..."]:
+        """A row of numbers for each labelled row, of the first samples or of all."""
+        first = slice(samples)
+        if self.tokens is None:
+            mask = attention_mask(self.kwargs)
+            return pooled(output, pool, None if mask is None else mask[first])
+        tokens = self.tokens[first]
+        if output.shape[:2] != tokens.shape:
+            raise ValueError(
+                f"pool='tokens' needs a vector for each of {(*tokens.shape,)} tokens, got shape "
+                f"{(*output.shape,)}; name the layers that give it"
+            )
+        return output[tokens.to(output.device)]
+
+    def spread(self, numbers: Shaped[Tensor, " B"]) -> Shaped[Tensor, " R"]:
+        """Of each row the number of its sample."""
+        if self.tokens is None:
+            return numbers
+        tokens = self.tokens.to(numbers.device)
+        return numbers[:, None].expand(tokens.shape)[tokens]
+
+
+def attention_mask(kwargs: Mapping[str, Any]) -> Bool[Tensor, "B T"] | None:
+    """Which tokens are no padding, by a mask among the arguments."""
+    mask = kwargs.get("attention_mask")
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 class MeasuredBatches:
@@ -42,6 +84,7 @@ class MeasuredBatches:
         data: A re-iterable of `(x, y)` pairs, or of dicts with `labels`.
         limit: Use at most this many samples.
         device: Where the network is.
+        tokens: How tokens are labelled, if they are; samples have the labels if `None`.
         may_be_empty: Whether there may be no batch, as in one of many processes.
 
     Raises:
@@ -49,12 +92,18 @@ class MeasuredBatches:
     """
 
     def __init__(
-        self, data: Any, limit: int | None, device: torch.device, *, may_be_empty: bool = False
+        self,
+        data: Any,
+        limit: int | None,
+        device: torch.device,
+        tokens: Tokens | None = None,
+        *,
+        may_be_empty: bool = False,
     ) -> None:
         _check_iterable(data)
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
-        self.data, self.limit, self.device = data, limit, device
+        self.data, self.limit, self.device, self.tokens = data, limit, device, tokens
         self.may_be_empty = may_be_empty
         self.largest = 0  # samples of the largest batch so far
 
@@ -68,7 +117,9 @@ class MeasuredBatches:
 
     @property
     def dataset_size(self) -> int | None:
-        """Samples of the dataset behind a loader, where it knows."""
+        """Rows of the dataset behind a loader, where it knows."""
+        if self.tokens is not None:
+            return None
         try:
             return len(self.data.dataset)
         except (AttributeError, TypeError):
@@ -92,20 +143,62 @@ class MeasuredBatches:
         return name if isinstance(name, str) else None
 
     def __iter__(self) -> Iterator[Batch]:
+        for number, (args, kwargs, y) in enumerate(self._items()):
+            batch = self._batch(number, args, kwargs, y)
+            if batch is not None:
+                yield batch
+
+    def _items(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
+        """What the data give for each batch, up to the limit; labels of samples or of tokens."""
         seen = 0
         for number, item in enumerate(self.data):
             args, kwargs, y = _split(item, number)
+            y = (
+                integers(y, f"labels of batch {number}")
+                if self.tokens
+                else class_indices(y, batch=number)
+            )
             left = None if self.limit is None else self.limit - seen
             if left is not None and left < len(y):
                 args, kwargs, y = cut((args, kwargs, y), left, len(y))
-            args, kwargs = _move((args, kwargs), self.device)
-            yield Batch(number, args, kwargs, BatchLabels.of(y))
+            yield args, kwargs, y
             seen += len(y)
             self.largest = max(self.largest, len(y))
             if self.limit is not None and seen >= self.limit:
                 return
         if not seen and not self.may_be_empty:
             raise ValueError(EMPTY)
+
+    def _batch(
+        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+    ) -> Batch | None:
+        """One batch on the device; `None` where no token of it has a label."""
+        if self.tokens is None:
+            args, kwargs = _move((args, kwargs), self.device)
+            return Batch(number, args, kwargs, y)
+        chosen, labels = self.tokens.chosen(y, attention_mask(kwargs), number)
+        if not len(labels):
+            return None
+        classes = self.tokens.classes_of(labels)
+        unknown = (
+            labels[classes == len(self.tokens.vocabulary)] if len(self.tokens.vocabulary) else labels[:0]
+        )
+        if len(unknown):
+            raise ValueError(
+                f"labels {short(unknown.unique().tolist())} of batch {number} are of no class that is "
+                "known; put -100 in their places, or read the same data in both passes"
+            )
+        args, kwargs = _move((args, kwargs), self.device)
+        return Batch(number, args, kwargs, classes, chosen)
+
+    def labels(self) -> Int64[Tensor, " K"]:
+        """The labels of tokens that occur, ascending; reads the data once, and runs no network."""
+        assert self.tokens is not None, "only tokens are numbered anew"
+        found = torch.zeros(0, dtype=torch.int64)
+        for number, (_, kwargs, y) in enumerate(self._items()):
+            labels = self.tokens.chosen(y, attention_mask(kwargs), number)[1]
+            found = torch.cat([found, labels]).unique()
+        return found
 
 
 def _check_iterable(data: Any) -> None:
@@ -135,13 +228,13 @@ def statistics_device(device: torch.device, place: str | None, size: int) -> tor
     return torch.device("cpu") if place == "host" else float64_device(device)
 
 
-def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     if isinstance(item, Mapping):
         name = next((name for name in ("labels", "label") if name in item), None)
         if name is None:
             raise ValueError(f"batch {number} is a dict without 'labels'; it has {list(item)}")
         inputs = {key: value for key, value in item.items() if key not in {"labels", "label"}}
-        return (), inputs, class_indices(item[name], batch=number)
+        return (), inputs, item[name]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
             f"batch {number} must be a pair (x, y) or a dict with 'labels', got {type(item).__name__}"
@@ -149,8 +242,8 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Ten
         )
     x, y = item
     if isinstance(x, Mapping):
-        return (), dict(x), class_indices(y, batch=number)
-    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, class_indices(y, batch=number)
+        return (), dict(x), y
+    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, y
 
 
 def cut(item: Any, left: int, size: int) -> Any:

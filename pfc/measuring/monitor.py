@@ -97,6 +97,8 @@ class Monitor:
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if classes is not None and classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
+        if pool == "tokens":
+            raise ValueError("pool='tokens' must know all labels before it begins: take measure()")
         class_weights(torch.ones(2, dtype=torch.float64), weighting)
         self._request = Request(model, layers, classifier, pool, segments)
         self._classes, self._weighting = classes, weighting
@@ -123,9 +125,9 @@ class Monitor:
         y = class_indices(y, batch=self._number)
         try:
             with eager(), ExitStack() as stack:
-                self._watch(y, stack)
+                ran = self._watch(y, stack)
                 yield
-            if self._sums is None:
+            if not ran:
                 raise ValueError(f"the network did not run in the block of batch {self._number}")
         except BaseException:
             self._forget()
@@ -143,31 +145,33 @@ class Monitor:
         self._sums, self._number = None, 0
         self._waiting.clear()
 
-    def _watch(self, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
-        """See this batch; the very first look needs the inputs, which the network's call brings."""
-        if self._survey is not None:
-            self._see(self._survey, y, stack)
-            return
+    def _watch(self, y: Int64[Tensor, " B"], stack: ExitStack) -> list[int]:
+        """See this batch, whose inputs the network's call brings: a mask of tokens may be among them."""
+
+        ran: list[int] = []
 
         def look(_net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             handle.remove()
-            self._survey = self._looked(y, args, kwargs)
-            self._see(self._survey, y, stack)
+            ran.append(self._number)
+            batch = Batch(self._number, args, kwargs, y)
+            self._survey = self._survey or self._looked(batch)
+            self._see(self._survey, batch, stack)
 
         net = unwrapped(self._request.model)
         handle = net.register_forward_pre_hook(look, with_kwargs=True)
         stack.callback(handle.remove)
+        return ran
 
-    def _looked(self, y: Int64[Tensor, " B"], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Survey:
+    def _looked(self, batch: Batch) -> Survey:
         model = self._request.model
         device = device_of(None, model)
         self._device = float64_device(device)
-        batch = Batch(self._number, args, kwargs, BatchLabels.of(y))
         with undisturbed(unwrapped(model), device):
             return survey(self._request, batch)
 
-    def _see(self, looked: Survey, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
+    def _see(self, looked: Survey, batch: Batch, stack: ExitStack) -> None:
         """A large step is summed in its hooks, a small one waits for others."""
+        y = batch.y
         if self._sums is None:
             classes = self._classes or looked.layout.classes
             self._sums = Sums.empty(looked.layout, classes, self._device)
@@ -178,7 +182,7 @@ class Monitor:
             step = _Step(self._number, y, {})
             self._waiting.append(step)
             see = step.keep
-        stack.enter_context(looked.watching(self._number, len(y), self._device, see))
+        stack.enter_context(looked.watching(batch, self._device, see))
 
     def _add_waiting(self, sums: Sums) -> None:
         """Sum up the small steps."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
@@ -69,7 +69,7 @@ def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Su
                 f"{Layout.from_dict(layout)}: every process needs the same network and layers "
                 f"({name} is {other[name]!r} and {layout[name]!r})"
             )
-    return looked or Survey.of(Layout.from_dict(layout), request.model, request.pool)
+    return looked or Survey.of(Layout.from_dict(layout), request.model, request.pool, request.tokens)
 
 
 def polled(batches: Iterable[Batch], ranks: Processes) -> Iterator[Batch]:
@@ -87,6 +87,11 @@ def fingerprint(batch: Batch | None, ranks: Processes) -> Fingerprint:
     each = ranks.exchange("inputs", None if x is None else reference_of(x))
     reference = next((tuple(found) for found in each if found is not None), None)
     return Fingerprint(reference, keep_marks=True)
+
+
+def shared_labels(found: Int64[Tensor, " K"], ranks: Processes) -> Int64[Tensor, " K"]:
+    """The labels that occur in any process, ascending."""
+    return found if ranks.size == 1 else torch.cat(ranks.gather(found)).unique()
 
 
 def number_samples(sums: Sums, ranks: Processes) -> None:

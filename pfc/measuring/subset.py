@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import inputs_of
-from pfc.measuring.loader import Batch
+from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.sums import See
 from pfc.nearest import MeansSpan, project
 from pfc.processes import Processes
@@ -56,7 +56,7 @@ class Subset:
         if not len(chosen):
             return see
         self.hashes.append(hashes[chosen])
-        self.labels.append(batch.labels.y.cpu()[chosen])
+        self.labels.append(batch.y[chosen])
 
         def also(name: str, H: Float[Tensor, "B D"]) -> None:
             see(name, H)
@@ -92,13 +92,20 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     x = inputs_of(batch)
     if x is None:
         start = batch.number << 32
-        return _mixed(torch.arange(start, start + len(batch.labels.y)))
+        return _mixed(torch.arange(start, start + len(batch.y)))
     step = -(-x.shape[1] // READ)
     bits = x[:, ::step].contiguous()
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
     bits = bits.view(INTEGER[bits.element_size()]).to(torch.int64)
-    odd = (torch.arange(bits.shape[1], device=x.device) * 2 + 1) * ODD
-    return _mixed((bits * odd).sum(1))
+    place = torch.arange(bits.shape[1], device=x.device).expand(bits.shape)
+    mask = attention_mask(batch.kwargs)
+    if mask is not None and mask.shape == bits.shape:  # padding, on whichever side, counts nothing
+        bits, place = bits * mask, mask.cumsum(1) - 1
+    hashes = _mixed((bits * (place * 2 + 1) * ODD).sum(1))
+    if batch.tokens is None:
+        return hashes
+    tokens = batch.tokens.to(x.device)
+    return _mixed(batch.spread(hashes) + place[tokens] * ODD)
 
 
 def _mixed(h: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch, cut
 from pfc.measuring.sums import See
+from pfc.measuring.tokens import Tokens
 from pfc.taps import (
     CLASSIFIER_INPUT,
     KNOWN_BLOCKS,
@@ -23,7 +24,6 @@ from pfc.taps import (
     choose,
     first_tensor,
     module_names,
-    pooled,
     ran_twice,
     trace,
     unwrapped,
@@ -45,6 +45,7 @@ class Survey:
         modules: The tapped modules by name, in the order of the forward pass.
         head: The classifier's layer, or `None`.
         pool: How outputs of several tokens or pixels are reduced.
+        tokens: How tokens are labelled, if they are.
     """
 
     model: nn.Module
@@ -52,9 +53,10 @@ class Survey:
     modules: Mapping[str, nn.Module]
     head: nn.Linear | None
     pool: Pool
+    tokens: Tokens | None = None
 
     @classmethod
-    def of(cls, layout: Layout, model: nn.Module, pool: Pool) -> "Survey":
+    def of(cls, layout: Layout, model: nn.Module, pool: Pool, tokens: Tokens | None = None) -> "Survey":
         """Where the layers of a layout are in a model."""
         names = module_names(model)
         head = None if layout.classifier is None else names[layout.classifier]
@@ -64,45 +66,59 @@ class Survey:
             modules={name: names[name] for name in layout.names if name in names},
             head=head if isinstance(head, nn.Linear) else None,
             pool=pool,
+            tokens=tokens,
         )
 
     @property
     def weight(self) -> Tensor | None:
-        """The classifier's weight, if there is one."""
-        return None if self.head is None else self.head.weight
+        """The classifier's weight, if there is one: a row for each class."""
+        W = None if self.head is None else self.head.weight
+        if W is None or self.tokens is None:
+            return W
+        known = self.tokens.vocabulary.to(W.device)
+        return W[known] if int(known[-1]) < len(W) else None
 
     def forward(self, batch: Batch, device: torch.device, see: See) -> Int64[Tensor, " B"] | None:
         """Run a batch, handing each layer's rows to `see` on `device`; the classifier's answers."""
-        with self.watching(batch.number, len(batch), device, see) as answers:
+        with self.watching(batch, device, see) as answers:
             self.model(*batch.args, **batch.kwargs)
-        return answers[-1] if answers else None
+        if not answers:
+            return None
+        return answers[-1] if self.tokens is None else self.tokens.classes_of(answers[-1])
 
     @contextmanager
     def watching(
-        self, number: int, size: int, device: torch.device, see: See
+        self, batch: Batch, device: torch.device, see: See
     ) -> Iterator[list[Int64[Tensor, " B"]]]:
         """As `forward`, for a block that runs the model; rows are handed over on `device`."""
         answers: list[Tensor] = []
 
         def at_layer(name: str, output: Tensor) -> None:
-            see(name, self._rows(name, output, number, size).to(device))
+            see(name, self._rows(name, output, batch).to(device))
 
         def at_input(x: Tensor) -> None:
             if CLASSIFIER_INPUT in self.layout.shapes:
                 at_layer(CLASSIFIER_INPUT, x)
 
-        edge = (at_input, lambda logits: answers.append(_answers(logits).to(device)))
+        edge = (at_input, lambda logits: answers.append(self._answers(logits, batch).to(device)))
         with Watch(self.modules, at_layer, self.head, edge) as watch:
             yield answers
-            watch.finish(number)
+            watch.finish(batch.number)
 
-    def _rows(self, name: str, output: Tensor, number: int, size: int) -> Float[Tensor, "B D"]:
-        H = output if name == CLASSIFIER_INPUT else pooled(output, self.pool)
-        shape = self.layout.shapes[name]
+    def _answers(self, logits: Float[Tensor, "..."], batch: Batch) -> Int64[Tensor, " B"]:
+        """The classifier's answer to each row, in the numbers of its own outputs."""
+        return _answers(logits if batch.tokens is None else batch.rows(logits, self.pool))
+
+    def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
+        """The features of each row at a layer."""
+        whole = name == CLASSIFIER_INPUT and batch.tokens is None
+        H = output if whole else batch.rows(output, self.pool)
+        size, shape = len(batch.y), self.layout.shapes[name]
         if H.shape != (size, *shape):
             raise ValueError(
-                f"layer {name!r} gave shape {(*H.shape,)} on batch {number} of {size} "
+                f"layer {name!r} gave shape {(*H.shape,)} on batch {batch.number} of {size} "
                 f"samples; a sample's shape was {shape} before"
+                + ("; of texts of many lengths take pool='mean'" if H.ndim == 3 else "")
             )
         return H.reshape(size, -1)
 
@@ -116,6 +132,7 @@ class Request:
     classifier: str | nn.Module | None = None
     pool: Pool = "flatten"
     segments: bool = True
+    tokens: Tokens | None = None
 
 
 def survey(request: Request, batch: Batch) -> Survey:
@@ -127,10 +144,11 @@ def survey(request: Request, batch: Batch) -> Survey:
     last = _classifier(calls, heads, result, named=request.classifier is not None)
     end = None if layers is not None or last is None else calls.index(last)  # logits are no features
     taps = [call for call in calls[:end] if call.name in chosen]
+    size = _tried(result, batch)
     if layers is None:
-        rows = _automatic(taps, pool, _tried(result, batch))
+        rows = _automatic(taps, pool, batch, size)
     else:
-        rows = _named(taps, chosen, pool, model)
+        rows = _named(taps, chosen, pool, model, batch, size)
     if layers is None and not rows and (last is None or {*chosen} - {call.name for call in calls}):
         raise ValueError(
             f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
@@ -154,7 +172,7 @@ def survey(request: Request, batch: Batch) -> Survey:
         pool=pool if isinstance(pool, str) else getattr(pool, "__name__", "callable"),
         chosen=_how(model, layers, chosen),
     )
-    return Survey.of(layout, model, pool)
+    return Survey.of(layout, model, pool, request.tokens)
 
 
 def _answers(logits: Float[Tensor, "B K"]) -> Int64[Tensor, " B"]:
@@ -233,7 +251,9 @@ def _gave(call: ModuleCall, answer: Tensor) -> bool:
     return any(torch.allclose(answer.to(p), p.view_as(answer), rtol=1e-2, atol=1e-5) for p in made)
 
 
-def _automatic(taps: list[ModuleCall], pool: Pool, size: int) -> dict[str, tuple[ModuleCall, Tensor]]:
+def _automatic(
+    taps: list[ModuleCall], pool: Pool, batch: Batch, size: int
+) -> dict[str, tuple[ModuleCall, Tensor]]:
     """Rows of the layers that can be measured: they ran once and gave numbers for each sample."""
     names = [call.name for call in taps]
     fit = [
@@ -244,12 +264,20 @@ def _automatic(taps: list[ModuleCall], pool: Pool, size: int) -> dict[str, tuple
         and call.output.is_floating_point()
         and call.output.ndim > 1
         and len(call.output) == size
+        and (batch.tokens is None or call.output.shape[1:2] == batch.tokens.shape[1:])
     ]
-    return {call.name: (call, pooled(call.output, pool)) for call in fit if call.output is not None}
+    return {
+        call.name: (call, batch.rows(call.output, pool, size)) for call in fit if call.output is not None
+    }
 
 
 def _named(
-    taps: list[ModuleCall], chosen: Mapping[str, nn.Module], pool: Pool, model: nn.Module
+    taps: list[ModuleCall],
+    chosen: Mapping[str, nn.Module],
+    pool: Pool,
+    model: nn.Module,
+    batch: Batch,
+    size: int,
 ) -> dict[str, tuple[ModuleCall, Tensor]]:
     names = [call.name for call in taps]
     for name in chosen:
@@ -264,7 +292,7 @@ def _named(
             raise ValueError(
                 f"layer {call.name!r} gave {got}, not floating-point numbers of each sample"
             )
-        rows[call.name] = (call, pooled(call.output, pool))
+        rows[call.name] = (call, batch.rows(call.output, pool, size))
     return rows
 
 

@@ -1,6 +1,7 @@
 """What a profile keeps of classes and of a few samples: small, so that it is in every file."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,22 +83,25 @@ class ClassGeometry:
             confusion=confusion.cpu() if few and confusion is not None else None,
         )
 
-    def table(self, exponent: int = 0) -> "pd.DataFrame":
+    def table(self, exponent: int = 0, labels: Sequence[int] | None = None) -> "pd.DataFrame":
         """One row a class; the features are larger by this power of two than the numbers here say."""
         import pandas as pd
 
+        def named(classes: Tensor) -> list[int]:
+            return [k if labels is None else labels[k] for k in classes.tolist()]
+
         columns = {
-            "count": self.count.long(),
-            "scatter": self.scatter * 4.0**exponent,
-            "norm": self.norm * 2.0**exponent,
-            "nearest": self.nearest,
-            "cosine": self.cosine,
-            "accuracy": torch.full_like(self.norm, torch.nan)
+            "count": self.count.long().tolist(),
+            "scatter": (self.scatter * 4.0**exponent).tolist(),
+            "norm": (self.norm * 2.0**exponent).tolist(),
+            "nearest": named(self.nearest),
+            "cosine": self.cosine.tolist(),
+            "accuracy": [math.nan] * len(self.count)
             if self.hits is None
-            else self.hits / self.count,
+            else (self.hits / self.count).tolist(),
         }
-        index = pd.Index(self.number.tolist(), name="class")
-        return pd.DataFrame({name: part.tolist() for name, part in columns.items()}, index=index)
+        index = pd.Index(named(self.number), name="class")
+        return pd.DataFrame(columns, index=index)
 
     def arrays(self, *, pairs: bool = True) -> dict[str, Tensor]:
         """All that is kept in a file; without what is of pairs of classes if not asked for."""

@@ -57,7 +57,7 @@ class Profile:
         return pd.DataFrame(dict(self.columns), index=pd.Index(self.layers, name="layer"))
 
     def classes(self, layer: str) -> "pd.DataFrame":
-        """One row a class that has samples, at a layer.
+        """One row a class that has samples, at a layer; of tokens by the label of the class.
 
         Args:
             layer: Its name.
@@ -78,7 +78,8 @@ class Profile:
             >>> profile.classes("h").accuracy.tolist()
             [1.0, 1.0, 1.0]
         """
-        return self._geometry(layer).table(self.about.get("exponents", {}).get(layer, 0))
+        exponent = self.about.get("exponents", {}).get(layer, 0)
+        return self._geometry(layer).table(exponent, self.about.get("labels"))
 
     def _geometry(self, layer: str) -> ClassGeometry:
         if layer not in self.layers:
