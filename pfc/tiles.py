@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
 
 
-def column_tiles(H: Float[Tensor, "B D"]) -> Iterator[slice]:
+def column_tiles(H: Shaped[Tensor, "B D"]) -> Iterator[slice]:
     """Columns to be worked on at once: as many as fit in a tile with up to 128 rows."""
     width = max(1, TILE.get(H.device.type, TILE["cpu"]) // min(len(H), 128))
     return (slice(start, min(start + width, H.shape[1])) for start in range(0, H.shape[1], width))
 
 
-def row_tiles(H: Float[Tensor, "B D"], columns: slice) -> Iterator[slice]:
+def row_tiles(H: Shaped[Tensor, "B D"], columns: slice) -> Iterator[slice]:
     """Rows that fill a tile of these columns."""
     width = columns.stop - columns.start
     height = max(1, TILE.get(H.device.type, TILE["cpu"]) // width)
@@ -44,7 +44,7 @@ def scratch(name: str, shape: Sequence[int], like: Tensor) -> Float64[Tensor, ".
     return buffer[:size].view(*shape)
 
 
-def upcast(H: Float[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
+def upcast(H: Shaped[Tensor, "B C"], name: str) -> Float64[Tensor, "B C"]:
     """A float64 copy of `H` in the work array `name`."""
     return scratch(name, H.shape, H).copy_(H)
 

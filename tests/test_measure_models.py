@@ -723,7 +723,10 @@ def test_a_shape_that_changes_is_refused():
         (dict(passes=3), "passes must be 1 or 2, got 3"),
         (dict(classes=1), "classes must be at least 2, got 1"),
         (dict(classes=2), r"batch 0 has the label 2, but there are 2 classes \(0..1\)"),
-        (dict(pool="max"), "pool must be 'flatten', 'mean', 'cls', 'last', 'tokens' or a callable, got 'max'"),
+        (
+            dict(pool="max"),
+            "pool must be 'flatten', 'mean', 'cls', 'last', 'tokens' or a callable, got 'max'",
+        ),
         (dict(pool="cls"), r"pool='cls' needs tokens \(B, T, D\), got \(2, 2, 16, 16\)"),
         (dict(pool=torch.mean), r"pool must give one row a sample, got shape \(\) for shape \(2, 2,"),
         (dict(pool=len), r"pool must give one row a sample, got int"),

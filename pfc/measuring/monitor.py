@@ -127,7 +127,7 @@ class Monitor:
             with eager(), ExitStack() as stack:
                 ran = self._watch(y, stack)
                 yield
-            if not ran:
+            if not ran or self._sums is None:
                 raise ValueError(f"the network did not run in the block of batch {self._number}")
         except BaseException:
             self._forget()
