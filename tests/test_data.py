@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pfc.data import Batches, Images, Normalisation, decoding, load, loading, sources
+import pfc.data
+from pfc.data import Batches, Images, Normalisation, decoding, load, loading, sources, splits
 from pfc.files import write_tensors
 
 REAL = Path(os.environ.get("PFC_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -525,9 +526,34 @@ def test_unknown_names_are_refused(spec):
         load(spec)
 
 
-def test_digits_have_one_split():
-    with pytest.raises(ValueError, match="'digits' has one split, 'train', got 'test'"):
+def test_the_digits_have_a_fixed_hold_out():
+    whole, fit, held_out = (load("digits", split) for split in splits("digits"))
+    assert (len(whole), len(fit), len(held_out)) == (1797, 1438, 359)
+    both = torch.cat([fit.images, held_out.images]).flatten(1)
+    assert sorted(both.tolist()) == sorted(whole.images.flatten(1).tolist())
+    assert (held_out.labels.bincount() / whole.labels.bincount() - 0.2).abs().max() < 0.004
+    assert held_out.normalisation == fit.normalisation != whole.normalisation
+    assert load("digits", "held-out").images.equal(held_out.images)
+    with pytest.raises(ValueError, match="no split 'test' in 'digits'; it has train, fit, held-out"):
         load("digits", "test")
+
+
+@pytest.mark.parametrize(
+    ("have", "split", "apart"),
+    [
+        (("train", "test", "validation"), "train", "test"),
+        (("train", "validation"), "train", "validation"),
+        (("train",), "train", None),
+        (("train", "test"), "test", None),
+    ],
+)
+def test_the_split_kept_apart(have, split, apart, tmp_path):
+    for name in have:
+        for k in "ab":
+            (tmp_path / name / k).mkdir(parents=True)
+            Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / name / k / "0.png")
+    assert set(splits(tmp_path)) == set(have)
+    assert pfc.data.held_out(tmp_path, split) == apart
 
 
 def test_splits_are_listed(small):

@@ -211,7 +211,8 @@ def test_test_texts_about_training_means():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not every word of the training set occurs
         about = pfc.measure(model, batches(texts(20, seed=1), 5, tokens=True), means=own, **how)
-    assert about.about["labels"] == own.about["labels"] and np.isfinite(about.columns["pfc1"]).all()
+    assert about.about["labels"] == own.about["labels"]
+    assert np.isfinite(about.columns["pfc1"]).all()
     rows = [(ids.clamp(max=VOCABULARY - 1), label) for ids, label in texts(5, seed=2)]
     rows[0][0][1:] = 0
     with pytest.raises(ValueError, match=r"labels \[0\] of batch 0 are of no class that is known"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pfc.data.decoding import decoded
@@ -20,6 +20,7 @@ from pfc.files import parse_json, read_tensors, write_tensors
 from pfc.schema import FINITE, TEXT, Array, check_arrays, list_of, object_of
 
 FORMAT = "pfc-images-1"
+DIGITS = ("train", "fit", "held-out")
 NUMBERS = list_of(FINITE)
 SCHEMA = object_of({"classes": list_of(TEXT), "mean": NUMBERS, "std": NUMBERS, "source": TEXT})
 TENSORS = {"images": Array("N C H W", torch.uint8), "labels": Array("N", torch.int64)}
@@ -43,7 +44,8 @@ def load(
     Args:
         spec: `"digits"` (bundled with scikit-learn), a name on the Hugging Face hub, or a folder of
             parquet files or of images in one subfolder a class.
-        split: Which part: `"train"`, `"test"` or what else the set has.
+        split: Which part: `"train"`, `"test"` or what else the set has. The digits have no test set:
+            `"train"` is all of them, `"held-out"` a fixed fifth of each class, `"fit"` the others.
         limit: Images in all, as equal a class as can be; `None` or more than there are means all.
         seed: Chooses the images under a limit; a smaller limit's are among a larger one's.
         image_column: The column with the images, if it cannot be told.
@@ -71,6 +73,50 @@ def load(
     if split != "train" and "train" in source.schemas:
         whole = replace(whole, normalisation=_whole(source, "train", progress).normalisation)
     return subset(whole, limit, seed)
+
+
+def splits(spec: str | Path = "digits", *, progress: bool = True) -> tuple[str, ...]:
+    """The splits of an image set, by name.
+
+    Args:
+        spec: As for `load`.
+        progress: Show a progress bar while a set is fetched.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ValueError: If there is no such set.
+
+    Example:
+        >>> splits("digits")
+        ('train', 'fit', 'held-out')
+    """
+    return DIGITS if str(spec) == "digits" else tuple(find(str(spec), progress).schemas)
+
+
+def held_out(spec: str | Path, split: str = "train", *, progress: bool = True) -> str | None:
+    """The split that is kept apart from one that a network is trained on; `None` if there is none.
+
+    Args:
+        spec: As for `load`.
+        split: What it is trained on.
+        progress: Show a progress bar while a set is fetched.
+
+    Returns:
+        `"test"`, or `"validation"` where there is no such, beside `"train"`; `"held-out"` beside the
+        digits' `"fit"`.
+
+    Raises:
+        ValueError: If there is no such set.
+
+    Example:
+        >>> held_out("digits", "fit"), held_out("digits", "train")
+        ('held-out', None)
+    """
+    have = splits(spec, progress=progress)
+    apart = {"train": ("test", "validation"), "fit": ("held-out",)} if split in have else {}
+    return next((name for name in apart.get(split, ()) if name in have), None)
 
 
 def subset(whole: Images, limit: int | None, seed: int = 0) -> Images:
@@ -132,12 +178,29 @@ def _balanced(labels: Int64[Tensor, " N"], limit: int, seed: int) -> Int64[Tenso
 def _digits(split: str) -> Images:
     from sklearn.datasets import load_digits
 
-    if split != "train":
-        raise ValueError(f"'digits' has one split, 'train', got {split!r}; other sets have a test set")
+    if split not in DIGITS:
+        raise ValueError(f"no split {split!r} in 'digits'; it has {', '.join(DIGITS)}")
     digits = load_digits()
     images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
-    return Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", "train")
+    whole = Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", split)
+    if split == "train":
+        return whole
+    apart = _fifth_of_each_class(labels)
+    fit = Images.of(images[~apart], labels[~apart], whole.classes, "digits", "fit")
+    if split == "fit":
+        return fit
+    return replace(fit, images=images[apart], labels=labels[apart], split=split)
+
+
+def _fifth_of_each_class(labels: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """A fixed fifth of the samples of each class."""
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    for k in labels.unique():
+        own = (labels == k).nonzero().flatten()
+        chosen[own[torch.randperm(len(own), generator=generator)[: round(len(own) / 5)]]] = True
+    return chosen
 
 
 def _whole(source: EncodedSet, split: str, progress: bool) -> Images:

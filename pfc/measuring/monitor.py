@@ -147,7 +147,6 @@ class Monitor:
 
     def _watch(self, y: Int64[Tensor, " B"], stack: ExitStack) -> list[int]:
         """See this batch, whose inputs the network's call brings: a mask of tokens may be among them."""
-
         ran: list[int] = []
 
         def look(_net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
