@@ -191,15 +191,22 @@ def named_ticks(ax: "Axes", places: Numbers, names: Sequence[str], points: float
 
 def ticks(names: Sequence[str]) -> list[str]:
     """Names of layers; of very long ones the last parts after an ellipsis, where these differ."""
-    ends = [name if len(name) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{_end(name)}" for name in names]
+    ends = [_end(name) for name in names]
     return ends if len(set(ends)) == len(ends) else list(names)
 
 
+def room(names: Sequence[str]) -> float:
+    """Inches that names along an edge take of the figure's height beyond a line."""
+    letters = max(map(len, ticks(names)))
+    return letters * LETTER / 72 if letters > LONG else 0.0
+
+
 def _end(name: str) -> str:
-    """As many of the last parts of a name as are short enough, at least one."""
-    while len(name) >= LONGEST and "." in name:
-        name = name.partition(".")[2]
-    return name
+    """A name, or as many of its last parts as are short enough, at least one."""
+    end = name
+    while len(end) > LONGEST and "." in end:
+        end = end.partition(".")[2]
+    return name if end == name else f"\N{HORIZONTAL ELLIPSIS}{end}"
 
 
 def chosen(metrics: Sequence[str] | None, measured: Sequence[Iterable[str]]) -> list[str]:

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfc.figures.axes import (
     ENDS,
-    LETTER,
     LINES,
-    LONG,
     MEASURED,
     Numbers,
     apart,
@@ -21,6 +19,7 @@ from pfc.figures.axes import (
     named_ticks,
     on_grid,
     panels,
+    room,
     scale,
     ticks,
     wrapped,
@@ -123,15 +122,13 @@ def layers(
     if end is not None and end not in ENDS:
         raise ValueError(f"end must be one of {', '.join(map(repr, ENDS))} or None, got {end!r}")
     shown, places = chosen(metrics, [profile.columns]), _places(profile, position)
-    names = ticks(profile.layers)
-    letters = max(map(len, names))
-    height = 1 + min(2.0, 0.9 + 0.22 * width) * len(shown) + (letters > LONG) * letters * LETTER / 72
+    height = 1 + min(2.0, 0.9 + 0.22 * width) * len(shown) + room(profile.layers)
     with canvas(width, height, headline(profile)) as figure:
         axes = figure.subplots(len(shown), squeeze=False, sharex=True)[:, 0]
         for ax, metric in zip(axes, shown, strict=True):
             ax.set_ylabel(f"{named(metric)}\n{column(metric).tex}".rstrip())
             _panel(ax, profile, metric, places, end)
-        named_ticks(axes[-1], places, names, 72 * width - 90)
+        named_ticks(axes[-1], places, profile.layers, 72 * width - 90)
         axes[-1].set_xlabel("\n".join(wrapped(_axis(profile, position), width - 0.8, 4.6)))
         figure.align_ylabels(axes)
         _explained(figure, profile, end)

@@ -18,6 +18,7 @@ from pfc.figures.axes import (
     named_ticks,
     on_grid,
     panels,
+    room,
     scale,
 )
 
@@ -56,7 +57,7 @@ def path(profile: "Profile", *, segment: int = -1, width: float = 7.0) -> "Figur
     """
     found = profile.segment(segment)
     walked, names = found.path(), found.layers
-    with canvas(width, 2.9, headline(profile)) as figure:
+    with canvas(width, 2.9 + room(names[1:]), headline(profile)) as figure:
         (energy, angles, straight), points = panels(figure, 3)
         _energies(energy, walked, names, points)
         _angles(angles, walked, names, points)
