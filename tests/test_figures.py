@@ -2,12 +2,9 @@
 
 import math
 import os
-import pickle
 import subprocess
 import sys
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -497,65 +494,6 @@ def test_a_width_without_room_is_refused(profile):
         figures.layers(profile, width=1.5)
     with pytest.raises(ValueError, match="got nan"):
         figures.path(profile, width=math.nan)
-
-
-# notebooks, and the user's own matplotlib
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_figure_shows_itself(profile, name):
-    figure = DRAWN[name](profile)
-    with Image.open(BytesIO(figure._repr_png_())) as image:
-        image.load()
-        assert image.size == pytest.approx(figure.get_size_inches() * 144, abs=1)
-
-
-def test_a_shown_figure_can_still_be_changed_pickled_and_saved(profile, tmp_path):
-    figure = figures.layers(profile)
-    before = figure._repr_png_()
-    again = pickle.loads(pickle.dumps(figure))
-    assert again._repr_png_() == before
-    again.axes[0].set_title("a title of the user's own")
-    assert again._repr_png_() != before == figure._repr_png_()
-    copy = deepcopy(figure)
-    copy.axes[0].set_title("another one")
-    assert copy._repr_png_() != before == figure._repr_png_()
-    assert figure.get_layout_engine() is not None
-    figure.savefig(tmp_path / "own.png")
-    shown, fresh = (
-        figures.save(f, tmp_path / n) for f, n in ((figure, "a"), (figures.layers(profile), "b"))
-    )
-    assert shown[0].read_bytes() == fresh[0].read_bytes()
-
-
-USER = {"text.usetex": True, "font.size": 30, "font.family": "monospace", "axes.facecolor": "black"}
-
-
-def test_the_users_matplotlib_changes_no_figure_and_is_left_alone(profile, tmp_path):
-    known = [path.read_bytes() for path in figures.save(figures.layers(profile), tmp_path / "known")]
-    with matplotlib.rc_context(USER):
-        before = dict(matplotlib.rcParams)
-        figure = figures.layers(profile)
-        assert figure._repr_png_()
-        found = [path.read_bytes() for path in figures.save(figures.layers(profile), tmp_path / "found")]
-        assert dict(matplotlib.rcParams) == before
-    assert found == known
-
-
-def test_a_backend_that_is_not_installed_is_not_needed(tmp_path):
-    code = (
-        "import os, sys, pfc\n"
-        "digits = pfc.data.load('digits', limit=200)\n"
-        "net = pfc.FCResNet(features=64, classes=10, width=32, blocks=1)\n"
-        "profile = pfc.measure(net, digits.batches(), progress=False)\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "print(pfc.figures.save(pfc.figures.layers(profile), sys.argv[1])[0].name)\n"
-        "assert os.environ['MPLBACKEND'] == 'module://no_such_backend'\n"
-    )
-    env = os.environ | {"MPLBACKEND": "module://no_such_backend"}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(tmp_path / "fig.png")]
-    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (0, "fig.png\n"), found.stderr
 
 
 # save

@@ -276,7 +276,7 @@ class Profile:
         return {l: f"{prefix}{name}/" for l, name in enumerate(self.layers) if chosen[l]}
 
     def __repr__(self) -> str:
-        last = [f"{m.upper()} {self.columns[m][-1]:.3g}" for m in PFC if m in self.columns]
+        last = [f"{m.upper()} {self.columns[m][-1]:.4g}" for m in PFC if m in self.columns]
         about = self.about
         return (
             f"Profile({about['model']:.30}: {about['samples']} samples, {about['classes']} classes, "
