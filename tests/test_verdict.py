@@ -131,7 +131,9 @@ def check_second(said, names, pfc3, eps):
             f"nearest to their own class mean at {where}, but not at the last layer, {names[-1]}" in said
         )
         last = re.search(r"where (.*?)( %)? (?:are|is undefined)\.$", said)[1]
-        assert last == "that" if math.isnan(pfc3[-1]) else -1e-12 < pfc3[-1] - float(last) / 100 < 1.001e-4
+        assert (
+            last == "that" if math.isnan(pfc3[-1]) else -1e-12 < pfc3[-1] - float(last) / 100 < 1.001e-4
+        )
     elif known:
         best = float(re.search(r"the best reaches ([\d.]+) %", said)[1]) / 100
         assert -1e-12 < max(known) - best < 1.001e-4
