@@ -49,9 +49,9 @@ def overview(runs: list[Run]) -> Iterator[str]:
         off = round((1 - p.table()["pfc3"].iloc[-1]) * p.about["samples"])
         depth = p.effective_depth()
         where = "none" if depth is None else f"{p.layers[depth]} ({depth + 1} of {len(p.layers)})"
-        taus = ", ".join(f"{p.tau(m):+.3f}" for m in METRICS)
+        taus = ", ".join(f"{p.tau(m, -1):+.3f}" for m in METRICS)
         back_at = p.non_monotone_layers
-        back = "; ".join(f"{m.upper()} at {', '.join(b)}" for m in METRICS if (b := back_at(m)))
+        back = "; ".join(f"{m.upper()} at {', '.join(b)}" for m in METRICS if (b := back_at(m, -1)))
         cells = (run.config["seed"], run.recipe.epochs, f"{seconds(run):.0f}", f"{p.accuracy:.4f}", off)
         yield f"| {' | '.join(map(str, cells))} | {where} | {taus} | {back or '-'} |"
 

@@ -156,7 +156,11 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     main(["figures", str(tmp_path / "q.json"), "--no-theory"])
     assert sorted(p.stem for p in tmp_path.glob("q*.png")) == ["q-layers"]
     main(["measure", str(run_folder), "--no-segments"])
-    assert "Theorem" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Theorem" not in told
+    assert "Progressive feedforward collapse" in told, "the verdict needs no segments"
+    main(["measure", str(run_folder), "--passes", "1"])
+    assert "Progressive feedforward collapse" not in capsys.readouterr().out
     told = (tmp_path / "p-theory.json").read_text()
     main(["measure", str(run_folder), "--epoch", "0", "--out", str(out), "--no-theory"])
     (tmp_path / "p-theory.json").write_text(told)

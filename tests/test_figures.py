@@ -19,8 +19,10 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from pfc import figures
+from pfc.figures.axes import on_grid
 from pfc.measuring import measure, transport
 from pfc.nets import ConvResNet, FCResNet
+from pfc.profile.columns import COLUMNS, Column
 from pfc.warning import CollapseWarning
 
 METRICS = ("pfc1", "pfc2", "pfc3")
@@ -65,18 +67,21 @@ def changed(profile, **columns):
     return replace(profile, columns={**profile.columns, **values})
 
 
-def rows(figure, n=3):
-    """Panels of a figure of layers, row by row."""
-    return [
-        figure.axes[i : i + len(figure.axes) // n]
-        for i in range(0, len(figure.axes), len(figure.axes) // n)
-    ]
+def below(figure):
+    """Names of layers along the lower edge, and what the axis says."""
+    ax = figure.axes[-1]
+    return [label.get_text() for label in ax.get_xticklabels()], " ".join(ax.get_xlabel().split())
 
 
-def upper(ax):
-    """The axis of the layers' names: its labels, and its title."""
-    (top,) = ax.child_axes
-    return [label.get_text() for label in top.get_xticklabels()], top.get_xlabel()
+def measured_in(ax):
+    """The line of the measured layers of a panel."""
+    (line,) = [line for line in ax.lines if line.get_label() == "measured"]
+    return line
+
+
+def told(figure):
+    """The words of the figure's legend."""
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def drawn(figure):
@@ -100,7 +105,8 @@ def test_training_shows_every_number(profile, other):
 
 
 def test_training_takes_the_layers_of_a_segment(staged):
-    last, first = (drawn(figures.training({0: staged}, segment=i)).axes[0] for i in (-1, 0))
+    whole, last, first = (drawn(figures.training({0: staged}, segment=i)).axes[0] for i in (None, -1, 0))
+    assert [line.get_ydata()[0] for line in whole.lines] == list(staged.columns["pfc1"])
     assert [line.get_ydata()[0] for line in last.lines] == list(staged.columns["pfc1"][2:5])
     assert [line.get_ydata()[0] for line in first.lines] == list(staged.columns["pfc1"][:2])
 
@@ -141,7 +147,7 @@ def test_deeper_lines_are_darker_and_thicker_and_named(profile):
     assert min(-np.diff(light)) > 0.1
     assert all(np.diff([line.get_linewidth() for line in lines]) > 0)
     assert len({line.get_marker() for line in lines}) == 4
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stem", "1", "2", "3"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(profile.layers)
 
 
 def test_training_without_segments_shows_all_layers():
@@ -173,31 +179,57 @@ def test_layers_stand_at_their_positions(profile, position):
     figure = measured_layers(profile, position=position)
     assert len(figure.axes) == 3
     for ax, metric in zip(figure.axes, METRICS, strict=True):
-        assert_array_equal(ax.lines[0].get_xdata(), profile.segment().position(position))
-        assert_array_equal(ax.lines[0].get_ydata(), profile.columns[metric])
+        at = np.clip(profile.segment().position(position), 0, 1)
+        assert_array_equal(measured_in(ax).get_xdata(), 3 * at)
+        assert_array_equal(measured_in(ax).get_ydata(), profile.columns[metric])
     words = {"path": "path", "chord": "distance", "proj": "straight line", "index": "number"}
     assert words[position] in figure.axes[-1].get_xlabel()
 
 
-def test_the_last_segment_comes_first(staged):
-    figure = drawn(measured_layers(staged))
-    for row, metric in zip(rows(figure), METRICS, strict=True):
-        assert_array_equal(row[0].lines[0].get_ydata(), staged.columns[metric][2:5])
-        assert_array_equal(row[1].lines[0].get_ydata(), staged.columns[metric][:2])
-        assert metric.upper() in row[0].get_ylabel()
-        assert not row[1].get_ylabel()
-    assert upper(figure.axes[0]) == (["reduce", "1", "2"], "segment 2 of 2: shape 4 \xd7 3 \xd7 3")
-    assert upper(figure.axes[1]) == (["stem", "1"], "segment 1 of 2: shape 2 \xd7 6 \xd7 6")
+@pytest.mark.parametrize("position", ["path", "index"])
+def test_all_layers_stand_in_order_on_one_axis(staged, position):
+    figure = drawn(figures.layers(staged, position=position))
+    known, start = [], 0
+    for segment in staged.segments:
+        known += range(start, segment.start)
+        start = segment.start + len(segment.layers)
+        known += [segment.start + (len(segment.layers) - 1) * t for t in segment.position(position)]
+    known += range(start, len(staged.layers))
+    assert len(known) == len(staged.layers) > sum(len(segment.layers) for segment in staged.segments)
+    for ax, metric in zip(figure.axes, METRICS, strict=True):
+        assert_array_equal(measured_in(ax).get_xdata(), known)
+        assert_array_equal(measured_in(ax).get_ydata(), staged.columns[metric])
+        assert metric.upper() in ax.get_ylabel()
+        lines = [line for line in ax.lines if line.get_label() == "line"]
+        shades = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
+        for segment, line, shade in zip(staged.segments, lines, shades, strict=True):
+            ends = (segment.start, segment.start + len(segment.layers) - 1)
+            assert shade == ends == (line.get_xdata()[0], line.get_xdata()[-1])
+    names, axis = below(figure)
+    assert names == list(staged.layers)
+    assert axis.startswith("layers in order; shaded: layers of one shape, by relative")
+    assert told(figure)[1] == "straight line to the last features, shape by shape"
+
+
+def test_a_layer_beyond_the_end_of_its_line_stands_at_the_end(profile):
+    steps = torch.zeros(3, 3, 3).double()
+    steps[:] = torch.outer(*[torch.tensor([3.0, -5.0, 3.0]).double()] * 2)  # at 0, 3, -2, 1 of a line
+    far = replace(profile, segments=(replace(profile.segment(), steps=steps),))
+    assert far.segment().position("proj") == pytest.approx([0, 3, -2, 1])
+    assert_array_equal(
+        measured_in(measured_layers(far, position="proj").axes[0]).get_xdata(), [0, 3, 0, 3]
+    )
 
 
 def test_layers_without_segments_are_counted():
     bare = measure(net(), batches(), segments=False, progress=False)
     figure = drawn(measured_layers(bare))
     for ax, metric in zip(figure.axes, METRICS, strict=True):
-        assert_array_equal(ax.lines[0].get_xdata(), range(4))
-        assert_array_equal(ax.lines[0].get_ydata(), bare.columns[metric])
-    assert "number of the layer (no segments" in figure.axes[-1].get_xlabel()
-    assert upper(figure.axes[0])[1] == "all layers"
+        assert_array_equal(measured_in(ax).get_xdata(), range(4))
+        assert_array_equal(measured_in(ax).get_ydata(), bare.columns[metric])
+    names, axis = below(figure)
+    assert names == list(bare.layers)
+    assert "number of the layer (no segments" in axis
 
 
 def test_layers_that_do_not_move_are_counted():
@@ -205,66 +237,81 @@ def test_layers_that_do_not_move_are_counted():
     still = measure(FCResNet(36, 3, width=8, blocks=2), batches(), progress=False)
     assert math.isnan(still.segment().position()[0])
     figure = drawn(measured_layers(still))
-    assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 0.5, 1])
+    assert_array_equal(measured_in(figure.axes[0]).get_xdata(), [0, 1, 2])
     assert "nothing moves" in figure.axes[-1].get_xlabel()
+
+
+def test_an_axis_says_where_some_layers_do_not_move(staged):
+    first, last = staged.segments
+    still = replace(staged, segments=(replace(first, steps=0 * first.steps), last))
+    figure = drawn(figures.layers(still))
+    assert below(figure)[1].endswith("or, where nothing moves, by number")
+    assert_array_equal(measured_in(figure.axes[0]).get_xdata()[:2], [0, 1])
+    assert len([line for line in figure.axes[0].lines if line.get_label() == "line"]) == 1
 
 
 def test_names_do_not_overlap_however_many():
     deep = measure(net(blocks=40), batches(), passes=1, progress=False)
-    (top,) = drawn(measured_layers(deep)).axes[0].child_axes
-    boxes = [label.get_window_extent() for label in top.get_xticklabels()]
+    labels = drawn(measured_layers(deep)).axes[-1].get_xticklabels()
+    boxes = [label.get_window_extent() for label in labels]
     assert 10 < len(boxes) < 41
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
-    assert top.get_xticklabels()[-1].get_text() == "40"
+    assert labels[-1].get_text() == "blocks.39"
 
 
 def test_long_names_stand_upright_and_whole(staged):
     figure = drawn(measured_layers(replace(staged, segments=())))
-    assert upper(figure.axes[0])[0] == list(staged.layers)
-    (top,) = figure.axes[0].child_axes
-    assert {label.get_rotation() for label in top.get_xticklabels()} == {90}
-    assert max(label.get_window_extent().y1 for label in top.get_xticklabels()) < figure.bbox.y1
+    assert below(figure)[0] == list(staged.layers)
+    labels = figure.axes[-1].get_xticklabels()
+    assert {label.get_rotation() for label in labels} == {90}
+    assert min(label.get_window_extent().y0 for label in labels) > 0
     assert min(ax.get_position().height for ax in figure.axes) * figure.get_figheight() > 1.65
 
 
+HIDDEN = "model.encoder.transformer.layers.{}.output"
+
+
 @pytest.mark.parametrize(
-    ("names", "short"),
+    ("names", "shown"),
     [
-        (("stem", "blocks.0", "blocks.1"), ["stem", "1", "2"]),
-        (("features.3", "features.6"), ["features.3", "features.6"]),
-        (("a.0", "b.0"), ["a.0", "b.0"]),
-        (("a.norm", "b.norm"), ["a.norm", "b.norm"]),
-        (("s.1.reduce", "s.1.blocks.0"), ["reduce", "1"]),
+        (("stem", "blocks.0", "blocks.1"), None),
+        (("features.3", "features.6"), None),
+        (tuple(map(HIDDEN.format, (0, 1))), ["\u2026layers.0.output", "\u2026layers.1.output"]),
+        (("encoder.some.very.long.name.norm", "decoder.some.very.long.name.norm"), None),
+        (("a_name_of_thirty_letters_no_dot", "stem"), None),
     ],
 )
-def test_names_are_short_only_where_that_is_clear(profile, names, short):
+def test_a_name_is_shown_whole_or_by_its_last_parts(profile, names, shown):
     n = len(names)
     columns = {metric: profile.columns[metric][:n] for metric in METRICS}
     few = replace(profile, layers=names, segments=(), columns=columns)
-    assert upper(measured_layers(few).axes[0])[0] == short
+    assert below(measured_layers(few))[0] == (shown or list(names))
+    assert told(figures.training({0: few})) == (shown or list(names))
 
 
 def test_a_layer_without_a_finite_value_keeps_its_place(profile):
     gaps = {metric: [math.inf, 2, 1, math.nan] for metric in METRICS}
     ax = measured_layers(changed(profile, **gaps)).axes[0]
-    assert ax.get_xlim() == pytest.approx((-0.05, 1.05))
+    assert ax.get_xlim() == pytest.approx((-0.15, 3.15))
 
 
 @pytest.mark.parametrize(
     ("pfc3", "place"), [([0.9, 0.98, 0.995, 1], 2), ([1, 1, 1, 1], 0), ([1, 1, 1, 0.98], None)]
 )
 def test_the_layer_of_effective_depth_is_marked(profile, pfc3, place):
-    ax = measured_layers(changed(profile, pfc3=pfc3)).axes[2]
+    figure = measured_layers(changed(profile, pfc3=pfc3))
+    ax = figure.axes[2]
     assert len(ax.lines) == (1 if place is None else 2)
     if place is not None:
-        assert ax.lines[1].get_xdata()[0] == profile.segment().position()[place]
-        assert ax.get_legend().get_texts()[0].get_text() == "1 - PFC3 within 0.01 from here on"
+        assert ax.lines[1].get_xdata()[0] == 3 * profile.segment().position()[place]
+        assert told(figure) == ["measured layers", "1 - PFC3 within 0.01 from here on"]
 
 
-def test_only_the_segment_that_holds_the_layer_is_marked(staged):
-    last, first = rows(measured_layers(changed(staged, pfc3=[0.9, 0.9, 0.9, 1, 1, 1])))[2]
-    assert [len(last.lines), len(first.lines)] == [2, 1]
-    assert last.lines[1].get_xdata()[0] == staged.segment().position()[1]
+def test_a_layer_of_any_segment_or_none_is_marked(staged):
+    for depth in (3, 5):
+        pfc3 = [0.9] * depth + [1] * (6 - depth)
+        ax = measured_layers(changed(staged, pfc3=pfc3)).axes[2]
+        assert ax.lines[1].get_xdata()[0] == measured_in(ax).get_xdata()[depth]
 
 
 def test_layers_refuses_an_unknown_position(profile):
@@ -352,8 +399,8 @@ def test_one_layer_and_infinite_scatter_can_be_drawn(draw):
 
 @BOTH
 def test_the_title_names_network_and_data(profile, draw):
-    told = replace(profile, about={**profile.about, "data": "noise", "accuracy": 0.5})
-    title = draw(told).get_suptitle()
+    about = {**profile.about, "data": "noise", "accuracy": 0.5}
+    title = draw(replace(profile, about=about)).get_suptitle()
     assert title.startswith("FCResNet on noise: 60 samples, 3 classes, accuracy 0.5000")
     silent = draw(replace(profile, about={**profile.about, "accuracy": None})).get_suptitle()
     assert silent == "FCResNet: 60 samples, 3 classes"
@@ -372,6 +419,83 @@ def test_figures_fit_a_page_and_no_letter_is_small_or_cut(profile, draw):
     assert min(text.get_fontsize() for text in texts) >= 8
 
 
+@BOTH
+def test_any_measured_column_can_be_drawn(profile, draw):
+    everything = [name for name in COLUMNS if name in profile.columns]
+    figure = drawn(with_metrics(draw, profile, everything))
+    assert len(figure.axes) == len(everything) == len(COLUMNS)
+    for ax, metric in zip(figure.axes, everything, strict=True):
+        said = ax.get_title(loc="left") + ax.get_ylabel()
+        assert said.startswith(metric.upper())
+        assert COLUMNS[metric].title in said
+        assert ("more collapsed" in said) == (COLUMNS[metric].collapsed is not None)
+        values = np.concatenate([line.get_ydata() for line in ax.lines if len(line.get_ydata()) != 2])
+        assert_array_equal(values, profile.columns[metric])
+    (one,) = drawn(with_metrics(draw, profile, "cdnv")).axes
+    assert "CDNV" in one.get_title(loc="left") + one.get_ylabel()
+
+
+def with_metrics(draw, profile, metrics):
+    """The same figure of other metrics."""
+    if draw is measured_layers:
+        return figures.layers(profile, metrics=metrics, end=None)
+    return figures.training({0: profile}, metrics=metrics)
+
+
+@pytest.mark.parametrize("metrics", [["pfc4"], ["pfc1", "loss"], []])
+def test_unknown_metrics_are_refused(profile, metrics):
+    for draw in (
+        figures.layers,
+        figures.certificates,
+        lambda profile, metrics: figures.training({0: profile}, metrics=metrics),
+    ):
+        with pytest.raises(ValueError, match=r"metrics must be some of .*pfc1.*; got (pfc|none)"):
+            draw(profile, metrics=metrics)
+    once = replace(profile, columns={"pfc1": profile.columns["pfc1"]})
+    with pytest.raises(ValueError, match="some of pfc1, which are known; got pfc3"):
+        figures.layers(once, metrics=["pfc3"])
+    with pytest.raises(ValueError, match="some of pfc1, pfc2, pfc3, which are known; got nc1"):
+        figures.certificates(profile, metrics=["nc1"])
+
+
+def test_a_column_without_a_title_is_shown_by_its_words(profile, monkeypatch):
+    words = "effective rank of the class means, which a participation ratio tells"
+    monkeypatch.setitem(COLUMNS, "ratio", Column("ratio", lambda e: 1.0, words, collapsed=None))
+    figure = drawn(figures.layers(changed(profile, ratio=[1, 2, 2, 1]), metrics="ratio"))
+    assert " ".join(figure.axes[0].get_ylabel().split()) == f"RATIO {words}"
+
+
+DRAWN = {
+    "layers": figures.layers,
+    "training": lambda profile, **how: figures.training({0: profile, 3: profile}, **how),
+    "path": figures.path,
+    "certificates": figures.certificates,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("width", [3.25, 7.0, 12.0])
+def test_a_figure_of_any_width_is_legible_and_whole(profile, staged, name, width):
+    for each in (profile, staged):
+        figure = drawn(DRAWN[name](each, width=width))
+        assert figure.get_figwidth() == width
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0) >= -0.01
+        assert box.x1 <= width + 0.01
+        assert box.y1 <= figure.get_figheight() + 0.01
+        sizes = [ax.get_position().size * figure.get_size_inches() for ax in figure.axes]
+        assert min(min(size) for size in sizes) > 1.1
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert min(text.get_fontsize() for text in texts) >= 8
+
+
+def test_a_width_without_room_is_refused(profile):
+    with pytest.raises(ValueError, match=r"width must be at least 2\.0 inches, got 1\.5"):
+        figures.layers(profile, width=1.5)
+    with pytest.raises(ValueError, match="got nan"):
+        figures.path(profile, width=math.nan)
+
+
 # save
 
 
@@ -385,7 +509,7 @@ def test_both_files_are_written_and_valid(profile, tmp_path):
         image.load()
         assert image.width == 7 * 200
     texts = ElementTree.parse(svg).getroot().iter("{http://www.w3.org/2000/svg}text")
-    assert {"stem", "1", "2", "3"} < {"".join(text.itertext()) for text in texts}
+    assert set(profile.layers) < {"".join(text.itertext()) for text in texts}
     assert {path.name for path in png.parent.iterdir()} == {"fig.3.png", "fig.3.svg"}
 
 
@@ -400,9 +524,28 @@ def test_the_same_input_gives_the_same_bytes(profile, other, tmp_path):
     assert b"<dc:date>" not in pairs[0][1].read_bytes()
 
 
-@pytest.mark.parametrize("name", ["fig.png", "fig.SVG"])
-def test_save_refuses_an_ending(tmp_path, name):
-    with pytest.raises(ValueError, match=r"without its ending, as .*fig, got .*fig\."):
+@pytest.mark.parametrize("name", ["fig.png", "fig.SVG", "fig.1.pdf"])
+def test_an_ending_is_that_one_file_and_the_same_each_time(profile, tmp_path, name):
+    figure = figures.layers(profile)
+    (first,) = figures.save(figure, tmp_path / name)
+    assert first == tmp_path / name
+    before = first.read_bytes()
+    assert before.startswith({"g": b"\x89PNG", "G": b"<?xml", "f": b"%PDF"}[name[-1]])
+    (second,) = figures.save(figures.layers(profile), tmp_path / "again" / name)
+    figures.save(figure, str(first))
+    assert before == first.read_bytes() == second.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {name, "again"}
+
+
+def test_a_pdf_keeps_its_letters_as_truetype(profile, tmp_path):
+    (path,) = figures.save(figures.layers(profile), tmp_path / "fig.pdf")
+    assert b"/Subtype /Type3" not in path.read_bytes()
+    assert b"CreationDate" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["fig.eps", "fig.JPG"])
+def test_save_refuses_another_format(tmp_path, name):
+    with pytest.raises(ValueError, match=r"are written as \.png, \.svg or \.pdf, got .*fig\."):
         figures.save(Figure(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
@@ -500,19 +643,19 @@ def test_the_predicted_line_is_the_segments_own(profile, end, position):
     figure = drawn(figures.layers(profile, position=position, end=end))
     for ax, metric in zip(figure.axes, METRICS, strict=True):
         (line,) = [line for line in ax.lines if line.get_label() == "line"]
-        t, values = line.get_data()
-        assert (t[0], t[-1]) == (0, 1)
-        assert_array_equal(values, getattr(profile.segment().line(t.tolist(), end), metric))
+        x, values = line.get_data()
+        t, _ = on_grid(profile.segment(), end, metric)
+        assert_array_equal(x, [3 * each for each in t])
+        assert (x[0], x[-1]) == (0, 3)
+        assert_array_equal(values, getattr(profile.segment().line(t, end), metric))
         breaks = profile.segment().curves[end].breakpoints
-        assert metric != "pfc3" or set(breaks.clamp(0, 1).tolist()) <= set(t.tolist())
+        assert metric != "pfc3" or set(breaks.clamp(0, 1).tolist()) <= set(t)
         low, high = ax.get_ylim()
         finite = values[np.isfinite(values)]
         assert low <= finite.min()
         assert finite.max() <= high
-    (legend,) = figure.legends
-    told = [text.get_text() for text in legend.get_texts()]
-    assert told[0] == "measured layers"
-    assert told[1].startswith("straight line to ")
+    assert told(figure)[0] == "measured layers"
+    assert told(figure)[1].startswith("straight line to ")
 
 
 def test_no_line_where_nothing_moves_or_nobody_asked(profile):

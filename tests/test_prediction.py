@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -234,3 +235,29 @@ def test_sentences_of_each_verdict():
 )
 def test_percentages_have_no_exponent(part, words):
     assert _percent(part) == words
+
+
+def test_of_two_layers_nothing_is_said_that_holds_by_definition():
+    y = torch.tensor([0, 0, 1, 1, 2, 2])
+    H, _ = problems.features(3, N=6, D=4, K=3)
+    sentences = line(H, 0.3 * H + torch.eye(4)[y].double(), y)
+    assert [sentence.split(":")[0] for sentence in sentences] == [
+        "Theorem 1",
+        "Theorem 2",
+        "Law of data separation",
+        "Law of data separation",
+    ]
+    for word in ("straightness", "energy", "correlation", "nner layer"):
+        assert not any(word in sentence for sentence in sentences)
+
+
+def test_a_notebook_shows_the_sentences(measured):
+    prediction = measured[2].prediction()
+    html = unescape(prediction._repr_html_())
+    assert html.count("<li>") == len(prediction.sentences())
+    for sentence in prediction.sentences():
+        assert sentence in html
+    assert "from stem to blocks.3" in html
+    assert "pfc1_falls" in html
+    odd = replace(prediction, layers=("<a>", *prediction.layers[1:]))
+    assert "from &lt;a&gt; to" in odd._repr_html_()

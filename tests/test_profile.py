@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,6 +281,63 @@ def test_text_and_html_hold_every_layer(profile):
         for name in profile.layers:
             assert name in text
     assert "nc2_angle" in profile._repr_html_()
+
+
+def test_reprs_are_a_line(profile):
+    assert re.fullmatch(
+        r"Profile\(FCResNet: 80 samples, 4 classes, 4 layers, at blocks.2: "
+        r"PFC1 \S+, PFC2 \S+, PFC3 0\.\d+\)",
+        repr(profile),
+    )
+    assert repr(profile.segment()) == "Segment(stem to blocks.2: 4 layers, 4 classes)"
+    assert repr(profile.prediction()) == "Prediction(stem to blocks.2: 4 layers, 4 classes)"
+    names = tuple(f"{'very.' * 40}long.{i}" for i in range(4))
+    segment = replace(profile.segment(), layers=names)
+    about = {**profile.about, "model": "M" * 300}
+    long = replace(profile, layers=names, segments=(segment,), about=about)
+    for each in (long, segment, long.prediction()):
+        assert len(repr(each)) < 200
+        assert "\n" not in repr(each)
+    once = replace(profile, columns={"pfc1": profile.columns["pfc1"]})
+    assert "PFC3" not in repr(once)
+
+
+def test_html_is_escaped(profile):
+    odd = replace(profile, about={**profile.about, "model": "<lambda>"})
+    assert "&lt;lambda&gt;: 80 samples" in odd._repr_html_()
+
+
+def test_scalars_are_the_numbers_of_the_table(profile):
+    last, table = profile.scalars(), profile.table()
+    row = table.iloc[-1].dropna()
+    known = {f"pfc/{metric}": value for metric, value in row.items()}
+    assert {key: last[key] for key in known} == known
+    more = {"pfc/accuracy": profile.accuracy}
+    if (depth := profile.effective_depth()) is not None:
+        more["pfc/effective_depth"] = depth
+    assert last == known | more
+    assert {type(value) for value in last.values()} == {float}
+    assert "nc3" not in str(profile.scalars(layers="stem")), "NaN is left out"
+    every = profile.scalars("", "all")
+    cells = {f"{layer}/{m}": v for layer, r in table.iterrows() for m, v in r.dropna().items()}
+    assert every == cells | {key.removeprefix("pfc/"): value for key, value in more.items()}
+    some = profile.scalars("x.", ["stem", "blocks.[02]"])
+    assert {key.split("/")[0] for key in some} - {"x.accuracy", "x.effective_depth"} == {
+        "x.stem",
+        "x.blocks.0",
+        "x.blocks.2",
+    }
+    with pytest.raises(ValueError, match=r"no layer matches 'conv\*'; measured are stem, blocks.0"):
+        profile.scalars(layers=["stem", "conv*"])
+
+
+def test_scalars_tell_effective_depth_only_where_it_is_known():
+    good, bad = (shaped((0.5, 0.3), (0.6, 0.5), (0.9, last)) for last in (1.0, 0.9))
+    assert good.scalars()["pfc/effective_depth"] == 1
+    assert "pfc/effective_depth" not in bad.scalars()
+    once = replace(good, columns={"pfc1": (0.5, math.nan)}, about={**good.about, "accuracy": None})
+    assert once.scalars() == {}
+    assert once.scalars(layers="all") == {"pfc/blocks.0/pfc1": 0.5}
 
 
 def test_import_warns_of_nothing():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,14 @@ def test_epochs_are_yielded_with_profiles_where_due(digits):
     assert epochs[6].accuracy > epochs[1].accuracy
     assert epochs[1].learning_rate == TINY.learning_rate
     assert epochs[-1].profile.layers == ("stem", "blocks.0", "blocks.1")
+
+
+def test_an_epoch_is_shown_in_a_line(digits):
+    _, epochs = trained(digits, measure_every=4)
+    assert re.fullmatch(r"Epoch\(0: \d+\.\d s, Profile\(FCResNet: .*\)\)", repr(epochs[0]))
+    words = r"Epoch\(1: loss \S+, accuracy 0\.\d{4}, \d+\.\d s\)"
+    assert re.fullmatch(words, repr(epochs[1]))
+    assert max(len(repr(epoch)) for epoch in epochs) < 200
 
 
 def test_order_depends_on_seed_and_epoch_alone(digits):

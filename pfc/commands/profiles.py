@@ -158,7 +158,7 @@ def measure(
         profile.save(out)
     beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
     tell(profile, model, images, theory, device, beside)
-    if options.passes == 2 and profile.segments:
+    if options.passes == 2:
         print(profile.verdict())
 
 

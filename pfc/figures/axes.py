@@ -1,8 +1,13 @@
 """What all figures share: style, axes, scales, names of layers, and files."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+from math import ceil
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
 Numbers = Sequence[int | float]
 
 ENDS = {"measured": "the last features", "means": "their class means", "etf": "the nearest ETF"}
+LINES = ("pfc1", "pfc2", "pfc3")  # what the straight line predicts
 STYLE: Any = {
     **{"font.size": 8.5, "axes.titlesize": 8.5, "figure.titlesize": 10, "figure.titleweight": "bold"},
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
@@ -24,54 +30,124 @@ STYLE: Any = {
     **{"xtick.major.width": 0.6, "ytick.major.width": 0.6, "ytick.minor.width": 0.4},
     **{"grid.color": "0.88", "grid.linewidth": 0.6, "figure.constrained_layout.w_pad": 0.06},
     **{"svg.fonttype": "none", "svg.hashsalt": "pfc"},  # words stay words, and names the same
+    "pdf.fonttype": 42,  # TrueType: what journals take
 }
+FORMATS: dict[str, Any] = {
+    "png": {"dpi": 200},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+USUAL = ("png", "svg")
 MEASURED: Any = {"color": "#2b2f77", "linewidth": 0.8, "marker": "o", "markersize": 4}
 LETTER = 5.0  # points that a letter of a tick's label takes
+LONG = 6  # letters above which names of layers stand upright
+LONGEST = 24  # letters above which a name is abbreviated
+PANEL = 2.2  # inches that a panel beside others is wide at least
+NARROWEST = 2.0  # inches of a figure below which no letter fits
 WIDE = 1e6  # ratio above which a logarithmic axis would show nothing but its smallest value; ours
 SAME = 1e-3  # relative difference below which values are drawn as the same; ours
 
 
 @contextmanager
-def canvas(width: float, height: float, title: str) -> Iterator["Figure"]:
-    """A figure with a title; the style of all figures holds while the block draws."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def style() -> Iterator[None]:
+    """Matplotlib's own settings and ours, whatever the user's are; those are back afterwards."""
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # all but the backend
+        matplotlib.rcParams.update(STYLE)
+        yield
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.suptitle(title)
+
+def _matplotlib() -> Any:
+    """The library, also where MPLBACKEND names a backend that is not installed: none is needed here."""
+    try:
+        import matplotlib
+    except ValueError:
+        backend = os.environ.pop("MPLBACKEND")
+        try:
+            import matplotlib
+        finally:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
+@contextmanager
+def canvas(width: float, height: float, title: str) -> Iterator["Figure"]:
+    """A figure with a title, which notebooks show; the style holds while the block draws."""
+    if not width >= NARROWEST:
+        raise ValueError(f"width must be at least {NARROWEST} inches, got {width}")
+    with style():
+        from matplotlib.figure import Figure
+
+        lines = [line for each in title.split("\n") for line in wrapped(each, width, 6.7)]
+        figure = Figure(figsize=(width, height + 0.17 * max(0, len(lines) - 1)), layout="constrained")
+        figure.suptitle("\n".join(lines))
+        figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
         yield figure
 
 
-def save(figure: "Figure", path: str | Path) -> tuple[Path, Path]:
-    """Write a figure as PNG and as SVG; the same figure gives the same bytes.
+def _png(figure: "Figure") -> bytes:
+    """What a notebook shows where a figure is the last line of a cell."""
+    written = BytesIO()
+    with style():
+        figure.savefig(written, format="png", dpi=144)
+    return written.getvalue()
+
+
+def save(figure: "Figure", path: str | Path) -> tuple[Path, ...]:
+    """Write a figure as PNG, SVG or PDF; the same figure gives the same bytes.
 
     The layout is settled once, before the first writing: it would move by rounding each time.
 
     Args:
         figure: Any matplotlib figure.
-        path: Where, without the ending; the folder is made.
+        path: Where; the folder is made. A path that ends in .png, .svg or .pdf is that one file; without
+            such an ending a PNG and an SVG file are written, with their endings added.
 
     Returns:
-        The paths of the PNG and of the SVG file.
+        The paths of the files.
 
     Raises:
-        ValueError: If the path ends in .png or .svg already.
+        ValueError: If the path ends in another format of images.
     """
-    from matplotlib import rc_context
-
     from pfc.files import replace_file
 
     path = Path(path)
-    if path.suffix.lower() in {".png", ".svg"}:
-        raise ValueError(f"give the path without its ending, as {path.with_suffix('')}, got {path}")
-    png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
-    with rc_context(STYLE):
+    kind = path.suffix.lower()[1:]
+    if kind not in FORMATS and kind in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"figures are written as .png, .svg or .pdf, got {path}")
+    named = {kind: path} if kind in FORMATS else {k: path.with_name(f"{path.name}.{k}") for k in USUAL}
+    with style():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        replace_file(png, lambda new: figure.savefig(new, format="png", dpi=200))
-        replace_file(svg, lambda new: figure.savefig(new, format="svg", metadata={"Date": None}))
-    return png, svg
+        for kind, file in named.items():
+            replace_file(file, partial(figure.savefig, format=kind, **FORMATS[kind]))
+    return (*named.values(),)
+
+
+def wrapped(text: str, width: float, letter: float) -> list[str]:
+    """Lines of a text that fit a figure so many inches wide, a letter so many points."""
+    return wrap(text, int(72 * width / letter), break_on_hyphens=False) or [""]
+
+
+def panels(figure: "Figure", n: int) -> "tuple[list[Axes], float]":
+    """So many panels in rows, by which the figure grows, and how many points wide each is."""
+    rows = ceil(n / min(n, max(1, int(figure.get_figwidth() / PANEL))))
+    columns = ceil(n / rows)
+    figure.set_figheight(figure.get_figheight() * (1 + 0.8 * (rows - 1)))
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in grid[n:]:
+        ax.remove()
+    return grid[:n], 72 * figure.get_figwidth() / columns - 45
+
+
+def legend(figure: "Figure", lines: Sequence[Any], names: Sequence[str], title: str = "") -> None:
+    """One legend below all panels; the figure grows with its rows."""
+    fit = max(1, int(67 * figure.get_figwidth() / (38 + LETTER * max(map(len, names)))))
+    rows = ceil(len(names) / fit) - 1 + bool(title)
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows)
+    how: dict[str, Any] = {"ncols": min(len(names), fit), "borderaxespad": 0, "title": title or None}
+    figure.legend(lines, names, loc="outside lower center", **how)
 
 
 def scale(ax: "Axes", values: Numbers, *, log: bool) -> None:
@@ -105,27 +181,61 @@ def apart(places: Numbers, names: Sequence[str], points: float) -> list[int]:
     return sorted(kept)
 
 
-def short(names: Sequence[str]) -> list[str]:
-    """`blocks.0` as 1, `blocks.1` as 2, any other name by its last part, if that is clear."""
-    ends = [name.rpartition(".")[2] for name in names]
-    numbers = [int(end) for end in ends if end.isdecimal()]
-    short = [str(int(end) + 1) if end.isdecimal() else end for end in ends]
-    clear = numbers == list(range(len(numbers))) and len(set(short)) == len(short)
-    return short if clear else list(names)
+def named_ticks(ax: "Axes", places: Numbers, names: Sequence[str], points: float) -> None:
+    """Names along the lower edge, as many as fit on so many points, upright where they are long."""
+    names = ticks(names)
+    long = max(map(len, names)) > LONG
+    kept = apart(places, ["--" if long else name for name in names], points)
+    ax.set_xticks([places[i] for i in kept], [names[i] for i in kept], rotation=90 if long else 0)
 
 
-def drawn() -> "dict[str, Column]":
-    """The metrics that figures draw, by name."""
-    from pfc.profile.columns import PFC
+def ticks(names: Sequence[str]) -> list[str]:
+    """Names of layers; of very long ones the last parts after an ellipsis, where these differ."""
+    ends = [_end(name) for name in names]
+    return ends if len(set(ends)) == len(ends) else list(names)
 
-    return PFC
+
+def room(names: Sequence[str]) -> float:
+    """Inches that names along an edge take of the figure's height beyond a line."""
+    letters = max(map(len, ticks(names)))
+    return letters * LETTER / 72 if letters > LONG else 0.0
+
+
+def _end(name: str) -> str:
+    """A name, or as many of its last parts as are short enough, at least one."""
+    end = name
+    while len(end) > LONGEST and "." in end:
+        end = end.partition(".")[2]
+    return name if end == name else f"\N{HORIZONTAL ELLIPSIS}{end}"
+
+
+def chosen(metrics: Sequence[str] | None, measured: Sequence[Iterable[str]]) -> list[str]:
+    """The metrics to draw: those asked for, else PFC1-3 as far as all of these have them."""
+    from pfc.profile.columns import COLUMNS, PFC
+
+    known = [metric for metric in COLUMNS if all(metric in each for each in measured)]
+    if metrics is None:
+        return [metric for metric in PFC if metric in known]
+    asked = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not asked or set(asked) - set(known):
+        had = ", ".join(asked) or "none"
+        raise ValueError(f"metrics must be some of {', '.join(known)}, which are known; got {had}")
+    return asked
+
+
+def column(metric: str) -> "Column":
+    """A metric's row of the table of metrics."""
+    from pfc.profile.columns import COLUMNS
+
+    return COLUMNS[metric]
 
 
 def named(metric: str) -> str:
     """Name and direction of collapse, and below it what the metric is."""
-    column = drawn()[metric]
-    arrow = "\N{UPWARDS ARROW}" if column.rises else "\N{DOWNWARDS ARROW}"
-    return f"{metric.upper()} (more collapsed {arrow})\n{column.title}"
+    known = column(metric)
+    arrow = "\N{UPWARDS ARROW}" if known.rises else "\N{DOWNWARDS ARROW}"
+    toward = "" if known.collapsed is None else f" (more collapsed {arrow})"
+    return f"{metric.upper()}{toward}\n{known.title or fill(known.words, 32)}"
 
 
 def headline(profile: "Profile", when: str = "") -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pfc.figures.axes import canvas, drawn, named, scale
+from pfc.figures.axes import LINES, canvas, chosen, column, legend, named, panels, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,14 @@ _ALIGNED = {  # measures of alignment with the data; the paper's own is lost
 _FLOOR = 1e-16  # below it a value is drawn as this one: nothing of it is known in float64
 
 
-def iterations(ways: Mapping[str, Row], data: Row, *, title: str = "") -> "Figure":
+def iterations(
+    ways: Mapping[str, Row],
+    data: Row,
+    *,
+    title: str = "",
+    metrics: Sequence[str] | None = None,
+    width: float = 9.5,
+) -> "Figure":
     """Each metric along the iterations of UFM and MUFM: Figure 4 of arXiv 2405.00985.
 
     Args:
@@ -37,25 +44,27 @@ def iterations(ways: Mapping[str, Row], data: Row, *, title: str = "") -> "Figur
             `pfc3` and `objective`.
         data: `pfc1`, `pfc2` and `pfc3` of the data, drawn as a dashed line.
         title: What was solved, in a line.
+        metrics: Some of PFC1-3, by default all; the objective stands behind them.
+        width: Of the figure, in inches; panels that do not fit side by side stand below one another.
 
     Returns:
-        A figure 9.5 inches wide. A metric below 1e-16 is drawn there.
+        The figure. A metric below 1e-16 is drawn there.
 
     Raises:
-        ValueError: If there is no way, or its name is unknown.
+        ValueError: If there is no way, or its name or a metric is unknown.
     """
     if not ways or not set(ways) <= set(_WAYS):
         raise ValueError(f"ways must be some of {', '.join(_WAYS)}, got {', '.join(ways) or 'none'}")
-    with canvas(9.5, 3.1, title) as figure:
-        axes = figure.subplots(1, 4)
-        for ax, metric in zip(axes, drawn(), strict=False):
+    shown = chosen(metrics, [LINES])
+    with canvas(width, 2.9, title) as figure:
+        axes, _ = panels(figure, len(shown) + 1)
+        for ax, metric in zip(axes, shown, strict=False):
             ax.set_title(named(metric))
             _along(ax, ways, metric)
             ax.axhline(data[metric], label="data", **_DATA)
-        axes[3].set_title("objective\n")
-        _along(axes[3], ways, "objective")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        axes[-1].set_title("objective\n")
+        _along(axes[-1], ways, "objective")
+        legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -65,14 +74,20 @@ def _along(ax: "Axes", ways: Mapping[str, Row], metric: str) -> None:
         values = [max(v, _FLOOR) if metric in {"pfc1", "pfc2"} else v for v in way[metric]]
         ax.plot([1 + step for step in way["steps"]], values, label=name, **_WAYS[name])
     ax.set_xscale("log")
-    if metric != "pfc3":
+    if metric == "objective" or not column(metric).rises:
         ax.set_yscale("log")
     ax.grid(axis="y")
     ax.set_xlabel("1 + iterations")
 
 
 def sweep(
-    solutions: Sequence[Row], data: Row, descent: Sequence[Row] = (), *, title: str = ""
+    solutions: Sequence[Row],
+    data: Row,
+    descent: Sequence[Row] = (),
+    *,
+    title: str = "",
+    metrics: Sequence[str] | None = None,
+    width: float = 9.0,
 ) -> "Figure":
     """Collapse of the MUFM's minimum, and its alignment with the data, over lambda: Figure 5.
 
@@ -85,29 +100,34 @@ def sweep(
         data: `pfc1`, `pfc2` and `pfc3` of the data, drawn as a dashed line.
         descent: What plain gradient descent ended at: the same keys but the last.
         title: What was solved, in a line.
+        metrics: Some of PFC1-3, by default all; the three measures of alignment stand behind them.
+        width: Of the figure, in inches; panels that do not fit side by side stand below one another.
 
     Returns:
-        A figure 9 inches wide.
+        The figure.
 
     Raises:
-        ValueError: If there is no solution.
+        ValueError: If there is no solution, or a metric is unknown.
     """
     if not solutions:
         raise ValueError("a sweep needs the solution of at least one coefficient")
-    with canvas(9.0, 5.0, title) as figure:
-        grid = figure.subplots(2, 3, sharex=True)
-        for ax, metric in zip(grid[0], drawn(), strict=True):
-            _over(ax, solutions, descent, metric)
-            ax.axhline(data[metric], label="data", **_DATA)
-            ax.set_title(named(metric))
-        for ax, (measure, formula) in zip(grid[1], _ALIGNED.items(), strict=True):
-            _over(ax, solutions, descent, measure)
-            told = "alignment with" if measure == "cosine" else "distance from"
-            ax.set_title(f"{told} the data\n{formula}")
+    shown = chosen(metrics, [LINES])
+    with canvas(width, 2.8, title) as figure:
+        axes, _ = panels(figure, len(shown) + len(_ALIGNED))
+        for ax, name in zip(axes, (*shown, *_ALIGNED), strict=True):
+            _over(ax, solutions, descent, name)
             ax.set_xlabel(r"$\lambda$")
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+            ax.set_title(named(name) if name in shown else _alignment(name))
+            if name in shown:
+                ax.axhline(data[name], label="data", **_DATA)
+        legend(figure, *axes[0].get_legend_handles_labels())
     return figure
+
+
+def _alignment(measure: str) -> str:
+    """What a measure of alignment is called, and its formula below."""
+    told = "alignment with" if measure == "cosine" else "distance from"
+    return f"{told} the data\n{_ALIGNED[measure]}"
 
 
 def _over(ax: "Axes", solutions: Sequence[Row], descent: Sequence[Row], metric: str) -> None:

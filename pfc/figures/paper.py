@@ -2,22 +2,27 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pfc.figures.axes import (
     ENDS,
-    LETTER,
+    LINES,
     MEASURED,
     Numbers,
     apart,
     canvas,
-    drawn,
+    chosen,
+    column,
     headline,
+    legend,
     named,
+    named_ticks,
     on_grid,
+    panels,
+    room,
     scale,
-    short,
+    ticks,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -36,23 +41,17 @@ AXES = {  # what each kind of position says
 }
 MARKERS = "os^Dv"  # in turn with depth, for print without colour
 LINE: Any = {"color": "#d1495b", "linewidth": 1.1, "zorder": 1.5}  # what theory predicts
-LONG = 6  # letters above which names of layers stand upright
+MARK: Any = {"color": "0.35", "linestyle": ":", "linewidth": 1.2, "zorder": 1}  # of the effective depth
 EPS = 0.01  # tolerated error at the layer that is marked; ours, as of `Profile.effective_depth`
 
 
-@dataclass(frozen=True)
-class _Column:
-    """Layers over one axis: of a segment, or all of a profile; the segment too if its layers differ."""
-
-    start: int
-    names: Sequence[str]
-    x: Numbers
-    title: str
-    axis: str
-    segment: "Segment | None" = None
-
-
-def training(profiles: Mapping[int, "Profile"], *, segment: int = -1) -> "Figure":
+def training(
+    profiles: Mapping[int, "Profile"],
+    *,
+    segment: int | None = None,
+    metrics: Sequence[str] | None = None,
+    width: float = 7.0,
+) -> "Figure":
     """Each metric over the epochs of training, one line a layer: Figure 2 of arXiv 2405.00985.
 
     Lines are darker and thicker the deeper the layer. PFC3 is shown as the accuracy that it is, and
@@ -60,38 +59,48 @@ def training(profiles: Mapping[int, "Profile"], *, segment: int = -1) -> "Figure
 
     Args:
         profiles: Profile of each measured epoch, 0 before training.
-        segment: Whose layers, the last by default; all layers where the profiles have no segments.
+        segment: Whose layers; all measured layers if `None`.
+        metrics: Columns of the profiles' tables; by default PFC1-3.
+        width: Of the figure, in inches; panels that do not fit side by side stand below one another.
 
     Returns:
-        A figure 7 inches wide.
+        The figure.
 
     Raises:
-        ValueError: If there is no profile, an epoch is negative, there is no such segment, or the
-            layers are not the same at all epochs.
+        ValueError: If there is no profile, an epoch is negative, there is no such segment, the layers
+            are not the same at all epochs, or a metric is unknown.
     """
-    epochs, names, start = _over_epochs(profiles, segment)
+    epochs, rows = _over_epochs(profiles, segment)
+    names = profiles[epochs[0]].layers[rows]
     seen = [profiles[epoch].columns for epoch in epochs]
-    metrics = [metric for metric in drawn() if all(metric in columns for columns in seen)]
+    shown = chosen(metrics, seen)
     title = headline(profiles[epochs[-1]], f" at epoch {epochs[-1]}")
-    with canvas(7.0, 3.0, title) as figure:
-        for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    with canvas(width, 2.7, title) as figure:
+        axes, points = panels(figure, len(shown))
+        for ax, metric in zip(axes, shown, strict=True):
             ax.set_title(named(metric))
-            ax.set_ylabel(drawn()[metric].tex)
-            curves = [[columns[metric][start + i] for columns in seen] for i in range(len(names))]
+            ax.set_ylabel(column(metric).tex)
+            curves = list(zip(*(columns[metric][rows] for columns in seen), strict=True))
             _draw(ax, epochs, curves, _by_depth(len(curves)), metric)
-            _epoch_axis(ax, epochs, 380 / len(metrics))
-        _legend(figure, short(names))
+            _epoch_axis(ax, epochs, points)
+        legend(figure, axes[0].lines, ticks(names), "layer")
     return figure
 
 
 def layers(
-    profile: "Profile", *, position: "Position" = "path", end: "End | None" = "measured"
+    profile: "Profile",
+    *,
+    position: "Position" = "path",
+    end: "End | None" = "measured",
+    metrics: Sequence[str] | None = None,
+    width: float = 7.0,
 ) -> "Figure":
-    """Each metric over the relative position of the layers: Figure 3 of arXiv 2405.00985.
+    """Each metric over all measured layers: Figure 3 of arXiv 2405.00985.
 
-    One row a metric, one column a segment, the last segment first; each panel has its own scale. Where
-    nothing moves in a segment, and where there are no segments, layers stand at equal distances, and the
-    axis says so. Behind the measured layers stands what the straight line from the first to the last
+    One panel a metric, below one another over one axis: the number of the layer. Inside a segment,
+    which is shaded, a layer stands by its relative position between the numbers of the segment's first
+    and last layer (at these where a chord or a projection lies beyond them), or by its number where
+    nothing moves. Behind a segment's layers stands what the straight line from its first to its last
     features predicts, exactly. PFC3 is left out of a profile measured with passes=1; a dotted line
     stands at the layer from which on its error stays within 0.01.
 
@@ -99,38 +108,35 @@ def layers(
         profile: What was measured.
         position: Where layers stand, as for `Segment.position`.
         end: What stands at the end of the predicted line, as for `Segment.line`; `None` draws no line.
+        metrics: Columns of `profile.table()`; by default PFC1-3. The line predicts these alone.
+        width: Of the figure, in inches: 3.25 for a column of a paper.
 
     Returns:
-        A figure 7 inches wide, wider from three segments on.
+        The figure.
 
     Raises:
-        ValueError: If the kind of position or the end is unknown.
+        ValueError: If the kind of position, the end or a metric is unknown.
     """
     if position not in AXES:
         raise ValueError(f"position must be one of {', '.join(map(repr, AXES))}, got {position!r}")
     if end is not None and end not in ENDS:
         raise ValueError(f"end must be one of {', '.join(map(repr, ENDS))} or None, got {end!r}")
-    columns = _columns_of(profile, position)
-    metrics = [metric for metric in drawn() if metric in profile.columns]
-    width = max(7.0, 3.1 * len(columns))
-    letters = max(len(name) for column in columns for name in column.names)
-    height = 1 + 2 * len(metrics) + (letters > LONG) * letters * LETTER / 72
+    shown, places = chosen(metrics, [profile.columns]), _places(profile, position)
+    height = 1 + min(2.0, 0.9 + 0.22 * width) * len(shown) + room(profile.layers)
     with canvas(width, height, headline(profile)) as figure:
-        grid = figure.subplots(len(metrics), len(columns), squeeze=False, sharex="col")
-        for axes, metric in zip(grid, metrics, strict=True):
-            axes[0].set_ylabel(f"{named(metric)}\n{drawn()[metric].tex}")
-            for ax, column in zip(axes, columns, strict=True):
-                _panel(ax, column, profile, metric, end)
-        for top, bottom, column in zip(grid[0], grid[-1], columns, strict=True):
-            _name_axis(top, column, 72 * width / len(columns) - 60)
-            bottom.set_xlabel(column.axis)
-        figure.align_ylabels(grid[:, 0])
-        _line_legend(figure, end)
+        axes = figure.subplots(len(shown), squeeze=False, sharex=True)[:, 0]
+        for ax, metric in zip(axes, shown, strict=True):
+            ax.set_ylabel(f"{named(metric)}\n{column(metric).tex}".rstrip())
+            _panel(ax, profile, metric, places, end)
+        named_ticks(axes[-1], places, profile.layers, 72 * width - 90)
+        axes[-1].set_xlabel("\n".join(wrapped(_axis(profile, position), width - 0.8, 4.6)))
+        figure.align_ylabels(axes)
+        _explained(figure, profile, end)
     return figure
 
 
-def _over_epochs(profiles: Mapping[int, "Profile"], i: int) -> tuple[list[int], Sequence[str], int]:
-    """The epochs in order, the names of the layers to show, and the first one's row."""
+def _over_epochs(profiles: Mapping[int, "Profile"], i: int | None) -> tuple[list[int], slice]:
+    """The epochs in order, and the rows of the layers to show."""
     epochs = sorted(profiles)
     if not epochs or epochs[0] < 0:
         raise ValueError(f"need profiles of at least one epoch, 0 or later, got epochs {epochs}")
@@ -141,59 +147,84 @@ def _over_epochs(profiles: Mapping[int, "Profile"], i: int) -> tuple[list[int], 
                 f"all epochs need the same layers: epoch {epochs[0]} has {list(first.layers)}, "
                 f"epoch {epoch} has {list(profiles[epoch].layers)}"
             )
-    if not first.segments and i == -1:
-        return epochs, first.layers, 0
-    chosen = first.segment(i)
-    return epochs, chosen.layers, chosen.start
+    if i is None:
+        return epochs, slice(None)
+    segment = first.segment(i)
+    return epochs, slice(segment.start, segment.start + len(segment.layers))
 
 
-def _panel(ax: "Axes", column: _Column, profile: "Profile", metric: str, end: "End | None") -> None:
-    """One metric over the layers of one column, the predicted line behind it."""
-    ax.set_xlim(_widened(column.x))
-    ax.set_xticks(list(column.x), minor=True)
+def _moving(profile: "Profile", position: "Position") -> "dict[int, Segment]":
+    """The segments in which a position is known, by their number."""
+    return {
+        i: segment
+        for i, segment in enumerate(profile.segments)
+        if all(map(math.isfinite, segment.position(position)))
+    }
+
+
+def _places(profile: "Profile", position: "Position") -> list[float]:
+    """Where each layer stands on the axis of all layers."""
+    places = [float(l) for l in range(len(profile.layers))]
+    for segment in _moving(profile, position).values():
+        start, L = segment.start, len(segment.layers) - 1
+        t = [min(max(t, 0.0), 1.0) for t in segment.position(position)]
+        places[start : start + L + 1] = [start + L * each for each in t]
+    return places
+
+
+def _axis(profile: "Profile", position: "Position") -> str:
+    """What the axis of all layers says."""
+    if not profile.segments:
+        return "number of the layer (no segments: not measured, or no neighbours of one shape)"
+    moving = _moving(profile, position)
+    if not moving:
+        return "number of the layer (nothing moves)"
+    still = " or, where nothing moves, by number" if len(moving) < len(profile.segments) else ""
+    if _whole(profile):
+        return f"layers by {AXES[position]}"
+    return f"layers in order; shaded: layers of one shape, by {AXES[position]}{still}"
+
+
+def _whole(profile: "Profile") -> bool:
+    """Whether one segment has all layers."""
+    return any(segment.layers == profile.layers for segment in profile.segments)
+
+
+def _panel(ax: "Axes", profile: "Profile", metric: str, places: list[float], end: "End | None") -> None:
+    """One metric over the layers, the predicted lines behind it."""
+    ax.set_xlim(_widened(places))
+    ax.set_xticks(places, minor=True)
     ax.tick_params(axis="x", which="minor", length=0)
-    ax.grid(axis="x", which="minor")
-    predicted: Sequence[float] = ()
-    if end is not None and column.segment is not None:
-        t, predicted = on_grid(column.segment, end, metric)
-        ax.plot(t, predicted, label="line", **LINE)
-    values = profile.columns[metric][column.start : column.start + len(column.names)]
-    _draw(ax, column.x, [values], [MEASURED], metric, predicted)
+    ax.grid(axis="x", which="both")
+    predicted: list[float] = []
+    for segment in _moving(profile, "path").values():
+        last = segment.start + len(segment.layers) - 1
+        if not _whole(profile):
+            ax.axvspan(segment.start, last, color="0.955", linewidth=0, zorder=0)
+        if end is not None and metric in LINES:
+            t, values = on_grid(segment, end, metric)
+            ax.plot(
+                [segment.start + (last - segment.start) * at for at in t], values, label="line", **LINE
+            )
+            predicted += values
+    _draw(ax, places, [profile.columns[metric]], [MEASURED | {"label": "measured"}], metric, predicted)
     depth = profile.effective_depth(EPS) if metric == "pfc3" else None
-    if depth is not None and 0 <= depth - column.start < len(column.names):
-        ax.axvline(column.x[depth - column.start], color="0.35", linestyle=":", linewidth=1.2, zorder=1)
-        ax.legend(ax.lines[-1:], [f"1 - PFC3 within {EPS} from here on"], handlelength=1.5)
+    if depth is not None:
+        ax.axvline(places[depth], label="depth", **MARK)
 
 
-def _line_legend(figure: "Figure", end: "End | None") -> None:
-    """Tells measured layers from the line, once for all panels; nothing where no line is drawn."""
-    for ax in figure.axes:
-        predicted = [line for line in ax.lines if line.get_label() == "line"]
-        if end is not None and predicted:
-            measured = next(line for line in ax.lines if line.get_marker() == MEASURED["marker"])
-            told = ["measured layers", f"straight line to {ENDS[end]}"]
-            figure.legend([measured, *predicted], told, loc="outside lower center", ncols=2)
-            return
-
-
-def _columns_of(profile: "Profile", position: "Position") -> list[_Column]:
-    """The segments, the last first; one column of all layers if there are none."""
-    n = len(profile.segments)
-    if not n:
-        axis = "number of the layer (no segments: not measured, or no neighbours of one shape)"
-        return [_Column(0, short(profile.layers), range(len(profile.layers)), "all layers", axis)]
-    found = []
-    for i, segment in reversed(list(enumerate(profile.segments))):
-        x, axis = segment.position(position), AXES[position]
-        moves = all(map(math.isfinite, x))
-        if not moves:
-            x, axis = segment.position("index"), f"{AXES['index']} (nothing moves)"
-        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, profile.shapes[segment.start]))
-        title = f"segment {i + 1} of {n}: shape {shape}" if n > 1 else f"layers of shape {shape}"
-        found.append(
-            _Column(segment.start, short(segment.layers), x, title, axis, segment if moves else None)
-        )
-    return found
+def _explained(figure: "Figure", profile: "Profile", end: "End | None") -> None:
+    """Tells once for all panels what their lines are; nothing where there are measured layers alone."""
+    of = "" if _whole(profile) else ", shape by shape"
+    words = {
+        "measured": "measured layers",
+        "line": f"straight line to {ENDS[end]}{of}" if end else "",
+        "depth": f"1 - PFC3 within {EPS} from here on",
+    }
+    lines = {str(line.get_label()): line for ax in figure.axes for line in ax.lines}
+    shown = [label for label in words if label in lines]
+    if len(shown) > 1:
+        legend(figure, [lines[label] for label in shown], [words[label] for label in shown])
 
 
 def _draw(
@@ -221,7 +252,9 @@ def _draw(
             ax.text(place, 1, r"$\infty$", ha="center", va="top", **how)
     ax.grid(axis="y")
     scale(
-        ax, [b for curve in (*curves, others) for b in curve if math.isfinite(b)], log=metric != "pfc3"
+        ax,
+        [b for curve in (*curves, others) for b in curve if math.isfinite(b)],
+        log=not column(metric).rises,
     )
 
 
@@ -236,17 +269,6 @@ def _epoch_axis(ax: "Axes", epochs: Sequence[int], points: float) -> None:
     ax.set_xlim(*np.expm1(_widened(places)))
     ax.set_xticks([epochs[i] for i in kept], [names[i] for i in kept])
     ax.set_xticks(list(epochs), minor=True)
-
-
-def _name_axis(ax: "Axes", column: _Column, points: float) -> None:
-    """Names of the layers along the upper edge, as many as fit, upright where they are long."""
-    names, long = column.names, max(map(len, column.names)) > LONG
-    kept = apart(column.x, ["--" if long else name for name in names], points)
-    top = ax.secondary_xaxis("top")
-    top.set_xticks([column.x[i] for i in kept], [names[i] for i in kept], rotation=90 if long else 0)
-    top.spines["top"].set_visible(False)
-    top.tick_params(length=0)
-    top.set_xlabel(column.title, fontweight="bold")
 
 
 def _widened(places: Numbers) -> tuple[float, float]:
@@ -264,11 +286,3 @@ def _by_depth(n: int) -> Iterator[dict[str, Any]]:
         deep = i / max(n - 1, 1)
         color, marker = colormaps["viridis_r"](0.12 + 0.88 * deep), MARKERS[i % len(MARKERS)]
         yield {"color": color, "linewidth": 0.8 + 1.2 * deep, "marker": marker, "markersize": 3.5}
-
-
-def _legend(figure: "Figure", names: Sequence[str]) -> None:
-    """One legend below all panels; the figure grows with its rows."""
-    fit = max(1, int(470 / (38 + LETTER * max(map(len, names)))))
-    figure.set_figheight(figure.get_figheight() + 0.17 * ((len(names) - 1) // fit))
-    how: dict[str, Any] = {"ncols": min(len(names), fit), "borderaxespad": 0, "title": "layer"}
-    figure.legend(figure.axes[0].lines, names, loc="outside lower center", **how)

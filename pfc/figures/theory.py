@@ -1,11 +1,26 @@
 """What theory says, drawn: the path of the residual stream, the certificates on the straight line."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfc.figures.axes import ENDS, MEASURED, apart, canvas, drawn, headline, named, on_grid, scale, short
+from pfc.figures.axes import (
+    ENDS,
+    LINES,
+    MEASURED,
+    canvas,
+    chosen,
+    headline,
+    legend,
+    named,
+    named_ticks,
+    on_grid,
+    panels,
+    room,
+    scale,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,33 +38,44 @@ _ENDS: dict["End", dict[str, Any]] = {  # how the line to each end looks
 }
 _BAND: Any = {"color": MEASURED["color"], "alpha": 0.18, "linewidth": 0}
 _DOTTED: Any = {"color": "0.35", "linestyle": ":", "linewidth": 1.2}
-_PANEL = 130.0  # points that a panel is wide
 _LEVELS = (0.05, 0.5, 0.95)  # of the samples
 
 
-def path(profile: "Profile", *, segment: int = -1) -> "Figure":
+def path(profile: "Profile", *, segment: int = -1, width: float = 7.0) -> "Figure":
     """The path of the residual stream: energy of each block, turning angles, straightness over samples.
 
     Args:
         profile: What was measured.
         segment: Which segment, the last by default.
+        width: Of the figure, in inches; panels that do not fit side by side stand below one another.
 
     Returns:
-        A figure 7 inches wide; a panel of which nothing is known says so.
+        The figure; a panel of which nothing is known says so.
+
+    Raises:
+        ValueError: If there is no such segment.
     """
-    chosen = profile.segment(segment)
-    walked, names = chosen.path(), short(chosen.layers)
-    with canvas(7.0, 2.9, headline(profile)) as figure:
-        energy, angles, straight = figure.subplots(1, 3)
-        _energies(energy, walked, names)
-        _angles(angles, walked, names)
+    found = profile.segment(segment)
+    walked, names = found.path(), found.layers
+    with canvas(width, 2.9 + room(names[1:]), headline(profile)) as figure:
+        (energy, angles, straight), points = panels(figure, 3)
+        _energies(energy, walked, names, points)
+        _angles(angles, walked, names, points)
         _straightness(straight, walked)
+        shown = [*energy.get_legend_handles_labels()[0], *angles.get_legend_handles_labels()[0]]
         if angles.get_legend_handles_labels()[1]:
-            figure.legend(loc="outside lower center", ncols=4)
+            legend(figure, shown, [str(each.get_label()) for each in shown])
     return figure
 
 
-def certificates(profile: "Profile", *, segment: int = -1, transport: "Gap | None" = None) -> "Figure":
+def certificates(
+    profile: "Profile",
+    *,
+    segment: int = -1,
+    transport: "Gap | None" = None,
+    metrics: Sequence[str] | None = None,
+    width: float = 7.0,
+) -> "Figure":
     """Each metric along the straight line to its three ends, with the turning points of both theorems.
 
     Dots stand where a metric turns, decided by roots. Shaded is where Theorem 2 holds for PFC2, from t0
@@ -58,22 +84,25 @@ def certificates(profile: "Profile", *, segment: int = -1, transport: "Gap | Non
     Args:
         profile: What was measured.
         segment: Which segment, the last by default.
-        transport: What `pfc.theory.transport.gap` found of it, drawn as a fourth panel.
+        transport: What `pfc.theory.transport.gap` found of it, drawn as a further panel.
+        metrics: Some of PFC1-3, all of which the line predicts.
+        width: Of the figure, in inches; panels that do not fit side by side stand below one another.
 
     Returns:
-        A figure 7 inches wide, 9 with transport.
+        The figure.
+
+    Raises:
+        ValueError: If there is no such segment, or the line does not predict a metric.
     """
-    chosen = profile.segment(segment)
-    metrics = [metric for metric in drawn() if metric in profile.columns]
-    n = len(metrics) + (transport is not None)
-    title = f"{headline(profile)}\n{chosen.layers[0]} to {chosen.layers[-1]}"
-    with canvas(2.35 * n, 3.2, title) as figure:
-        axes = figure.subplots(1, n, squeeze=False)[0]
-        for ax, metric in zip(axes, metrics, strict=False):
-            _on_line(ax, chosen, metric)
-        handles = [line for line in axes[0].lines if line.get_label() in ENDS.values()]
-        labels = [f"line to {line.get_label()}" for line in handles]
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    found = profile.segment(segment)
+    shown = chosen(metrics, [LINES, profile.columns])
+    title = f"{headline(profile)}\n{found.layers[0]} to {found.layers[-1]}"
+    with canvas(width, 2.9, title) as figure:
+        axes, _ = panels(figure, len(shown) + (transport is not None))
+        for ax, metric in zip(axes, shown, strict=False):
+            _on_line(ax, found, metric)
+        lines = [line for line in axes[0].lines if line.get_label() in ENDS.values()]
+        legend(figure, lines, [f"line to {line.get_label()}" for line in lines])
         if transport is not None:
             _transport(axes[-1], transport)
     return figure
@@ -102,7 +131,7 @@ def _on_line(ax: "Axes", segment: "Segment", metric: str) -> None:
     ax.set_xlabel("t on the straight line")
 
 
-def _energies(ax: "Axes", walked: "Path", names: list[str]) -> None:
+def _energies(ax: "Axes", walked: "Path", names: Sequence[str], points: float) -> None:
     """Each block's part of the energy; equal at constant speed."""
     ax.set_title("energy of each block\n")
     if not walked.length > 0:
@@ -112,12 +141,12 @@ def _energies(ax: "Axes", walked: "Path", names: list[str]) -> None:
     part = (np.array(walked.steps) / max(walked.steps)) ** 2  # energies may leave float64
     ax.bar(range(L), 100 * part / part.sum(), color=MEASURED["color"])
     ax.axhline(100 / L, **_DOTTED, label="constant speed")
-    _blocks(ax, names[1:])
+    _blocks(ax, names[1:], points)
     ax.set_ylabel("% of the energy")
     return None
 
 
-def _angles(ax: "Axes", walked: "Path", names: list[str]) -> None:
+def _angles(ax: "Axes", walked: "Path", names: Sequence[str], points: float) -> None:
     """Turning angle at each inner layer, of the whole and over samples."""
     ax.set_title("turning angle\nat each inner layer")
     if not any(map(math.isfinite, walked.angles)):
@@ -133,7 +162,7 @@ def _angles(ax: "Axes", walked: "Path", names: list[str]) -> None:
     ax.plot(range(n), np.degrees(walked.angles), **MEASURED, label="whole data set")
     ax.set_ylim(0, None)
     ax.grid(axis="y")
-    _blocks(ax, names[1:-1])
+    _blocks(ax, names[1:-1], points)
     ax.set_ylabel("degrees")
     return None
 
@@ -157,10 +186,9 @@ def _straightness(ax: "Axes", walked: "Path") -> None:
     return None
 
 
-def _blocks(ax: "Axes", names: list[str]) -> None:
-    """Names of blocks along the lower edge, as many as fit."""
-    kept = apart(range(len(names)), names, _PANEL)
-    ax.set_xticks(kept, [names[i] for i in kept])
+def _blocks(ax: "Axes", names: Sequence[str], points: float) -> None:
+    """Names of blocks along the lower edge."""
+    named_ticks(ax, range(len(names)), names, points)
     ax.set_xlabel("block")
 
 

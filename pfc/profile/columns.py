@@ -94,7 +94,7 @@ class Column:
         highest: The largest value it may have; the least is 0. Files are checked against it.
         collapsed: Its value at perfect collapse, by default 0; `None` if it has no fixed one.
         main: Whether `print(profile)` shows it.
-        title: What figures call it; empty if they do not draw it unasked.
+        title: What figures call it; its words if empty.
         tex: Its formula for figures.
     """
 
@@ -138,7 +138,8 @@ def _self_duality(e: Evidence) -> Float64[Tensor, ""]:
 _ROWS = (
     Column("position", lambda e: e.position,
            "place on the path from the first to the last layer of its shape",
-           needs="segment", highest=1.0, collapsed=None),
+           needs="segment", highest=1.0, collapsed=None,
+           title="place on the path"),
     Column("pfc1", lambda e: metrics.scatter_ratio(e.moments, e.weighting),
            "within-class over between-class variance", needs="scatter",
            title="scatter ratio", tex=r"$\mathrm{Tr}\,\Sigma_W\,/\,\mathrm{Tr}\,\Sigma_B$"),
@@ -154,22 +155,30 @@ _ROWS = (
            title="nearest-mean accuracy", tex="fraction of samples"),
     Column("nc1", lambda e: _fuzziness(e) / len(e.count),
            "within-class covariance over the between-class one, Tr(Sigma_W Sigma_B^+) / K",
-           needs="nearest"),
+           needs="nearest",
+           title="within over between covariance", tex=r"$\mathrm{Tr}\,\Sigma_W\Sigma_B^+\,/\,K$"),
     Column("fuzziness", _fuzziness,
-           "separation fuzziness of He and Su, Tr(Sigma_W Sigma_B^+)", needs="nearest", main=False),
+           "separation fuzziness of He and Su, Tr(Sigma_W Sigma_B^+)", needs="nearest", main=False,
+           title="separation fuzziness", tex=r"$\mathrm{Tr}\,\Sigma_W\Sigma_B^+$"),
     Column("nc2_norm", lambda e: metrics.equinorm(e.M),
-           "coefficient of variation of the norms of the centred class means", main=False),
+           "coefficient of variation of the norms of the centred class means", main=False,
+           title="variation of the means' norms", tex="standard deviation over mean"),
     Column("nc2_angle", lambda e: metrics.equiangle(e.M),
-           "standard deviation of the cosines between centred class means", highest=1.0, main=False),
+           "standard deviation of the cosines between centred class means", highest=1.0, main=False,
+           title="variation of the means' cosines", tex="standard deviation"),
     Column("nc2_max_angle", lambda e: metrics.maximal_angle_distance(e.M),
-           "mean distance of these cosines from -1/(K-1), the simplex ETF's", highest=2.0, main=False),
+           "mean distance of these cosines from -1/(K-1), the simplex ETF's", highest=2.0, main=False,
+           title="cosines' distance from ETF", tex="mean absolute distance"),
     Column("nc3", _self_duality,
-           "distance of the classifier from the class means", needs="classifier", highest=2.0),
+           "distance of the classifier from the class means", needs="classifier", highest=2.0,
+           title="classifier's distance from means"),
     Column("nc4", lambda e: e.disagreement,
            "fraction of samples whose nearest class mean is not the classifier's answer",
-           needs="answers", highest=1.0),
+           needs="answers", highest=1.0,
+           title="answers other than nearest mean", tex="fraction of samples"),
     Column("cdnv", lambda e: metrics.class_distance_variance(e.M, e.scatter / e.count),
-           "class-distance normalised variance"),
+           "class-distance normalised variance",
+           title="distance-normalised variance"),
 )
 # fmt: on
 COLUMNS: dict[str, Column] = {column.name: column for column in _ROWS}

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -83,18 +84,34 @@ class Prediction:
             nothing = ["Nothing moves between the layers: the line is a point, and theory says nothing."]
             return nothing if self.transport is None else [*nothing, str(self.transport)]
         found = [self._theorem(1, self._pfc1), self._theorem(2, self._pfc2)]
-        found += [self._agrees(), *self._of_path()]
+        if len(self.layers) > 2:  # the path of two layers is straight, whatever they do
+            found += [self._agrees(), *self._of_path()]
         found += [_of_law(metric, law) for metric, law in self.laws.items()]
         return found if self.transport is None else [*found, str(self.transport)]
 
     def __str__(self) -> str:
-        head = f"What theory says of the straight line from {self.layers[0]} to {self.layers[-1]}:"
+        table = self._shown().to_string(float_format=_three, na_rep="-")
+        return "\n".join([self._headline(), table, *self.sentences()])
+
+    def __repr__(self) -> str:
+        span = f"{self.layers[0]:.40} to {self.layers[-1]:.40}"
+        return f"Prediction({span}: {len(self.layers)} layers, {self.classes} classes)"
+
+    def _repr_html_(self) -> str:
+        told = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
+        table: str = self._shown().to_html(float_format=_three, na_rep="-")
+        return f"<p>{escape(self._headline())}</p>{table}<ul>{told}</ul>"
+
+    def _headline(self) -> str:
+        return f"What theory says of the straight line from {self.layers[0]} to {self.layers[-1]}:"
+
+    def _shown(self) -> "pd.DataFrame":
+        """The table as it is printed."""
         shown = self.table()
         for column in ("pfc1_turns", "pfc2_turns"):
             shown[column] = [_listed(turns) or "-" for turns in shown[column]]
         shown["pfc1_falls"] = [_falls(c.theorem1) for c in self.certificates.values()]
-        table = shown.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
-        return "\n".join([head, table, *self.sentences()])
+        return shown
 
     def save(self, path: str | FilePath, profile: "Profile") -> None:
         """Write all numbers and sentences as JSON; `load_transport` reads the transport again.
@@ -155,7 +172,7 @@ class Prediction:
         off = self.agreement["path"].off
         told = [f"{_percent(v)} of {m.upper()}'s change" for m, v in off.items() if math.isfinite(v)]
         if not told:
-            return "No inner layer can be compared with the line."
+            return "Inner layers are not compared with the line: no metric changes, or none is defined."
         return f"Inner layers, placed by their path, stand off the line by {', '.join(told)}."
 
     def _of_path(self) -> list[str]:
@@ -224,14 +241,16 @@ def _of_law(metric: str, law: Law) -> str:
     if not math.isfinite(law.half_life):
         return f"Law of data separation: {name} does not change."
     half = f", halves every {law.half_life:.3g} layers" if law.half_life > 0 else ""
-    return (
-        f"Law of data separation: {name} changes by the factor {law.rate:.3g} a layer{half} "
-        f"(correlation of its logarithm with depth {law.correlation:+.3f})."
-    )
+    fits = f" (correlation of its logarithm with depth {law.correlation:+.3f})" if law.layers > 2 else ""
+    return f"Law of data separation: {name} changes by the factor {law.rate:.3g} a layer{half}{fits}."
 
 
 def _listed(turns: tuple[float, ...]) -> str:
     return ", ".join(f"{t:.3g}" for t in turns)
+
+
+def _three(x: float) -> str:
+    return f"{x:.3g}"
 
 
 def _percent(part: float) -> str:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfc import metrics
 from pfc.line import ENDS, End
 from pfc.moments import ClassMoments
+from pfc.profile import verdict
 from pfc.profile.classes import ClassGeometry, SamplePoints
 from pfc.profile.columns import COLUMNS, PFC, Column
 from pfc.profile.prediction import Prediction
@@ -199,60 +202,70 @@ class Profile:
         accuracy: float | None = self.about["accuracy"]
         return accuracy
 
-    def non_monotone_layers(self, column: str, i: int = -1) -> list[str]:
-        """Layers of a segment at which a PFC metric is less collapsed than at the layer before.
+    def non_monotone_layers(self, column: str, i: int | None = None) -> list[str]:
+        """Layers at which a PFC metric is less collapsed than at the layer before.
 
         Args:
             column: `"pfc1"`, `"pfc2"` or `"pfc3"`.
-            i: Which segment.
+            i: Over which segment; over all measured layers if `None`.
 
         Returns:
-            Their names; empty if the metric is monotone over the segment.
+            Their names, also of those that NaN keeps from being compared; empty if the metric is
+            monotone, to rounding.
 
         Raises:
-            ValueError: If it is no PFC metric, or there is no such segment.
+            ValueError: If it is no PFC metric or was not measured, or there is no such segment.
         """
         if column not in PFC:
             raise ValueError(f"column must be one of {', '.join(PFC)}, got {column!r}")
-        segment = self.segment(i)
-        sign = -1 if PFC[column].rises else 1
-        values = [sign * v for v in self._of_segment(column, segment)]
-        return [
-            name
-            for name, a, b in zip(segment.layers[1:], values, values[1:], strict=False)
-            if not b <= a
-        ]
+        at = self._span(i)
+        found = verdict.non_monotone(PFC[column], self._measured(column)[at])
+        return [self.layers[at][l] for l in found]
 
     steps_back = renamed("Profile.steps_back", "Profile.non_monotone_layers")
 
-    def tau(self, column: str, i: int = -1) -> float:
-        """Kendall's rank correlation of a metric with depth over a segment; NaN if it is constant.
+    def tau(self, column: str, i: int | None = None) -> float:
+        """Kendall's rank correlation of a metric with depth.
 
         Args:
             column: A metric's name.
-            i: Which segment.
+            i: Over which segment; over all measured layers if `None`.
 
         Returns:
-            A number in [-1, 1]: -1 if the metric falls at every layer, 1 if it rises.
+            A number in [-1, 1]: -1 if the metric falls at every layer, 1 if it rises; NaN if it is
+            constant, to rounding, or undefined at a layer.
+
+        Raises:
+            ValueError: If it was not measured, or there is no such segment.
         """
         from scipy.stats import kendalltau
 
-        values = self._of_segment(column, self.segment(i))
-        if len(set(values)) < 2:
+        values = self._measured(column)[self._span(i)]
+        if all(verdict.same(COLUMNS[column], values[0], value) for value in values):
             return math.nan
         return float(kendalltau(range(len(values)), values).statistic)
 
-    def law(self, column: str = "fuzziness", i: int = -1) -> Law:
-        """The law of data separation of He and Su, fitted to a metric over the layers of a segment.
+    def law(self, column: str = "fuzziness", i: int | None = None) -> Law:
+        """The law of data separation of He and Su, fitted to a metric over the layers.
 
         Args:
             column: `"fuzziness"`, of which the law speaks, or another metric such as `"pfc1"`.
-            i: Which segment.
+            i: Over which segment; over all measured layers if `None`.
 
         Returns:
             Its rate a layer, correlation and half-life.
+
+        Raises:
+            ValueError: If it was not measured, or there is no such segment.
         """
-        return fit(self._of_segment(column, self.segment(i)))
+        return fit(self._measured(column)[self._span(i)])
+
+    def _span(self, i: int | None) -> slice:
+        """Rows of a segment, or all."""
+        if i is None:
+            return slice(None)
+        segment = self.segment(i)
+        return slice(segment.start, segment.start + len(segment.layers))
 
     def agreement(self, kind: Position = "path", end: End = "measured", i: int = -1) -> Agreement:
         """How far the measured layers of a segment are from its straight line.
@@ -296,54 +309,79 @@ class Profile:
             transport=transport,
         )
 
-    def _of_segment(self, column: str, segment: Segment) -> tuple[float, ...]:
-        return self._measured(column)[segment.start : segment.start + len(segment.layers)]
-
-    def verdict(self, i: int = -1, eps: float = 0.01) -> str:
+    def verdict(self, i: int | None = None, eps: float = 0.01) -> str:
         """Two plain sentences: does progressive feedforward collapse hold, and from where is it decided.
 
         Args:
-            i: Which segment.
+            i: The first sentence is of this segment; of all measured layers if `None`. The second is
+                always of all.
             eps: The NCC error that the second sentence tolerates.
 
         Returns:
             The sentences.
+
+        Raises:
+            ValueError: If PFC3 was not measured, there is no such segment, or `eps` is not in [0, 1].
         """
-        segment = self.segment(i)
-        span = f"from {segment.layers[0]} to {segment.layers[-1]}"
-        if why := self._nothing_to_judge(segment):
-            judged = f"Of progressive feedforward collapse nothing can be said {span}"
-            return f"{judged}: {why}.\n{self._decided(eps)}"
-        told, back = [], []
-        for column in PFC:
-            values = self._of_segment(column, segment)
-            told.append(f"{column.upper()} goes from {values[0]:.3g} to {values[-1]:.3g}")
-            if layers := self.non_monotone_layers(column, i):
-                back.append(f"{column.upper()} steps back at {', '.join(layers)}")
-        holds = f"does not hold at every layer {span} ({'; '.join(back)})" if back else f"holds {span}"
-        return f"Progressive feedforward collapse {holds}: {', '.join(told)}.\n{self._decided(eps)}"
+        at = self._span(i)
+        layers = self.layers[at]
+        still = any(s.layers == layers and s.path().length == 0 for s in self.segments)
+        columns = {metric: self._measured(metric)[at] for metric in PFC}
+        decided = verdict.decision(self.layers, self._measured("pfc3"), self.about["samples"], eps)
+        return f"{verdict.collapse(layers, columns, still=still)}\n{decided}"
 
-    def _nothing_to_judge(self, segment: Segment) -> str:
-        """Why PFC cannot be judged; empty if it can."""
-        if segment.path().length == 0:
-            return "nothing moves between these layers"
-        told = []
-        for column in PFC:
-            values = zip(segment.layers, self._of_segment(column, segment), strict=True)
-            if unknown := [name for name, value in values if math.isnan(value)]:
-                told.append(f"{column.upper()} is undefined at {', '.join(unknown)}")
-        return "; ".join(told)
+    def scalars(self, prefix: str = "pfc/", layers: str | Sequence[str] = "last") -> dict[str, float]:
+        """The numbers as a flat dict, which any logger takes.
 
-    def _decided(self, eps: float) -> str:
-        least, depth = f"{100 * (1 - eps):g} %", self.effective_depth(eps)
-        if depth is None:
-            best = f"{100 * max(self._measured('pfc3')):.2f} %"
-            return f"No layer reaches {least} nearest-class-mean accuracy; the best reaches {best}."
-        wrong = round((1 - self._measured("pfc3")[-1]) * self.about["samples"])
+        Args:
+            prefix: What each key begins with.
+            layers: `"last"` for the last measured layer, whose keys are `pfc/pfc1` and so on; `"all"`,
+                or names or globs such as `blocks.*`, for keys such as `pfc/blocks.0/pfc1`.
+
+        Returns:
+            Each metric of each chosen layer, accuracy, and effective depth (an index into
+            `Profile.layers`). What is NaN or not known is left out.
+
+        Raises:
+            ValueError: If a name or glob matches no measured layer.
+
+        Example:
+            >>> import pfc, torch
+            >>> digits, _ = pfc.data.load("digits", limit=40), torch.manual_seed(0)
+            >>> net = pfc.FCResNet(features=64, classes=10, width=8, blocks=2)
+            >>> profile = pfc.measure(net, digits.batches(), progress=False)
+            >>> sorted(profile.scalars())[:4]  # for wandb.log(profile.scalars(), step=epoch)
+            ['pfc/accuracy', 'pfc/cdnv', 'pfc/fuzziness', 'pfc/nc1']
+            >>> [key for key in profile.scalars("", "blocks.*") if key.endswith("pfc1")]
+            ['blocks.0/pfc1', 'blocks.1/pfc1']
+        """
+        rows = {-1: prefix} if layers == "last" else self._prefixes(prefix, layers)
+        found = {
+            f"{start}{metric}": float(values[l])
+            for l, start in rows.items()
+            for metric, values in self.columns.items()
+        }
+        depth = self.effective_depth() if "pfc3" in self.columns else None
+        for name, value in (("accuracy", self.accuracy), ("effective_depth", depth)):
+            if value is not None:
+                found[f"{prefix}{name}"] = float(value)
+        return {key: value for key, value in found.items() if not math.isnan(value)}
+
+    def _prefixes(self, prefix: str, layers: str | Sequence[str]) -> dict[int, str]:
+        """What the keys of each chosen layer begin with, by its row."""
+        globs = ["*"] if layers == "all" else [layers] if isinstance(layers, str) else list(layers)
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in self.layers):
+                raise ValueError(f"no layer matches {glob!r}; measured are {', '.join(self.layers)}")
+        chosen = [any(fnmatchcase(name, glob) for glob in globs) for name in self.layers]
+        return {l: f"{prefix}{name}/" for l, name in enumerate(self.layers) if chosen[l]}
+
+    def __repr__(self) -> str:
+        last = [f"{m.upper()} {self.columns[m][-1]:.4g}" for m in PFC if m in self.columns]
+        about = self.about
         return (
-            f"From {self.layers[depth]} (layer {depth + 1} of {len(self.layers)}) on, at least {least} "
-            "of the samples are nearest to their own class mean; at "
-            f"{self.layers[-1]} {'all are' if not wrong else f'all but {wrong} are'}."
+            f"Profile({about['model']:.30}: {about['samples']} samples, {about['classes']} classes, "
+            f"{len(self.layers)} layers, at {self.layers[-1]:.40}: {', '.join(last)})"
         )
 
     def __str__(self) -> str:
@@ -361,7 +399,7 @@ class Profile:
 
     def _repr_html_(self) -> str:
         table: str = self.table().to_html(float_format=_short)
-        return f"<p>{self._headline()}</p>{table}"
+        return f"<p>{escape(self._headline())}</p>{table}"
 
     def save(
         self, path: str | Path, *, means: bool = True, pairs: bool = True, sample: bool = True

@@ -168,6 +168,10 @@ class Segment:
             exponent=self.exponent,
         )
 
+    def __repr__(self) -> str:
+        span = f"{self.layers[0]:.40} to {self.layers[-1]:.40}"
+        return f"Segment({span}: {len(self.layers)} layers, {len(self.count)} classes)"
+
     def to_dict(self) -> dict[str, Any]:
         """What is kept as words and numbers beside the arrays."""
         return {"start": self.start, "layers": list(self.layers), "sampled": self.sampled}

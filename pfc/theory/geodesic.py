@@ -276,7 +276,8 @@ def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequen
         gap = torch.where(t.isnan(), torch.nan, measured - getattr(on_line, metric))
         difference[metric] = tuple(gap.tolist())
         inner = gap[1:-1][~gap[1:-1].isnan()]
-        off[metric] = float(inner.square().mean().sqrt() / (measured[-1] - measured[0]).abs())
+        change = abs(_less(float(measured[-1]), float(measured[0]))) or math.nan
+        off[metric] = float(inner.square().mean().sqrt() / change)
     return Agreement(tuple(position), difference, off)
 
 

@@ -45,6 +45,11 @@ class Epoch:
     seconds: float
     profile: Profile | None = None
 
+    def __repr__(self) -> str:
+        told = [] if self.loss is None else [f"loss {self.loss:.4g}", f"accuracy {self.accuracy:.4f}"]
+        told += [f"{self.seconds:.1f} s", *([] if self.profile is None else [repr(self.profile)])]
+        return f"Epoch({self.epoch}: {', '.join(told)})"
+
 
 class Trainer:
     """A network, its optimizer and its data, one epoch at a time."""

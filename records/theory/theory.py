@@ -74,8 +74,8 @@ def numbers(run: Run, epoch: int, profile: Profile, gap: Gap) -> dict[str, Any]:
         "energy_ratio": path.speed * path.direction,
         "speed": path.speed,
         "direction": path.direction,
-        "fuzziness_rate": profile.law().rate,
-        "fuzziness_correlation": profile.law().correlation,
+        "fuzziness_rate": profile.law(i=-1).rate,
+        "fuzziness_correlation": profile.law(i=-1).correlation,
         "transport_samples": gap.exact.samples,
         "ratio": gap.exact.ratio,
         "gap": gap.exact.gap,
@@ -89,7 +89,7 @@ def numbers(run: Run, epoch: int, profile: Profile, gap: Gap) -> dict[str, Any]:
 
 def save(figure: "Figure", name: str) -> None:
     """Keep a figure as PNG alone."""
-    figures.save(figure, HERE / name)[1].unlink()
+    figures.save(figure, HERE / f"{name}.png")
 
 
 def examined(folder: Path) -> Iterator[dict[str, Any]]:
