@@ -1,7 +1,7 @@
 """What the commands do: each a thin reading of arguments around the package's own functions."""
 
+from pfc.commands.measuring import measure as measure
 from pfc.commands.models import mufm as mufm
 from pfc.commands.profiles import figures as figures
-from pfc.commands.profiles import measure as measure
 from pfc.commands.training import run as run
 from pfc.commands.training import train as train

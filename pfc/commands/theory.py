@@ -1,15 +1,22 @@
 """What theory says of a profile, as an option of the commands that measure."""
 
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from cyclopts import Parameter
 from torch import nn
 
 from pfc import data as sets
 from pfc.measuring import transport
 from pfc.profile import Profile
+
+if TYPE_CHECKING:
+    from pfc.theory.transport import Gap
 
 MOST = 2**27  # numbers of a layer's features that are collected for transport: 512 MB; ours
 
@@ -39,25 +46,46 @@ class Theory:
 ALL_THEORY = Theory()
 
 
-def tell(
-    profile: Profile,
-    model: nn.Module,
-    images: sets.Images,
-    asked: Theory,
-    device: str | None,
-    path: Path | None,
-) -> None:
+GapOf = Callable[[int], "Gap | None"]  # from samples of the exact part to what was found
+
+
+def tell(profile: Profile, asked: Theory, path: Path | None, gap: GapOf) -> None:
     """Print what theory says of the last segment, and keep it as JSON."""
     if not asked.theory or not profile.segments:
         return
-    found = None
-    if asked.transport:
-        K, weighting = len(images.classes), profile.about["weighting"]
-        most = MOST // prod(profile.shapes[profile.segment().start])
-        few = sets.stratified(images, max(most, K), weighting)
-        exact = max(asked.transport, K)
-        found = transport(model, few.batches(), profile, exact=exact, device=device)
+    found = gap(max(asked.transport, profile.about["classes"])) if asked.transport else None
     prediction = profile.prediction(transport=found)
     print(prediction)
     if path is not None:
         prediction.save(path, profile)
+
+
+def of_model(
+    profile: Profile, model: nn.Module, images: sets.Images, device: str | torch.device | None
+) -> GapOf:
+    """The transport of the last segment, of a stratified part of the images."""
+
+    def gap(exact: int) -> "Gap":
+        most = MOST // prod(profile.shapes[profile.segment().start])
+        weighting = profile.about["weighting"]
+        few = sets.stratified(images, max(most, len(images.classes)), weighting)
+        return transport(model, few.batches(), profile, exact=exact, device=device)
+
+    return gap
+
+
+def of_arrays(profile: Profile, features: Mapping[str, Any], y: Any) -> GapOf:
+    """The transport of the last segment of features at hand; of features too large for it none."""
+
+    def gap(exact: int) -> "Gap | None":
+        from pfc.theory.transport import gap as transport_gap
+
+        segment = profile.segment()
+        if profile.about["samples"] * prod(profile.shapes[segment.start]) > MOST:
+            print("transport is left out: the features are more than 512 MB a layer", file=sys.stderr)
+            return None
+        start, end = (features[segment.layers[l]][:] for l in (0, -1))
+        first, last = start.reshape(len(start), -1), end.reshape(len(end), -1)
+        return transport_gap(first, last, y, weighting=segment.weighting, exact=exact)
+
+    return gap

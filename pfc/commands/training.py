@@ -10,7 +10,9 @@ from cyclopts import Parameter
 
 from pfc import data as sets
 from pfc import figures as draw
-from pfc.commands.theory import ALL_THEORY, Theory, tell
+from pfc.commands.measuring import print_beside
+from pfc.commands.theory import ALL_THEORY, Theory, of_model, tell
+from pfc.measuring import measure
 from pfc.processes import launched
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
@@ -37,6 +39,7 @@ class Options:
     Args:
         out: Folder of the run; runs/RECIPE if not given.
         data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
+        split: Of the data: train, or fit of the digits, whose held-out part is the test set then.
         limit: Train on a class-balanced subset of so many samples.
         seed: Of the first weights, the order of the samples and the subset.
         device: Such as cpu or cuda.
@@ -47,6 +50,7 @@ class Options:
 
     out: Path | None = None
     data: str | None = None
+    split: str = "train"
     limit: int | None = None
     seed: int = 0
     device: str | None = None
@@ -79,8 +83,14 @@ def run(
         return
     kept = Run(folder)
     profile = kept.profiles[max(kept.profiles)]
+    net, images = kept.network(), kept.data()
     print(profile)
-    tell(profile, kept.network(), kept.data(), theory, options.device, kept.theory_file)
+    tell(profile, theory, kept.theory_file, of_model(profile, net, images, options.device))
+    if (apart := sets.held_out(images.spec, images.split)) is not None:
+        held_out = kept.data(apart).batches()
+        test = measure(net, held_out, means=profile, device=options.device)
+        test.save(folder / "profiles" / f"{apart}.json")
+        print_beside(profile, test, (images.split, apart))
     print(*draw.of_run(kept, theory=theory.theory), profile.verdict(), sep="\n")
 
 
@@ -115,7 +125,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     named = ("seed", "precision", "threads", "measure_every")
     how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
-    images = sets.load(recipe.data, limit=options.limit, seed=options.seed)
+    images = sets.load(recipe.data, options.split, options.limit, options.seed)
     with launched(options.device) as (ranks, device):
         if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)

@@ -1,5 +1,6 @@
-"""Image sets by name, as one uint8 tensor: digits, a hub name, a folder of parquet or of images."""
+"""Image sets by name, as one uint8 tensor, and features from a file of arrays."""
 
+from pfc.data.arrays import Features as Features
 from pfc.data.images import Batches as Batches
 from pfc.data.images import Images as Images
 from pfc.data.images import Normalisation as Normalisation

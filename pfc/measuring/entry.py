@@ -147,6 +147,7 @@ def measure(
             "precision": precision,
             "processes": ranks.size,
             "exchanged": ranks.exchanged,
+            **({} if reference is None or layers is not None else {"chosen": reference.about["chosen"]}),
             **({} if tokens is None else {"shift": shift, "labels": tokens.vocabulary.tolist()}),
         }
         return assemble(found, weighting, W=looked.weight, reference=reference, about=about)

@@ -33,6 +33,7 @@ from pfc.training.recipes import Recipe
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
+FEW = 20  # classes up to which the numbers of their pairs are kept at every measured epoch
 NUMBERS = list_of(FINITE)
 CONFIG_SCHEMA = object_of(  # what config.json must hold; all else is free
     {
@@ -107,13 +108,21 @@ class RunFolder:
             )
 
     def keep(
-        self, run: Trainer, epoch: Epoch, states: Sequence[Mapping[str, Tensor]], *, keep_weights: bool
+        self,
+        run: Trainer,
+        epoch: Epoch,
+        states: Sequence[Mapping[str, Tensor]],
+        *,
+        keep_weights: bool,
+        in_full: bool,
     ) -> None:
         """Write what belongs to an epoch; the state comes last, so that a torn epoch is redone."""
         name = f"epoch-{epoch.epoch:04d}"
         if epoch.profile is not None:
             last = epoch.epoch == run.recipe.epochs
-            epoch.profile.save(self.path / "profiles" / f"{name}.json", means=last)
+            pairs = in_full or epoch.profile.about["classes"] <= FEW
+            path = self.path / "profiles" / f"{name}.json"
+            epoch.profile.save(path, means=last, pairs=pairs, sample=in_full)
         if keep_weights:
             weights = run.net.state_dict()
             files.write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)

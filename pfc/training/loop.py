@@ -109,11 +109,17 @@ def train(
                 epoch = run.epoch(number, profiled=number in due)
                 states = gathered_random(run) if home else []
                 if mine:
-                    last = number in {0, recipe.epochs // 2, recipe.epochs}
-                    mine.keep(run, epoch, states, keep_weights=last)
+                    kept = number in {0, recipe.epochs // 2, recipe.epochs}
+                    in_full = number in {0, middle_of(due), recipe.epochs}
+                    mine.keep(run, epoch, states, keep_weights=kept, in_full=in_full)
                 if number:
                     step(number, f"loss {epoch.loss:.3g} accuracy {epoch.accuracy:.4f}")
                 yield epoch
+
+
+def middle_of(epochs: list[int]) -> int:
+    """The measured epoch that is the nearest to half of all."""
+    return min(epochs, key=lambda epoch: abs(2 * epoch - epochs[-1]))
 
 
 def _follow(run: Trainer, home: RunFolder | None, done: int) -> int:

@@ -1,0 +1,196 @@
+"""`pfc measure`: every layer of a run, of any model on any data, or of features in a file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from torch import nn
+
+from pfc import data as sets
+from pfc.commands.given import Given
+from pfc.commands.theory import ALL_THEORY, GapOf, Theory, of_arrays, of_model, tell
+from pfc.files import check_place
+from pfc.measuring import measure as measure_layers
+from pfc.measuring import measure_features
+from pfc.measuring.loader import StatisticsPlace
+from pfc.processes import Processes, launched
+from pfc.profile import Profile, load
+
+FEATURES = {".npz", ".safetensors"}
+BESIDE = ("pfc1", "pfc2", "pfc3", "nc4")  # what training and test data are compared by
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and how: arguments of `pfc.measure`.
+
+    Args:
+        layers: Names or globs, such as `blocks.*`; chosen by the network if not given.
+        classes: Number of classes; by default the classifier's outputs.
+        classifier: Name of the last linear layer; found by itself if not given. Of a file of features,
+            the name of its weight, of weight and bias as W,b, or what stands before .weight and .bias.
+        statistics: Keep the class statistics on the device or in the host's memory; where they fit if
+            not given.
+        weighting: Class weights in covariances: equal, or proportional to counts.
+        passes: 2 for all metrics; 1 leaves out those that need the class means first.
+        segments: Also accumulate cross-layer statistics: positions, path and straight line.
+        pool: How to reduce tokens or pixels to one vector per sample.
+    """
+
+    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None
+    classes: int | None = None
+    classifier: str | None = None
+    statistics: StatisticsPlace | None = None
+    weighting: Literal["class", "sample"] = "class"
+    passes: Literal[1, 2] = 2
+    segments: bool = True
+    pool: Literal["flatten", "mean", "cls", "last"] = "flatten"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """About which class means data are measured.
+
+    Args:
+        means: A split, such as train, or a saved profile's .json: measure about its class means.
+        test: Where the data have a test split beside the one that is measured, measure it too, about the
+            class means of this one, and print both side by side.
+        labels: Of a file of features: the array of labels in it, or an .npy file.
+    """
+
+    means: str | None = None
+    test: bool = True
+    labels: str | None = None
+
+
+NOTHING = Given()
+USUAL = Options()
+OWN = About()
+
+
+def measure(
+    source: str,
+    /,
+    *,
+    given: Given = NOTHING,
+    options: Options = USUAL,
+    about: About = OWN,
+    batch_size: int = 256,
+    device: str | None = None,
+    out: Path | None = None,
+    theory: Theory = ALL_THEORY,
+) -> None:
+    """Measure every layer of a run, of any model on any data, or of features in a file.
+
+    Under `torchrun` every process measures its part of the data, and the first prints and saves.
+
+    Args:
+        source: A run's folder; MODULE:FUNCTION, a function without arguments that gives the model; or an
+            .npz or .safetensors file of features, an array a layer.
+        given: What is measured.
+        options: What is measured, and how.
+        about: About which class means.
+        batch_size: Samples in a forward pass.
+        device: Such as cpu or cuda.
+        out: Save the profile as this .json file, and what theory says beside it.
+        theory: What theory says.
+
+    Raises:
+        ValueError: If an argument has no meaning.
+    """
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {out}")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if out is not None:
+        check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
+    beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
+    if Path(source).suffix in FEATURES:
+        profile, gap = _of_file(Path(source), options, about)
+        _say(profile, out)
+        tell(profile, theory, beside, gap)
+    else:
+        with launched(device) as (ranks, device):
+            model, measured = _measurer(source, given, options, batch_size, device, ranks)
+            images = given.images(source)
+            profile = measured(images, _means(about.means, source, given, measured))
+            apart = given.held_out(source) if about.test and _can_be_about(profile) else None
+            test = measured(given.images(source, apart), profile) if apart else None
+        if not ranks.is_main:
+            return
+        _say(profile, out)
+        tell(profile, theory, beside, of_model(profile, model, images, device))
+        if test is not None:
+            print_beside(profile, test, (images.split, str(apart)))
+    if options.passes == 2:
+        print(profile.verdict())
+
+
+def _can_be_about(profile: Profile) -> bool:
+    """Whether test data can be measured about the means of a profile."""
+    return profile.about["passes"] == 2 and profile.about["means"] is None
+
+
+def _say(profile: Profile, out: Path | None) -> None:
+    print(profile)
+    if out is not None:
+        profile.save(out)
+
+
+def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> None:
+    """Print what was measured on training data beside what test data are about the same means."""
+    both = profile.beside(test, splits)
+    shown = [name for name in BESIDE if name in both and bool(both[name].notna().to_numpy().any())]
+    means = f"{test.about['data']}: {test.about['samples']} samples, about the class means of "
+    accuracy = "" if test.accuracy is None else f"; accuracy {test.accuracy:.4f}"
+    print(f"{means}{test.about['means']}{accuracy}")
+    print(both[shown].to_string(float_format="{:.4g}".format, na_rep="-"))
+
+
+def _measurer(
+    source: str, given: Given, options: Options, batch_size: int, device: str | None, ranks: Processes
+) -> tuple[nn.Module, Callable[[sets.Images, Profile | None], Profile]]:
+    """The model, and what measures it on images about means."""
+    model = given.model(source)
+
+    def measured(images: sets.Images, means: Profile | None) -> Profile:
+        own = images.part(ranks.rank, ranks.size).batches(batch_size)
+        how = vars(options) | ({} if means is None else {"classes": None})
+        try:
+            return measure_layers(model, own, means=means, device=device, **how)
+        except RuntimeError as error:
+            C, H, W = images.shape
+            raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
+
+    return model, measured
+
+
+def _means(
+    means: str | None,
+    source: str,
+    given: Given,
+    measured: Callable[[sets.Images, Profile | None], Profile],
+) -> Profile | None:
+    """The profile about whose means is measured: of a file, or of another split; `None` for none."""
+    if means is None or means.endswith(".json"):
+        return None if means is None else load(means)
+    return measured(given.images(source, means), None)
+
+
+def _of_file(path: Path, options: Options, about: About) -> tuple[Profile, GapOf]:
+    """Measure the features of a file."""
+    if about.labels is None:
+        raise ValueError(f"{path} needs --labels: the name of an array in it, or an .npy file")
+    if about.means is not None and not about.means.endswith(".json"):
+        raise ValueError(f"of features in a file --means must be a profile's .json, got {about.means}")
+    means = None if about.means is None else load(about.means)
+    given = sets.Features.read(path, about.labels, classifier=options.classifier, layers=options.layers)
+    how = {name: getattr(options, name) for name in ("classes", "weighting", "passes", "segments")}
+    profile = measure_features(
+        given.layers, given.y, classifier=given.classifier, means=means, name=path.stem, **how
+    )
+    return profile, of_arrays(profile, given.layers, given.y)
