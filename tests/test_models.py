@@ -222,6 +222,24 @@ def test_a_sweep_fills_what_is_proven_and_draws_descent_beside():
         figures.sweep([], DATA)
 
 
+def test_figures_of_models_take_metrics_and_a_width():
+    solutions = [row(0.01, True), row(1.0, True)]
+    for draw, more in (
+        (lambda **how: figures.iterations({"UFM, ours": WAY}, DATA, **how), 1),
+        (lambda **how: figures.sweep(solutions, DATA, **how), 3),
+    ):
+        figure = draw(metrics=["pfc3", "pfc1"], width=3.25)
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() == 3.25
+        titles = [ax.get_title(loc="left")[:4] for ax in figure.axes]
+        assert titles[:2] == ["PFC3", "PFC1"]
+        assert len(titles) == 2 + more
+        assert len({ax.get_position().x0 for ax in figure.axes}) == 1, "one below another"
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        with pytest.raises(ValueError, match=r"metrics must be some of pfc1, pfc2, pfc3, .*; got nc1"):
+            draw(metrics=["nc1"])
+
+
 def test_theory_names_its_modules():
     assert set(dir(pfc.theory)) == {
         *("descent", "geodesic", "mufm", "path", "separation", "toy", "transport", "ufm")

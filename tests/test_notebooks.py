@@ -63,19 +63,28 @@ def test_the_users_matplotlib_changes_no_figure_and_is_left_alone(profile, tmp_p
     assert found == known
 
 
-def test_a_backend_that_is_not_installed_is_not_needed(tmp_path):
+@pytest.mark.parametrize(("backend", "kept"), [("no-such-backend", False), ("svg", True)])
+def test_a_backend_that_is_not_installed_is_not_needed(tmp_path, backend, kept):
     code = (
         "import os, sys, pfc\n"
+        "from matplotlib_free import profile\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "print(pfc.figures.save(pfc.figures.layers(profile), 'fig.png')[0].name)\n"
+        "import matplotlib\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}\n"
+        f"assert (dict.__getitem__(matplotlib.rcParams, 'backend') == {backend!r}) == {kept}\n"
+    )
+    (tmp_path / "matplotlib_free.py").write_text(
+        "import pfc\n"
         "digits = pfc.data.load('digits', limit=200)\n"
         "net = pfc.FCResNet(features=64, classes=10, width=32, blocks=1)\n"
         "profile = pfc.measure(net, digits.batches(), progress=False)\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "print(pfc.figures.save(pfc.figures.layers(profile), sys.argv[1])[0].name)\n"
-        "assert os.environ['MPLBACKEND'] == 'module://no_such_backend'\n"
     )
-    env = os.environ | {"MPLBACKEND": "module://no_such_backend"}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(tmp_path / "fig.png")]
-    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    root = str(Path(__file__).parents[1])
+    env = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
+    found = subprocess.run(command, **how)
     assert (found.returncode, found.stdout) == (0, "fig.png\n"), found.stderr
 
 

@@ -176,6 +176,15 @@ def test_the_percentage_asked_for_is_told_in_full():
         profile.verdict(eps=2.0)
 
 
+def test_rounding_is_of_the_range_of_a_metric_that_has_one():
+    """With two classes PFC2 is 0 but for rounding; PFC1 has no range, and 1e-17 is less than 3e-17."""
+    profile = of([3e-17, 2e-17, 1e-17], [1e-17, 3e-17, 0.0], [1.0, 1.0, 1.0])
+    assert profile.verdict().startswith("Progressive feedforward collapse holds from stem to blocks.1: ")
+    assert "PFC1 goes from 3e-17 to 1e-17, PFC2 stays at 1e-17, PFC3 stays at 1." in profile.verdict()
+    assert math.isnan(profile.tau("pfc2"))
+    assert of([1e-17, 3e-17], [0.5, 0.4], [1.0, 1.0]).non_monotone_layers("pfc1") == ["blocks.0"]
+
+
 def still(make):
     """A profile of three layers, each a map of the same features."""
     H, y = problems.features(4, N=60, D=5, K=3)

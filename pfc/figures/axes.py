@@ -1,8 +1,9 @@
 """What all figures share: style, axes, scales, names of layers, and files."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from math import ceil
@@ -60,14 +61,13 @@ def style() -> Iterator[None]:
 
 def _matplotlib() -> Any:
     """The library, also where MPLBACKEND names a backend that is not installed: none is needed here."""
-    try:
-        import matplotlib
-    except ValueError:
-        backend = os.environ.pop("MPLBACKEND")
-        try:
-            import matplotlib
-        finally:
-            os.environ["MPLBACKEND"] = backend
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as matplotlib does it, which would fail there
     return matplotlib
 
 
