@@ -166,7 +166,7 @@ class NearestMean:
         squares: Per class, sum of the squared residuals in the span.
         confusion: Samples of each class by the class of the nearest mean; without rows for more than
             `MOST_PAIRED` classes.
-        offset: The data's own class means less those of the span, in it; zero if they are the same.
+        offset: The data's own class means less those of the span, in it; a zero if they are the same.
         rounding: The coarsest relative precision of the features seen.
     """
 
@@ -176,7 +176,7 @@ class NearestMean:
     sums: Float64[Tensor, "P R"]
     squares: Float64[Tensor, "P R"]
     confusion: Float64[Tensor, "Q C"]
-    offset: Float64[Tensor, "P R"]
+    offset: Float64[Tensor, "..."]
     rounding: float = 0.0
 
     @classmethod
@@ -185,7 +185,7 @@ class NearestMean:
         P, R = span.points.shape
         zeros = span.points.new_zeros
         confusion = zeros(P if P <= MOST_PAIRED else 0, P)
-        offset = zeros(P, R) if offset is None else offset
+        offset = zeros(()) if offset is None else offset
         return cls(span, zeros(P), zeros(P), zeros(P, R), zeros(P, R), confusion, offset)
 
     def update(self, H: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
@@ -221,7 +221,7 @@ class NearestMean:
         """What was gathered of some of the classes."""
         confusion = self.confusion[places] if len(self.confusion) else self.confusion
         count, hits = self.count[places], self.hits[places]
-        sums, squares, offset = (part[places] for part in (self.sums, self.squares, self.offset))
+        sums, squares, offset = self.sums[places], self.squares[places], self.offset[places]
         return NearestMean(self.span, count, hits, sums, squares, confusion, offset)
 
     def check(self, name: str) -> None:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
+from pfc.nearest import MOST_PAIRED
+
 FLOAT = 8  # bytes of a float64 number
+MOST = 300  # samples whose coordinates are kept; ours
+SKETCH = 8192  # numbers to which the features of two classes are reduced at most for that; ours
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Cost:
             samples, see `of_samples`.
         of_samples: Given into exchanges of single samples: 16 bytes each, to know repeated ones, and for
             the paths at most 24 + 16 L bytes each and for each segment of L increments, of 131,072
-            samples at most. The line takes 16 bytes more for each time at which a sample changes sides,
+            samples at most; 300 samples' coordinates, 16 bytes a layer each, of two classes 64 KiB. The line takes 16 bytes more for each time at which a sample changes sides,
             of which there are few.
         batch: Features kept for the length of a batch, a sample: all layers of the largest segment, in
             float32.
@@ -75,17 +79,22 @@ def cost(
     steps = sum(K * (len(run) - 1) ** 2 for run in runs)
     spans = sum(D * r + r + K * r for D, r in zip(features, ranks, strict=True))
     state = sum(2 * K * D + 2 * K + 2 * D for D in features) + steps + spans
-    state += sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
+    pairs = K * K * len(features) if K <= MOST_PAIRED else 0
+    state += pairs + sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
     exchanged = (
-        _exchanged(K, R, features, ranks, runs, spans + 2 * sum(features), passes) if R > 1 else 0
+        _exchanged(K, R, features, ranks, runs, spans + 2 * sum(features) + pairs, passes)
+        if R > 1
+        else 0
     )
     kept = min(samples, 2**17)
     of_paths = sum(FLOAT * kept * (2 * len(run) + 1) for run in runs)
+    across = sum(min(D, SKETCH) for D in features) if K == 2 else 0
+    of_subset = FLOAT * min(samples, MOST) * (3 + 2 * len(features) + across) if passes == 2 else 0
     return Cost(
         state=FLOAT * state,
         peak=FLOAT * (state + 4 * K * max(features)),
         exchanged=FLOAT * exchanged,
-        of_samples=of_paths + 2 * FLOAT * samples if R > 1 else 0,
+        of_samples=of_paths + of_subset + 2 * FLOAT * samples if R > 1 else 0,
         batch=4 * max((sum(run) for run in runs), default=0),
     )
 
@@ -101,4 +110,5 @@ def _exchanged(
     if passes == 1:
         return first
     second = spans + sum(1 + 2 * K + 2 * K * r + R + 1 for r in ranks)
-    return first + second + inputs + 4 + sum(1 + 6 * R for _ in runs)
+    subset = R * (3 + len(features) * (2 if K == 2 else 1))
+    return first + second + inputs + subset + 4 + sum(1 + 6 * R for _ in runs)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.measuring.costs import MOST, SKETCH
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, attention_mask
@@ -15,9 +16,7 @@ from pfc.nearest import MeansSpan, project
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 
-MOST = 300  # samples that are kept; ours
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
-SKETCH = 8192  # numbers to which the features of two classes are reduced at most; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
 
