@@ -10,10 +10,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
+from pfc.evaluation import Precision, undisturbed
+from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.assembly import assemble
 from pfc.measuring.costs import cost
 from pfc.measuring.decisions import Decisions
+from pfc.measuring.head import Classifier
 from pfc.measuring.loader import MeasuredBatches, StatisticsPlace, statistics_device
 from pfc.measuring.passes import first_pass, second_pass
 from pfc.measuring.sums import Sums
@@ -22,7 +25,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.processes import ALONE, Processes, together
 from pfc.profile.profile import Profile
 from pfc.progress import Step, shown
-from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
+from pfc.taps import Pool, unwrapped
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -40,7 +43,7 @@ def measure(
     pool: Pool = "flatten",
     limit: int | None = None,
     device: str | torch.device | None = None,
-    classifier: str | nn.Module | None = None,
+    classifier: Classifier = None,
     statistics: StatisticsPlace | None = None,
     group: Any = None,
     precision: Precision | None = None,

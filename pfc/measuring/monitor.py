@@ -10,15 +10,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
+from pfc.evaluation import eager, undisturbed
 from pfc.labels import BatchLabels
+from pfc.layers import Layers
 from pfc.measuring.assembly import assemble
+from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, float64_device
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.profile.profile import Profile
 from pfc.samples import class_indices
-from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
+from pfc.taps import Pool, unwrapped
 
 GROUP = 2**20  # features that are gathered before they are summed: small steps cost calls, not work
 
@@ -90,7 +93,7 @@ class Monitor:
         weighting: Weighting = "class",
         segments: bool = True,
         pool: Pool = "flatten",
-        classifier: str | nn.Module | None = None,
+        classifier: Classifier = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -163,7 +166,7 @@ class Monitor:
         self._device = float64_device(device)
         batch = Batch(self._number, args, kwargs, BatchLabels.of(y))
         with undisturbed(unwrapped(model), device):
-            return survey(self._request, batch)
+            return survey(self._request, batch, form="given")
 
     def _see(self, looked: Survey, y: Int64[Tensor, " B"], stack: ExitStack) -> None:
         """A large step is summed in its hooks, a small one waits for others."""

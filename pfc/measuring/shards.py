@@ -22,6 +22,7 @@ from pfc.metrics import Weighting
 from pfc.moments import SLICE, ClassMoments
 from pfc.nearest import MeansSpan
 from pfc.processes import Processes
+from pfc.taps import gathered
 from pfc.theory.path import PathSample
 from pfc.warning import warn
 
@@ -31,7 +32,7 @@ NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another s
 def weights_digest(model: nn.Module) -> list[float]:
     """Checksum of a network's weights and buffers: their sum and their norms."""
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
+    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in map(gathered, tensors)]
     return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
 
 
