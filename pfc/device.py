@@ -34,7 +34,7 @@ def device_of(name: str | torch.device | None, model: nn.Module) -> torch.device
         if places and not real:
             raise ValueError(
                 "the model's weights are on the device 'meta', which holds no numbers: load them "
-                "(model.to_empty(device='cpu'), then load_state_dict), or name the device they are moved to"
+                "(model.to_empty(device='cpu'), then load_state_dict), or name the device they move to"
             )
         return real[0] if real else torch.device("cpu")
     try:

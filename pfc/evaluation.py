@@ -62,7 +62,7 @@ def undisturbed(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; the modes are put back by the model's own `train`, which may do more than that."""
+    """Evaluation mode; the model's own `train`, which may do more than that, puts the modes back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         _evaluate(model)

@@ -189,8 +189,8 @@ def _refuse_text(y: Any, name: str) -> None:
     first = y[0] if isinstance(y, list | tuple) and y else None
     if isinstance(first, str) or (isinstance(y, np.ndarray) and y.dtype.kind in "US"):
         raise ValueError(
-            f"{name} are text, such as {str(y[0])!r}; number the classes 0..K-1, once for all batches: "
-            "number = {word: k for k, word in enumerate(sorted(words))}"
+            f"{name} must be an array of numbers, got {type(y).__name__} of text such as {str(y[0])!r}; "
+            "number the classes, once for all batches: {c: k for k, c in enumerate(sorted(classes))}"
         )
 
 

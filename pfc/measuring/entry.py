@@ -66,7 +66,9 @@ def measure(
             the model's named arguments.
         layers: Names, globs such as `"blocks.*"`, or modules; `"classifier.input"` names the
             classifier's input. `None` chooses the net's own tap points, else the residual blocks of
-            known nets, else every direct child, and adds the classifier's input.
+            known nets, else a list of modules of one class that feed each other, else every direct
+            child, opening what only wraps a network; before the blocks of a transformer stands what
+            makes its tokens, at the end the classifier's input. Logits are never a layer.
         classes: Number of classes; by default the classifier's outputs, else the data's own number,
             else one more than the largest label.
         weighting: Class weights in covariances: `"class"`, equal, or `"sample"`, proportional to
@@ -82,7 +84,9 @@ def measure(
             all 1,797 samples, 1.13 and 0.94 of 10 a class, 0.26 and 1 of 2 a class
             (`benchmarks/watching.py`). The wider the layer, the more samples it takes.
         device: Where to run; the model's own device if `None`.
-        classifier: The last linear layer by name or as a module; found by itself if `None`.
+        classifier: What gives the logits, by name or as a module, or its weight K x D or a pair (W, b);
+            found by itself if `None`, where a product with a weight gives what the model returns:
+            a linear layer, a 1 x 1 convolution, a tied embedding, cosines.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
             the features are then moved batch by batch; where they fit if `None`.
         group: The processes that measure together; `None` for all of an initialised process group,

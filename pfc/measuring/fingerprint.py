@@ -110,7 +110,8 @@ def inputs_of(batch: Batch) -> Tensor | None:
     x = first_tensor((batch.args, batch.kwargs))
     if x is None or x.device.type == "mps" or len(x) != len(batch):
         return None
-    return x.reshape(len(x), -1)
+    rows = x.reshape(len(x), -1)
+    return rows if rows.is_floating_point() else rows.double()  # ids of tokens, pixels of 8 bits
 
 
 def with_room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:

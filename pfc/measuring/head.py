@@ -258,9 +258,9 @@ def _of_product(
     module = module_names(model).get(product.module)
     linear, threshold = isinstance(module, nn.Linear), _threshold(ops)
     answer = product.out if place is None else _answers(trial)[place]
-    input_pool: Pool = "flatten"
-    if product.x[0].numel() != product.D:
-        input_pool = "mean" if AVERAGES & {*ops} else pool
+    plain, input_pool = product.x[0].numel() == product.D, pool
+    if plain or AVERAGES & {*ops}:
+        input_pool = "flatten" if plain else "mean"
     x = pooled(product.x, input_pool)
     entrance, shape = _entrance(trial, product) or (None, ())
     return Head(
@@ -271,11 +271,11 @@ def _of_product(
         threshold=threshold or 0.0,
         weight=(lambda: weight_of(module)) if linear else (lambda: gathered(product.W)),
         entrance=entrance,
-        shape=shape if input_pool == "flatten" else (*x.shape[1:],),
+        shape=shape if plain else (*x.shape[1:],),
         x=x,
-        reads=input_pool == "flatten" or _is_read(product, x, answer, input_pool),
+        reads=plain or _is_read(product, x, answer, input_pool),
         input_pool=input_pool if input_pool in {"flatten", "mean"} else "pool",
-        sources=() if linear or input_pool != "flatten" else tuple(_sources(product.reads)),
+        sources=() if linear or not plain else tuple(_sources(product.reads)),
     )
 
 

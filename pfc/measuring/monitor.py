@@ -51,7 +51,7 @@ class Monitor:
     adds 41 %, but 65 % to those of a perceptron that take 3 ms, where that pass adds 56 %. Of a network
     in evaluation mode whose weights rest the numbers are those of `measure(..., passes=1)`.
 
-    Only the forward passes inside `batch` are seen. Outside no hook is left; gradients, outputs and
+    Only the forward passes inside `batch` are seen, not what runs again in a backward pass. Outside no hook is left; gradients, outputs and
     modes are the training's own. Compiled networks run eagerly inside. Give the labels as the loader
     gives them: of labels on a device each batch must wait for the host to know them.
 
@@ -64,7 +64,7 @@ class Monitor:
             counts.
         segments: Also accumulate cross-layer statistics of layers of one shape.
         pool: How to reduce tokens or pixels to one vector per sample, as for `measure`.
-        classifier: The last linear layer by name or as a module; found by itself if `None`.
+        classifier: What gives the logits, as for `measure`; found by itself if `None`.
 
     Raises:
         ValueError: If an argument has no meaning.

@@ -162,12 +162,19 @@ def _is_wrapper(trial: Trial, level: Choice, head: Head | None) -> bool:
 
 
 def _embedding(trial: Trial, choice: Choice, pool: Pool) -> dict[str, Row]:
-    """The start of a transformer's residual stream: what makes tokens of ids or pixels."""
+    """The start of a residual stream: what makes tokens of ids or pixels. Its first token is constant."""
     x = trial.input
     raw = x is not None and (not x.is_floating_point() or x.ndim == 4)
     first = next((call for call in trial.calls if call.name in choice.modules), None)
     tokens = None if first is None else first.input
-    if not raw or first is None or tokens is None or tokens.ndim != 3 or choice.wraps is not None:
+    if (
+        pool == "cls"
+        or not raw
+        or first is None
+        or tokens is None
+        or tokens.ndim != 3
+        or choice.wraps is not None
+    ):
         return {}
     gave = [c for c in trial.calls if c.gives is first.reads and c.end < first.start]
     if not gave or not tokens.is_floating_point():

@@ -200,8 +200,10 @@ def _not_found(head: Head | None, row: str | None, *, asked: bool) -> str:
         return "; no classifier found: give it as classifier="
     if row is not None or not asked:
         return ""
+    if head.weight() is None and head.entrance is None:
+        return "; nc3 and nc4 unknown: no weight K x D found: give it as classifier="
     if head.entrance is None:
-        return "; nc3 and nc4 unknown: what the classifier reads is no module's input or output"
+        return "; nc3 and nc4 unknown: what the classifier reads must be a module's input or output"
     return "; nc3 and nc4 unknown: the classifier does not read what pool= makes of its input"
 
 
