@@ -611,7 +611,7 @@ def test_a_process_without_a_batch_knows_a_functional_weight(ranks):
 
 
 def sharded(group, rank, size):
-    """Tables of a network whose parameters are spread over the processes, measured together and alone."""
+    """Tables of a network, whole, then with its parameters spread over the processes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

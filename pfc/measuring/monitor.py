@@ -51,9 +51,10 @@ class Monitor:
     adds 41 %, but 65 % to those of a perceptron that take 3 ms, where that pass adds 56 %. Of a network
     in evaluation mode whose weights rest the numbers are those of `measure(..., passes=1)`.
 
-    Only the forward passes inside `batch` are seen, not what runs again in a backward pass. Outside no hook is left; gradients, outputs and
-    modes are the training's own. Compiled networks run eagerly inside. Give the labels as the loader
-    gives them: of labels on a device each batch must wait for the host to know them.
+    Only the forward passes inside `batch` are seen, not what runs again in a backward pass. Outside no
+    hook is left; gradients, outputs and modes are the training's own. Compiled networks run eagerly
+    inside. Give the labels as the loader gives them: of labels on a device each batch must wait for the
+    host to know them.
 
     Args:
         model: The network in training; wrappers (parallel, compiled) are looked through.

@@ -162,7 +162,7 @@ def _is_wrapper(trial: Trial, level: Choice, head: Head | None) -> bool:
 
 
 def _embedding(trial: Trial, choice: Choice, pool: Pool) -> dict[str, Row]:
-    """The start of a residual stream: what makes tokens of ids or pixels. Its first token is constant."""
+    """The start of a residual stream: what makes tokens of ids or pixels; the first is constant."""
     x = trial.input
     raw = x is not None and (not x.is_floating_point() or x.ndim == 4)
     first = next((call for call in trial.calls if call.name in choice.modules), None)

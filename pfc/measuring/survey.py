@@ -18,7 +18,7 @@ from pfc.measuring.loader import Batch, cut
 from pfc.measuring.rows import Row, found_rows, kept_names
 from pfc.measuring.sums import See
 from pfc.measuring.trial import Trial, run
-from pfc.taps import Edge, Pool, Watch, all_tensors, first_tensor, pooled, unwrapped
+from pfc.taps import Edge, Pool, Side, Watch, all_tensors, first_tensor, pooled, unwrapped
 
 FEW = 2  # samples of the first look; ours: one alone may meet a network's squeeze()
 
@@ -32,6 +32,8 @@ class Survey:
         layout: What is measured of it.
         modules: The tapped modules by name, in the order of the forward pass.
         pool: How outputs of several tokens or pixels are reduced.
+        entrance: The module whose input or output is the classifier's input, and which of them.
+        giver: The module that gives the logits; `None` where they are the row's and a given weight's.
         weigh: Gives the classifier's weight K x D as it is when called, or `None`.
         bias: Of a classifier whose weight is given.
         form: How the model is called with a batch.
@@ -41,6 +43,8 @@ class Survey:
     layout: Layout
     modules: Mapping[str, nn.Module]
     pool: Pool
+    entrance: tuple[nn.Module, Side] | None
+    giver: nn.Module | None
     weigh: Callable[[], Tensor | None]
     bias: Tensor | None = None
     form: Form = "given"
@@ -50,8 +54,18 @@ class Survey:
         """Where the layers of a layout are in a model."""
         names = module_names(model)
         modules = {name: names[name] for name in layout.names if name in names}
-        head = names.get(layout.classifier or "")
-        return cls(unwrapped(model), layout, modules, pool, lambda: heads.weight_of(head))
+        net, head = unwrapped(model), names.get(layout.classifier or "")
+        return cls(
+            model=net,
+            layout=layout,
+            modules=modules,
+            pool=pool,
+            entrance=None
+            if layout.entrance is None
+            else (names[layout.entrance[0]], layout.entrance[1]),
+            giver=head if layout.logits is None else net,
+            weigh=lambda: heads.weight_of(head),
+        )
 
     @property
     def weight(self) -> Tensor | None:
@@ -74,7 +88,7 @@ class Survey:
 
         def at_layer(name: str, output: Tensor) -> None:
             rows = self._rows(name, output, number, size)
-            if name == self.layout.classifier_row and self._answers_at_row:
+            if name == self.layout.classifier_row and self.giver is None:
                 at_logits(self._product(rows))
             see(name, rows.to(device))
 
@@ -91,20 +105,12 @@ class Survey:
 
     def _edges(self, at_input: Callable[[Any], None], at_logits: Callable[[Any], None]) -> list[Edge]:
         """What is watched besides the layers: the classifier's input, and its logits."""
-        names, layout, edges = module_names(self.model), self.layout, list[Edge]()
-        if CLASSIFIER_INPUT in layout.shapes and layout.entrance is not None:
-            name, side = layout.entrance
-            edges.append((names[name], side, at_input))
-        if layout.outputs and not self._answers_at_row:
-            giver = self.model if layout.logits is not None else names[layout.classifier or ""]
-            edges.append((giver, "output", at_logits))
+        edges = list[Edge]()
+        if CLASSIFIER_INPUT in self.layout.shapes and self.entrance is not None:
+            edges.append((*self.entrance, at_input))
+        if self.layout.outputs and self.giver is not None:
+            edges.append((self.giver, "output", at_logits))
         return edges
-
-    @property
-    def _answers_at_row(self) -> bool:
-        """Whether the logits are the product of the classifier's row and its given weight."""
-        layout = self.layout
-        return layout.logits is None and layout.classifier not in module_names(self.model)
 
     def _product(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         W, b = self.weight, self.bias
