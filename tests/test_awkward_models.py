@@ -215,10 +215,11 @@ class Squeezes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c, self.p, self.h = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(8, 4)
+        self.c, self.p = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)
+        self.a, self.h = nn.Linear(8, 6), nn.Linear(6, 4)
 
     def forward(self, x):
-        return self.h(self.p(self.c(x)).squeeze())
+        return self.h(self.a(self.p(self.c(x)).squeeze()))
 
 
 def test_a_last_batch_of_one_sample_may_be_squeezed():

@@ -196,6 +196,14 @@ def test_one_output_of_three_classes_answers_nothing():
     assert pfc.measure(model, POINTS, progress=False).accuracy is None
 
 
+@pytest.mark.parametrize("factor", [-1.0, torch.tensor(-2.0), torch.tensor([1.0, 2.0, 3.0])], ids=str)
+def test_what_turns_the_order_of_the_classes_is_no_classifier(factor):
+    model = seeded(lambda: Model(lambda s, x: s.fc(s.body(x)) * factor, body=body(), fc=nn.Linear(8, 3)))
+    profile = pfc.measure(model, POINTS, layers="body", progress=False)
+    assert profile.about["classifier"] is None
+    assert profile.accuracy is None
+
+
 def test_an_unknown_head_is_told_and_a_weight_may_be_given():
     def distances(s, x):
         return -torch.cdist(s.body(x), s.W)
