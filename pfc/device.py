@@ -29,8 +29,14 @@ def device_of(name: str | torch.device | None, model: nn.Module) -> torch.device
         ValueError: If there is no such device here.
     """
     if name is None:
-        tensors = (*model.parameters(), *model.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        places = [t.device for t in (*model.parameters(), *model.buffers())]
+        real = [place for place in places if place.type != "meta"]
+        if places and not real:
+            raise ValueError(
+                "the model's weights are on the device 'meta', which holds no numbers: load them "
+                "(model.to_empty(device='cpu'), then load_state_dict), or name the device they move to"
+            )
+        return real[0] if real else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

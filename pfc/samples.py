@@ -120,7 +120,7 @@ def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:
     """Labels as class indices on the CPU, where looking at them waits for no device.
 
     Args:
-        y: An array, tensor or list of integers of any width, from 0 on.
+        y: An array, tensor or list of integers of any width, from 0 on; of shape (N,) or (N, 1).
         batch: Number of the batch that messages name; `None` if there is only one.
 
     Returns:
@@ -130,7 +130,9 @@ def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:
         ValueError: If there is no label, or they are no class indices.
     """
     whose, of, axis = ("y", "", "N") if batch is None else (f"batch {batch}", f" of batch {batch}", "B")
+    _refuse_text(y, f"labels{of}")
     found = _tensor(y, f"labels{of}").cpu()
+    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.shape == (0,):
         raise ValueError(f"{whose} has no sample, need at least one sample")
     if found.ndim != 1 or not _whole(found):
@@ -201,8 +203,18 @@ def _rows_remedy(X: Tensor) -> str:
 def _labels_remedy(y: Tensor) -> str:
     """What would make class indices of these labels."""
     if y.ndim == 2:
-        return "; take y[:, 0]" if y.shape[1] == 1 else "; of one-hot labels take y.argmax(1)"
+        return "; of one-hot labels take y.argmax(1)"
     return "; of whole numbers and booleans take y.astype(int) or y.long()" if y.ndim == 1 else ""
+
+
+def _refuse_text(y: Any, name: str) -> None:
+    """Refuse labels that are words, with what would number them."""
+    first = y[0] if isinstance(y, list | tuple) and y else None
+    if isinstance(first, str) or (isinstance(y, np.ndarray) and y.dtype.kind in "US"):
+        raise ValueError(
+            f"{name} must be an array of numbers, got {type(y).__name__} of text such as {str(y[0])!r}; "
+            "number the classes, once for all batches: {c: k for k, c in enumerate(sorted(classes))}"
+        )
 
 
 def _tensor(value: Any, name: str) -> Tensor:

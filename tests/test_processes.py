@@ -588,3 +588,46 @@ def test_leaving_the_loop_in_one_process_is_told_to_the_others(ranks):
     error, _ = ranks.run(2, left)
     with pytest.raises(ProcessError, match="process 1 of 2 stopped: it left the loop over the epochs"):
         raise error
+
+
+def functional(group, rank, size):
+    """Of a functional head, and some processes without a batch, each process's NC3."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.W = nn.Linear(6, 8), nn.Parameter(torch.randn(3, 8))
+
+        def forward(self, x):
+            return self.body(x) @ nn.functional.normalize(self.W).T
+
+    model = seeded(Head).double()
+    own = data() if rank == size - 1 else []
+    return pfc.measure(model, own, group=group, progress=False).table()["nc3"].tolist()
+
+
+def test_a_process_without_a_batch_knows_a_functional_weight(ranks):
+    (alone,) = ranks.run(1, functional, 1)
+    for nc3 in ranks.run(3, functional, 3):
+        np.testing.assert_allclose(nc3, alone, rtol=1e-12)
+
+
+def sharded(group, rank, size):
+    """Tables of a network, whole, then with its parameters spread over the processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, mesh = net(), init_device_mesh("cpu", (size,))
+    whole = pfc.measure(model, data(), group=False, progress=False)
+    for layer in (model.a, model.c, model.fc, model):
+        fully_shard(layer, mesh=mesh)
+    parts = data()[rank::size]
+    together_ = pfc.measure(model, parts, group=group, progress=False)
+    found = (together_, pfc.measure(model, data(), group=False, progress=False))
+    return whole.table(), *(profile.table() for profile in found)
+
+
+def test_sharded_parameters_are_measured_as_whole_ones(ranks):
+    for whole, together_, alone in ranks.run(3, sharded, 3):
+        np.testing.assert_allclose(together_, whole, rtol=1e-9)
+        np.testing.assert_allclose(alone, whole, rtol=1e-9)

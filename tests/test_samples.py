@@ -167,7 +167,6 @@ BAD = {
     "floats": (X, Y.double()),
     "booleans": (X, Y > 0),
     "one-hot": (X, torch.eye(3)[Y]),
-    "a column": (X, Y[:, None].numpy()),
     "negative": (X, Y - 1),
     "names of classes": (X, [["a", "b", "c"][k] for k in Y]),
 }
@@ -223,7 +222,6 @@ def test_images_are_flattened_where_samples_may_have_any_shape():
         ),
         ("booleans", r"got torch.bool of shape \(12,\); of whole numbers and booleans take"),
         ("one-hot", r"got torch.float32 of shape \(12, 3\); of one-hot labels take y.argmax\(1\)"),
-        ("a column", r"got torch.int64 of shape \(12, 1\); take y\[:, 0\]"),
         ("negative", "labels must not be negative, got -1; count classes from 0"),
         ("names of classes", "labels must be an array of numbers, got list"),
         ("a gap", r"class 1 has no sample; number the classes 0\.\.K-1 without gaps"),
@@ -332,3 +330,22 @@ def test_what_was_given_is_left_alone():
         call(x, y)
     assert np.array_equal(x, X)
     assert np.array_equal(y, Y)
+
+
+@pytest.mark.parametrize(
+    "column", [Y[:, None], Y[:, None].numpy(), [[int(k)] for k in Y]], ids=["tensor", "array", "list"]
+)
+def test_labels_in_a_column_are_labels(column):
+    assert class_indices(column).equal(class_indices(Y))
+    assert class_indices(column, batch=3).equal(class_indices(Y))
+
+
+@pytest.mark.parametrize(
+    "words", [["b", "a"], ("b", "a"), np.array(["b", "a"])], ids=["list", "tuple", "array"]
+)
+def test_words_are_no_labels_and_the_message_numbers_them(words):
+    match = (
+        r"labels of batch 2 must be an array of numbers, got \w+ of text such as 'b'; number the classes"
+    )
+    with pytest.raises(ValueError, match=match):
+        class_indices(words, batch=2)

@@ -187,7 +187,7 @@ def test_tokens_with_the_label_left_out_are_no_samples():
             kept.append(model.bert(**inputs).last_hidden_state[seen])
         y.append(labels[seen])
     found = pfc.measure(model, data, layers="bert.encoder.layer.1", pool="tokens", progress=False)
-    known = profile_of({"bert.encoder.layer.1": torch.cat(kept)}, torch.cat(y))
+    known = profile_of({"bert.encoder.layer.1": torch.cat(kept)}, torch.cat(y), W=model.classifier)
     same(found, known, ["bert.encoder.layer.1"])
     H, z = pfc.features(model, data, "bert.encoder.layer.1", pool="tokens", progress=False)
     torch.testing.assert_close(H["bert.encoder.layer.1"], torch.cat(kept))

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.evaluation import undisturbed
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.sums import See
 from pfc.samples import class_indices, samples
-from pfc.taps import undisturbed
 
 BLOCK = 2**24  # numbers of all layers that are read at once; ours
 LEAST = 64  # rows that are read at once at the least; ours

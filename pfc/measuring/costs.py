@@ -29,7 +29,8 @@ class Cost:
             samples, see `of_samples`.
         of_samples: Given into exchanges of single samples: 16 bytes each, to know repeated ones, and for
             the paths at most 24 + 16 L bytes each and for each segment of L increments, of 131,072
-            samples at most; 300 samples' coordinates, 16 bytes a layer each, of two classes 64 KiB. The line takes 16 bytes more for each time at which a sample changes sides,
+            samples at most; 300 samples' coordinates, 16 bytes a layer each, of two classes 64 KiB. The
+            line takes 16 bytes more for each time at which a sample changes sides,
             of which there are few.
         batch: Features kept for the length of a batch, a sample: all layers of the largest segment, in
             float32.

@@ -156,8 +156,8 @@ class Decisions:
 
     @property
     def answerable(self) -> bool:
-        """Whether the classifier has an output for every class."""
-        return self.layout.outputs >= len(next(iter(self.nearest.values())).span.place)
+        """Whether the classifier has an answer for every class."""
+        return self.layout.answers >= len(next(iter(self.nearest.values())).span.place)
 
     def merge(self, total: Total, gather: Gather) -> None:
         """Make the decisions those of all processes, by their sums and their tensors."""

@@ -10,9 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
+from pfc.evaluation import Precision, undisturbed
+from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
+from pfc.measuring.head import Classifier
 from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
 from pfc.measuring.reference import Reference
@@ -22,7 +25,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.processes import ALONE, Processes, together
 from pfc.profile.profile import Profile
 from pfc.progress import shown
-from pfc.taps import Layers, Pool, Precision, undisturbed, unwrapped
+from pfc.taps import Pool, unwrapped
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -40,7 +43,7 @@ def measure(
     pool: Pool = "flatten",
     limit: int | None = None,
     device: str | torch.device | None = None,
-    classifier: str | nn.Module | None = None,
+    classifier: Classifier = None,
     means: Profile | None = None,
     shift: int = 0,
     statistics: StatisticsPlace | None = None,
@@ -65,7 +68,9 @@ def measure(
             the model's named arguments.
         layers: Names, globs such as `"blocks.*"`, or modules; `"classifier.input"` names the
             classifier's input. `None` chooses the net's own tap points, else the residual blocks of
-            known nets, else every direct child, and adds the classifier's input.
+            known nets, else a list of modules of one class that feed each other, else every direct
+            child, opening what only wraps a network; before the blocks of a transformer stands what
+            makes its tokens, at the end the classifier's input. Logits are never a layer.
         classes: Number of classes; by default the classifier's outputs, else the data's own number,
             else one more than the largest label.
         weighting: Class weights in covariances: `"class"`, equal, or `"sample"`, proportional to
@@ -84,7 +89,9 @@ def measure(
             all 1,797 samples, 1.13 and 0.94 of 10 a class, 0.26 and 1 of 2 a class
             (`benchmarks/watching.py`). The wider the layer, the more samples it takes.
         device: Where to run; the model's own device if `None`.
-        classifier: The last linear layer by name or as a module; found by itself if `None`.
+        classifier: What gives the logits, by name or as a module, or its weight K x D or a pair (W, b);
+            found by itself if `None`, where a product with a weight gives what the model returns:
+            a linear layer, a 1 x 1 convolution, a tied embedding, cosines.
         means: A profile, such as of the training data, about whose class means these data are measured:
             distances to the nearest mean, PFC1, PFC3, NC1 and NC4 are about those, the geometry of the
             means (PFC2, NC2, NC3, CDNV) is the data's own; positions, line and theorems are left out.

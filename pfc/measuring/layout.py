@@ -6,7 +6,8 @@ from itertools import groupby
 from math import prod
 from typing import Any
 
-from pfc.taps import CLASSIFIER_INPUT
+from pfc.layers import CLASSIFIER_INPUT
+from pfc.taps import Side
 
 Shape = tuple[int, ...]
 
@@ -18,9 +19,15 @@ class Layout:
     Args:
         shapes: Shape of a sample at each row, in the order of the forward pass.
         paired: Whether neighbours of one shape form segments.
-        classifier: Name of the classifier's layer, or `None`.
-        outputs: Numbers that the classifier gives a sample; 0 without one.
+        classifier: Name of what gives the logits, or `None`.
+        outputs: Logits of a sample; 0 where they are not known.
         classifier_row: The row that is the classifier's input, or `None`.
+        logits: Where the logits are in what the model returns; `None` where they are what the
+            classifier's layer gives, or its weight and the row.
+        threshold: One logit above it is the second of two classes.
+        entrance: The module whose input or output is the classifier's input, and which of them.
+        input_pool: How the classifier's input is reduced to one vector a sample.
+        sequence_first: Rows whose layers give tokens first, samples second.
         model: What the network is called.
         pool: How outputs of several tokens or pixels were reduced.
         chosen: How the layers were chosen, in words.
@@ -31,6 +38,11 @@ class Layout:
     classifier: str | None = None
     outputs: int = 0
     classifier_row: str | None = None
+    logits: str | None = None
+    threshold: float = 0.0
+    entrance: tuple[str, Side] | None = None
+    input_pool: str = "flatten"
+    sequence_first: tuple[str, ...] = ()
     model: str = "features"
     pool: str = "flatten"
     chosen: str = "named"
@@ -44,6 +56,11 @@ class Layout:
     def classes(self) -> int | None:
         """Classes that the classifier has; one output is two classes, or no class at all."""
         return self.outputs if self.outputs > 1 else None
+
+    @property
+    def answers(self) -> int:
+        """Classes that the classifier can answer; one logit tells two."""
+        return 2 if self.outputs == 1 else self.outputs
 
     @property
     def features(self) -> dict[str, int]:
@@ -73,7 +90,9 @@ class Layout:
     def from_dict(cls, value: Mapping[str, Any]) -> "Layout":
         """The layout that `to_dict` described."""
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
-        return cls(**{**value, "shapes": shapes})
+        entrance = None if value["entrance"] is None else tuple(value["entrance"])
+        tuples = {"entrance": entrance, "sequence_first": tuple(value["sequence_first"])}
+        return cls(**{**value, "shapes": shapes, **tuples})
 
     def __str__(self) -> str:
         layers = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())

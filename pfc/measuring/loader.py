@@ -1,6 +1,6 @@
 """Batches as measuring wants them: checked, on the device, labels beside the statistics."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from pfc.labels import BatchLabels
 from pfc.measuring.tokens import Tokens
 from pfc.samples import class_indices, integers
 from pfc.schema import short
-from pfc.taps import Pool, pooled
+from pfc.taps import NoTokensError, Pool, pooled
 
 StatisticsPlace = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty?"
@@ -57,7 +58,7 @@ class Batch:
             return pooled(output, pool, None if mask is None else mask[first])
         tokens = self.tokens[first]
         if output.shape[:2] != tokens.shape:
-            raise ValueError(
+            raise NoTokensError(
                 f"pool='tokens' needs a vector for each of {(*tokens.shape,)} tokens, got shape "
                 f"{(*output.shape,)}; name the layers that give it"
             )
@@ -243,7 +244,7 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any
     x, y = item
     if isinstance(x, Mapping):
         return (), dict(x), y
-    return tuple(x) if isinstance(x, tuple | list) else (x,), {}, y
+    return (x,), {}, y
 
 
 def cut(item: Any, left: int, size: int) -> Any:
@@ -252,16 +253,33 @@ def cut(item: Any, left: int, size: int) -> Any:
         return item[:left].clone() if item.ndim and len(item) == size else item
     if isinstance(item, Mapping):
         return {key: cut(value, left, size) for key, value in item.items()}
-    if isinstance(item, tuple | list):
-        return tuple(cut(value, left, size) for value in item)
-    return item
+    if isinstance(item, PackedSequence):
+        return (
+            pack_sequence(unpack_sequence(item)[:left], enforce_sorted=False)
+            if _packed(item) == size
+            else item
+        )
+    return _each(item, lambda part: cut(part, left, size))
+
+
+def _packed(item: PackedSequence) -> int:
+    """Samples of packed sequences, of which each has a first element."""
+    return int(item.batch_sizes[0])
 
 
 def _move(item: Any, device: torch.device) -> Any:
     if isinstance(item, Tensor):
         return item.to(device, non_blocking=device.type == "cuda")
+    if isinstance(item, PackedSequence):
+        return item.to(device)  # type: ignore[arg-type]
     if isinstance(item, Mapping):
         return {key: _move(value, device) for key, value in item.items()}
-    if isinstance(item, tuple | list):
-        return tuple(_move(value, device) for value in item)
-    return item
+    return _each(item, lambda part: _move(part, device))
+
+
+def _each(item: Any, change: Callable[[Any], Any]) -> Any:
+    """The same list or tuple, also a named one, of changed parts."""
+    if not isinstance(item, tuple | list):
+        return item
+    parts = [change(part) for part in item]
+    return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)

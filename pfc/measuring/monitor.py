@@ -10,8 +10,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.device import device_of
+from pfc.evaluation import eager, undisturbed
 from pfc.labels import BatchLabels
+from pfc.layers import Layers
 from pfc.measuring.assembly import assemble
+from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, float64_device
 from pfc.measuring.passes import Measured
 from pfc.measuring.sums import Sums
@@ -19,7 +22,7 @@ from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting, class_weights
 from pfc.profile.profile import Profile
 from pfc.samples import class_indices
-from pfc.taps import Layers, Pool, eager, undisturbed, unwrapped
+from pfc.taps import Pool, unwrapped
 
 GROUP = 2**20  # features that are gathered before they are summed: small steps cost calls, not work
 
@@ -49,9 +52,10 @@ class Monitor:
     adds 41 %, but 65 % to those of a perceptron that take 3 ms, where that pass adds 56 %. Of a network
     in evaluation mode whose weights rest the numbers are those of `measure(..., passes=1)`.
 
-    Only the forward passes inside `batch` are seen. Outside no hook is left; gradients, outputs and
-    modes are the training's own. Compiled networks run eagerly inside. Give the labels as the loader
-    gives them: of labels on a device each batch must wait for the host to know them.
+    Only the forward passes inside `batch` are seen, not what runs again in a backward pass. Outside no
+    hook is left; gradients, outputs and modes are the training's own. Compiled networks run eagerly
+    inside. Give the labels as the loader gives them: of labels on a device each batch must wait for the
+    host to know them.
 
     Args:
         model: The network in training; wrappers (parallel, compiled) are looked through.
@@ -62,7 +66,7 @@ class Monitor:
             counts.
         segments: Also accumulate cross-layer statistics of layers of one shape.
         pool: How to reduce tokens or pixels to one vector per sample, as for `measure`.
-        classifier: The last linear layer by name or as a module; found by itself if `None`.
+        classifier: What gives the logits, as for `measure`; found by itself if `None`.
 
     Raises:
         ValueError: If an argument has no meaning.
@@ -91,7 +95,7 @@ class Monitor:
         weighting: Weighting = "class",
         segments: bool = True,
         pool: Pool = "flatten",
-        classifier: str | nn.Module | None = None,
+        classifier: Classifier = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -166,7 +170,7 @@ class Monitor:
         device = device_of(None, model)
         self._device = float64_device(device)
         with undisturbed(unwrapped(model), device):
-            return survey(self._request, batch)
+            return survey(self._request, batch, form="given")
 
     def _see(self, looked: Survey, batch: Batch, stack: ExitStack) -> None:
         """A large step is summed in its hooks, a small one waits for others."""

@@ -4,6 +4,7 @@ Statistics are summed where they lie, by the merge of each, so that nothing of K
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
+from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
 from pfc.measuring.layout import Layout
@@ -22,6 +24,7 @@ from pfc.metrics import Weighting
 from pfc.moments import SLICE, ClassMoments
 from pfc.nearest import MeansSpan
 from pfc.processes import Processes
+from pfc.taps import gathered
 from pfc.theory.path import PathSample
 from pfc.warning import warn
 
@@ -31,7 +34,7 @@ NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another s
 def weights_digest(model: nn.Module) -> list[float]:
     """Checksum of a network's weights and buffers: their sum and their norms."""
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in tensors]
+    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in map(gathered, tensors)]
     return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
 
 
@@ -69,7 +72,21 @@ def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Su
                 f"{Layout.from_dict(layout)}: every process needs the same network and layers "
                 f"({name} is {other[name]!r} and {layout[name]!r})"
             )
-    return looked or Survey.of(Layout.from_dict(layout), request.model, request.pool, request.tokens)
+    found = looked or Survey.of(Layout.from_dict(layout), request.model, request.pool, request.tokens)
+    return found if len(layouts) == len(each) else _with_weight(found, looked is not None, one, ranks)
+
+
+def _with_weight(found: Survey, seen: bool, one: int, ranks: Processes) -> Survey:
+    """Who has no batch cannot see how the weight of a functional classifier is made, and is told it."""
+    if isinstance(module_names(found.model).get(found.layout.classifier or ""), nn.Linear):
+        return found
+    own = found.weight if seen else None
+    W = ranks.exchange("weight", None if own is None else own.tolist())[one]
+    return (
+        found
+        if seen or W is None
+        else replace(found, weigh=lambda: torch.tensor(W, dtype=torch.float64))
+    )
 
 
 def polled(batches: Iterable[Batch], ranks: Processes) -> Iterator[Batch]:

@@ -1,0 +1,63 @@
+"""How a model is called with a batch, and what is said when it fails."""
+
+import inspect
+from typing import Any, Literal
+
+from torch import nn
+
+from pfc.layers import module_names
+from pfc.measuring.loader import Batch
+
+Form = Literal["given", "spread", "one"]  # as they are; a list spread; a dict as one argument
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def arguments(batch: Batch, form: Form) -> Arguments:
+    """What the model is called with."""
+    if form == "spread":
+        return tuple(batch.args[0]), batch.kwargs
+    return ((batch.kwargs,), {}) if form == "one" else (batch.args, batch.kwargs)
+
+
+def forms(net: nn.Module, batch: Batch) -> list[Form]:
+    """How a model may be called with a batch: those that its signature takes first."""
+    known: list[Form] = ["given"]
+    if len(batch.args) == 1 and type(batch.args[0]) in {tuple, list} and not batch.kwargs:
+        known = ["spread", "given"]
+    elif batch.kwargs and not batch.args:
+        known = ["given", "one"]
+    return sorted(known, key=lambda form: not _takes(net, *arguments(batch, form)))
+
+
+def _takes(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(net.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def call(net: nn.Module, batch: Batch, form: Form) -> Any:
+    """What the model returns; what it raises is told with the batch and the layer."""
+    args, kwargs = arguments(batch, form)
+    try:
+        return net(*args, **kwargs)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise failed(net, batch, error) from error
+
+
+def failed(net: nn.Module, batch: Batch, error: Exception) -> ValueError:
+    """The error that says on which batch and in which layer a model failed, and why."""
+    names = {id(module): name for name, module in module_names(net).items()}
+    layer, trace = "", error.__traceback__
+    while trace is not None:
+        layer = names.get(id(trace.tb_frame.f_locals.get("self")), layer)
+        trace = trace.tb_next
+    where = f" in layer {layer!r}" if layer else ""
+    size = "1 sample" if len(batch) == 1 else f"{len(batch)} samples"
+    why = f"{type(error).__name__}: {error}"
+    return ValueError(f"{type(net).__name__} failed{where} on batch {batch.number} of {size}: {why}")

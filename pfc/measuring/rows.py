@@ -1,0 +1,212 @@
+"""Which layers become rows: those that are named, or those that a look at the model finds fit."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from pfc.layers import Choice, Layers, by_name, choose, defaults
+from pfc.measuring.head import Head
+from pfc.measuring.trial import ModuleCall, Trial
+from pfc.taps import NoTokensError, Pool, ran_twice, unwrapped, why_silent, writes
+
+SHOWN = 3  # layers that are named where some are left out; ours
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A layer that is measured.
+
+    Args:
+        call: Its call in the trial.
+        H: What it gave, a vector a sample.
+        sequence_first: Whether it gives tokens first, samples second.
+    """
+
+    call: ModuleCall
+    H: Tensor
+    sequence_first: bool
+
+    @classmethod
+    def of(cls, call: ModuleCall, output: Tensor, pool: Pool, trial: Trial) -> "Row":
+        """The row of a call that gave this output."""
+        turned = output.ndim == 3 and len(output) != trial.size and output.shape[1] == trial.size
+        return cls(call, trial.reduce(output.transpose(0, 1) if turned else output, pool), turned)
+
+    def feeds(self, head: Head) -> bool:
+        """Whether these features are what the classifier reads: the same memory, or the same numbers."""
+        call, H = self.call, self.H.reshape(len(self.H), -1)
+        weight = head.weight() if head.x is None else None
+        if weight is not None:  # given for whatever row it fits
+            return H.shape[1] == weight.shape[1]
+        if head.x is not None and any(made is call.gives for made in head.sources):
+            return H.shape[1] == head.x[0].numel()
+        x = head.x.reshape(len(head.x), -1) if head.x is not None and head.reads else None
+        if x is None or call.output is None or x.shape != H.shape:
+            return False
+        if call.version == -1 or call.version != writes(call.output):  # written to since: H says nothing
+            return False
+        if H.data_ptr() == call.output.data_ptr():
+            return x.data_ptr() == H.data_ptr()
+        return x.equal(H)
+
+
+def kept_names(model: nn.Module, layers: Layers) -> set[str]:
+    """Layers of which a trial must keep what they read and gave."""
+    if layers is not None or isinstance(unwrapped(model), torch.jit.ScriptModule):
+        return {*choose(model, layers)[0]}
+    return {name for choice in defaults(model) for name in choice.modules}
+
+
+def found_rows(
+    trial: Trial, model: nn.Module, layers: Layers, pool: Pool, head: Head | None
+) -> tuple[dict[str, Row], str]:
+    """The rows in the order of the forward pass, and how they were chosen, in words."""
+    if layers is not None:
+        return _named(trial, model, layers, pool, head), "named"
+    choice = _fitting(trial, model, head)
+    rows = _automatic(trial, choice.modules, pool, head)
+    if not rows and (head is None or {*choice.modules} - {call.name for call in trial.calls}):
+        raise ValueError(
+            f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
+        )
+    first = _embedding(trial, choice, pool)
+    return first | rows, choice.how + _left_out(trial, choice, rows, head)
+
+
+def _named(
+    trial: Trial, model: nn.Module, layers: Layers, pool: Pool, head: Head | None
+) -> dict[str, Row]:
+    chosen, outright = choose(model, layers)[0], by_name(model, layers)
+    for name in chosen:
+        if not (calls := trial.of(name)):
+            raise ValueError(f"layer {name!r} never ran: {why_silent(model)}")
+        if len(calls) > 1:
+            raise ValueError(ran_twice(name))
+    rows = {}
+    for call in trial.calls:
+        if call.name not in chosen:
+            continue
+        if _is_answer(call, head):
+            if call.name in outright:
+                raise ValueError(
+                    f"layer {call.name!r} gives the logits, or what follows from them: they are no "
+                    "features; name layers before it"
+                )
+            continue
+        if call.output is None or not call.output.is_floating_point() or not call.output.ndim:
+            got = "no tensor" if call.output is None else f"{call.output.dtype}"
+            raise ValueError(
+                f"layer {call.name!r} gave {got}, not floating-point numbers of each sample"
+            )
+        rows[call.name] = Row.of(call, call.output, pool, trial)
+    return rows
+
+
+def _is_answer(call: ModuleCall, head: Head | None) -> bool:
+    return head is not None and call.gives is not None and call.gives.comes_from(head.made)
+
+
+def _automatic(trial: Trial, modules: Iterable[str], pool: Pool, head: Head | None) -> dict[str, Row]:
+    """Rows of the layers that ran once, before the logits, and gave numbers for each sample."""
+    found = {}
+    for call in trial.calls:
+        if (
+            call.name in modules
+            and _fits(call, trial)
+            and call.output is not None
+            and _before(call, head)
+        ):
+            with suppress(NoTokensError):
+                found[call.name] = Row.of(call, call.output, pool, trial)
+    return found
+
+
+def _before(call: ModuleCall, head: Head | None) -> bool:
+    return head is None or call.end < head.time
+
+
+def _fits(call: ModuleCall, trial: Trial) -> bool:
+    out = call.output
+    if out is None or not out.is_floating_point() or out.ndim < 2 or len(trial.of(call.name)) > 1:
+        return False
+    return len(out) == trial.size or (out.ndim == 3 and out.shape[1] == trial.size)
+
+
+def _fitting(trial: Trial, model: nn.Module, head: Head | None) -> Choice:
+    """The first choice that fits: lists whose modules feed each other, or a level of children."""
+    choices = defaults(model)
+    chains = [choice for choice in choices if choice.chain and _is_chain(trial, choice.modules)]
+    if chains:
+        how = "modules of " + " and ".join(choice.chain for choice in chains)
+        return Choice(how, {n: m for choice in chains for n, m in choice.modules.items()})
+    levels = [choice for choice in choices if not choice.chain]
+    return next((level for level in levels if not _is_wrapper(trial, level, head)), levels[-1])
+
+
+def _is_chain(trial: Trial, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether each module ran once and read what the one before gave."""
+    calls = [trial.of(name) for name in modules]
+    return all(len(each) == 1 and _fits(each[0], trial) for each in calls) and all(
+        a.gives is b.reads for (a,), (b,) in pairwise(calls)
+    )
+
+
+def _is_wrapper(trial: Trial, level: Choice, head: Head | None) -> bool:
+    """Whether all that runs beside one module and before the logits has no parameters."""
+    beside = [
+        module
+        for name, module in level.modules.items()
+        if name != level.wraps and (calls := trial.of(name)) and _before(calls[0], head)
+    ]
+    return level.wraps is not None and not any([*module.parameters()] for module in beside)
+
+
+def _embedding(trial: Trial, choice: Choice, pool: Pool) -> dict[str, Row]:
+    """The start of a residual stream: what makes tokens of ids or pixels; the first is constant."""
+    x = trial.input
+    raw = x is not None and (not x.is_floating_point() or x.ndim == 4)
+    first = next((call for call in trial.calls if call.name in choice.modules), None)
+    tokens = None if first is None else first.input
+    if (
+        pool == "cls"
+        or not raw
+        or first is None
+        or tokens is None
+        or tokens.ndim != 3
+        or choice.wraps is not None
+    ):
+        return {}
+    gave = [c for c in trial.calls if c.gives is first.reads and c.end < first.start]
+    if not gave or not tokens.is_floating_point():
+        return {}
+    outermost = min(gave, key=lambda call: call.start)
+    if outermost.name in choice.modules or len(trial.of(outermost.name)) > 1:
+        return {}
+    return {outermost.name: Row.of(outermost, tokens, pool, trial)}
+
+
+def _left_out(trial: Trial, choice: Choice, rows: Mapping[str, Row], head: Head | None) -> str:
+    """Which of the layers that were looked at give no row, and why."""
+    reasons = {
+        name: reason
+        for name in choice.modules
+        if name not in rows and (reason := _reason(trial.of(name), head))
+    }
+    if not reasons:
+        return ""
+    shown = [f"{name} {reason}" for name, reason in [*reasons.items()][:SHOWN]]
+    more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    return f" ({len(rows)} of {len(rows) + len(reasons)}: {', '.join(shown)}{more})"
+
+
+def _reason(calls: list[ModuleCall], head: Head | None) -> str:
+    """Why a layer gives no row; empty if it gives the logits or comes after them."""
+    if not calls:
+        return "is not seen"
+    if not _before(calls[0], head):
+        return ""
+    return "ran twice" if len(calls) > 1 else "gave no vector a sample"
