@@ -347,6 +347,17 @@ def _no_overflow(text: str) -> float:
     return value
 
 
+def format_of(path: Path) -> str | None:
+    """What a safetensors file calls its format, empty if nothing; `None` of a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with reading(path), safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except (SafetensorError, RuntimeError):
+        return None
+
+
 def read_tensors(path: Path, ours: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file, and compare its checksum if it has one.
 

@@ -17,6 +17,7 @@ from pfc.measuring import measure_features
 from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import Processes, launched
 from pfc.profile import Profile, load
+from pfc.profile.storage import refuse_foreign
 
 FEATURES = {".npz", ".safetensors"}
 BESIDE = ("pfc1", "pfc2", "pfc3", "nc4")  # what training and test data are compared by
@@ -40,7 +41,7 @@ class Options:
         pool: How to reduce tokens or pixels to one vector per sample.
     """
 
-    layers: Annotated[list[str] | None, Parameter(negative_iterable="")] = None
+    layers: Annotated[list[str] | None, Parameter(negative_iterable="", consume_multiple=True)] = None
     classes: int | None = None
     classifier: str | None = None
     statistics: StatisticsPlace | None = None
@@ -108,6 +109,11 @@ def measure(
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if out is not None:
         check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
+        refuse_foreign(out)
+    if about.labels is not None and Path(source).suffix not in FEATURES:
+        raise ValueError(
+            f"--labels belongs to an .npz or .safetensors file of features, not to {source}"
+        )
     beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
     if Path(source).suffix in FEATURES:
         profile, gap = _of_file(Path(source), options, about)

@@ -1,7 +1,7 @@
 """Arrays of a file by name, read row by row where the format allows it, and never by unpickling."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pfc.files import reading, refuse_pickle
+
+SHOWN = 20  # names in a message; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ def _labels(labels: str, found: Mapping[str, Any], path: str | Path) -> Any:
     if labels in found:
         return found[labels][:]
     if not labels.endswith(".npy"):
-        raise ValueError(f"{path} has no array {labels!r}; it has {', '.join(found)}")
+        raise ValueError(f"{path} has no array {labels!r}; it has {_some(found)}")
     with reading(Path(labels)):
         try:
             return np.load(labels, allow_pickle=False)
@@ -144,7 +146,7 @@ def _classifier(name: str | None, found: Mapping[str, Any], path: str | Path) ->
         return [part for part in (f"{name}.weight", f"{name}.bias") if part in found]
     wanted = name.split(",")
     if missing := [part for part in wanted if part not in found]:
-        raise ValueError(f"{path} has no array {missing[0]!r}; it has {', '.join(found)}")
+        raise ValueError(f"{path} has no array {missing[0]!r}; it has {_some(found)}")
     return wanted
 
 
@@ -154,6 +156,13 @@ def _chosen(layers: Sequence[str], names: Sequence[str], path: str | Path) -> li
     for layer in layers:
         matching = [name for name in names if fnmatchcase(name, layer)]
         if not matching:
-            raise ValueError(f"{path} has no array {layer!r}; it has {', '.join(names)}")
+            raise ValueError(f"{path} has no array {layer!r}; it has {_some(names)}")
         chosen |= dict.fromkeys(matching)
     return list(chosen)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names for a message, not more than a few."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pfc.files import read_json, read_tensors, reading, refuse_pickle, write_json, write_tensors
+from pfc.files import (
+    format_of,
+    read_json,
+    read_tensors,
+    reading,
+    refuse_pickle,
+    write_json,
+    write_tensors,
+)
 from pfc.line import ENDS, End, StepCurve
 from pfc.moments import ClassMoments
 from pfc.profile.classes import ClassGeometry, SamplePoints
@@ -88,6 +96,7 @@ def write(
 ) -> None:
     """Write both files; what is given are the fields of a `Profile`, and whether to keep `pairs`."""
     path = _json_path(path)
+    refuse_foreign(path)
     arrays = {
         f"segment/{i}/{name}": array
         for i, segment in enumerate(segments)
@@ -126,6 +135,22 @@ def _write_both(path: Path, content: Mapping[str, Any], arrays: Mapping[str, Ten
         coming.unlink(missing_ok=True)
         raise
     coming.replace(beside)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to write a profile whose arrays would replace a file of other tensors.
+
+    Args:
+        path: The profile's .json file.
+
+    Raises:
+        ValueError: If there is such a file.
+    """
+    beside, _ = _places(path)
+    if beside.exists() and format_of(beside) not in {FORMAT, None}:
+        raise ValueError(
+            f"{beside} holds other tensors, and {path} would replace it: choose another name"
+        )
 
 
 def _places(path: Path) -> tuple[Path, Path]:
