@@ -314,7 +314,7 @@ def test_what_the_system_or_a_users_module_raises_is_one_line(capsys, tmp_path, 
         "number": "gave int, not a torch",
         "needs": "badnets:needs failed: TypeError",
         "fails": "badnets:fails failed: KeyError: 'gone'",
-        "cifar": "badnets:cifar can't be run on images of 1 x 8 x 8",
+        "cifar": "Sequential failed in layer '0' on batch 0 of 200 samples: RuntimeError: Given",
     }.items():
         assert message in refused(capsys, *measure, f"badnets:{name}")
     assert "--epoch belongs to a run" in refused(capsys, *measure, "badnets:cifar", "--epoch", "3")

@@ -1,12 +1,10 @@
 """`pfc measure`: every layer of a run, of any model on any data, or of features in a file."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from torch import nn
 
 from pfc import data as sets
 from pfc.commands.given import Given
@@ -103,48 +101,87 @@ def measure(
     Raises:
         ValueError: If an argument has no meaning.
     """
-    if out is not None and out.suffix != ".json":
-        raise ValueError(f"--out must end in .json, got {out}")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if out is not None:
-        check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
-        refuse_foreign(out)
-    if about.labels is not None and Path(source).suffix not in FEATURES:
+    beside = _checked(out, batch_size)
+    if Path(source).suffix in FEATURES:
+        found = _of_file(Path(source), options, about)
+    elif about.labels is not None:
         raise ValueError(
             f"--labels belongs to an .npz or .safetensors file of features, not to {source}"
         )
-    beside = None if out is None else out.with_name(f"{out.stem}-theory.json")
-    if Path(source).suffix in FEATURES:
-        profile, gap = _of_file(Path(source), options, about)
-        _say(profile, out)
-        tell(profile, theory, beside, gap)
     else:
         with launched(device) as (ranks, device):
-            model, measured = _measurer(source, given, options, batch_size, device, ranks)
-            images = given.images(source)
-            profile = measured(images, _means(about.means, source, given, measured))
-            apart = given.held_out(source) if about.test and _can_be_about(profile) else None
-            test = measured(given.images(source, apart), profile) if apart else None
+            found = _of_model(source, given, options, about, batch_size, device, ranks)
         if not ranks.is_main:
             return
-        _say(profile, out)
-        tell(profile, theory, beside, of_model(profile, model, images, device))
-        if test is not None:
-            print_beside(profile, test, (images.split, str(apart)))
-    if options.passes == 2:
-        print(profile.verdict())
-
-
-def _can_be_about(profile: Profile) -> bool:
-    """Whether test data can be measured about the means of a profile."""
-    return profile.about["passes"] == 2 and profile.about["means"] is None
-
-
-def _say(profile: Profile, out: Path | None) -> None:
-    print(profile)
+    print(found.profile)
     if out is not None:
-        profile.save(out)
+        found.profile.save(out)
+    tell(found.profile, theory, beside, found.gap)
+    if found.test is not None:
+        print_beside(found.profile, found.test, found.splits)
+    if found.test is not None and out is not None:
+        found.test.save(out.with_name(f"{out.stem}-{found.splits[1]}.json"))
+    if options.passes == 2:
+        print(found.profile.verdict())
+
+
+def _checked(out: Path | None, batch_size: int) -> Path | None:
+    """Where what theory says is kept, if the profile can be."""
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if out is None:
+        return None
+    if out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {out}")
+    check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
+    refuse_foreign(out)
+    return out.with_name(f"{out.stem}-theory.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was measured.
+
+    Args:
+        profile: Of the data that were asked for.
+        gap: Finds their optimal transport.
+        test: Of the split kept apart, about the class means of the others; `None` for none.
+        splits: Names of both.
+    """
+
+    profile: Profile
+    gap: GapOf
+    test: Profile | None = None
+    splits: tuple[str, str] = ("", "")
+
+
+def _of_model(
+    source: str,
+    given: Given,
+    options: Options,
+    about: About,
+    batch_size: int,
+    device: str | None,
+    ranks: Processes,
+) -> Found:
+    """Measure a model, and its test data about the means of what was measured."""
+    model, images = given.model(source), given.images(source)
+
+    def measured(images: sets.Images, means: Profile | None = None) -> Profile:
+        own = images.part(ranks.rank, ranks.size).batches(batch_size)
+        how = vars(options) | ({} if means is None else {"classes": None})
+        return measure_layers(model, own, means=means, device=device, **how)
+
+    means = None
+    if about.means is not None:
+        of_file = about.means.endswith(".json")
+        means = load(about.means) if of_file else measured(given.images(source, about.means))
+    profile = measured(images, means)
+    gap = of_model(profile, model, images, device)
+    if means is None and about.test and options.passes == 2 and (apart := given.held_out(source)):
+        test = measured(given.images(source, apart), profile)
+        return Found(profile, gap, test, (images.split, apart))
+    return Found(profile, gap)
 
 
 def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> None:
@@ -157,37 +194,7 @@ def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> No
     print(both[shown].to_string(float_format="{:.4g}".format, na_rep="-"))
 
 
-def _measurer(
-    source: str, given: Given, options: Options, batch_size: int, device: str | None, ranks: Processes
-) -> tuple[nn.Module, Callable[[sets.Images, Profile | None], Profile]]:
-    """The model, and what measures it on images about means."""
-    model = given.model(source)
-
-    def measured(images: sets.Images, means: Profile | None) -> Profile:
-        own = images.part(ranks.rank, ranks.size).batches(batch_size)
-        how = vars(options) | ({} if means is None else {"classes": None})
-        try:
-            return measure_layers(model, own, means=means, device=device, **how)
-        except RuntimeError as error:
-            C, H, W = images.shape
-            raise ValueError(f"{source} can't be run on images of {C} x {H} x {W}: {error}") from error
-
-    return model, measured
-
-
-def _means(
-    means: str | None,
-    source: str,
-    given: Given,
-    measured: Callable[[sets.Images, Profile | None], Profile],
-) -> Profile | None:
-    """The profile about whose means is measured: of a file, or of another split; `None` for none."""
-    if means is None or means.endswith(".json"):
-        return None if means is None else load(means)
-    return measured(given.images(source, means), None)
-
-
-def _of_file(path: Path, options: Options, about: About) -> tuple[Profile, GapOf]:
+def _of_file(path: Path, options: Options, about: About) -> Found:
     """Measure the features of a file."""
     if about.labels is None:
         raise ValueError(f"{path} needs --labels: the name of an array in it, or an .npy file")
@@ -199,4 +206,4 @@ def _of_file(path: Path, options: Options, about: About) -> tuple[Profile, GapOf
     profile = measure_features(
         given.layers, given.y, classifier=given.classifier, means=means, name=path.stem, **how
     )
-    return profile, of_arrays(profile, given.layers, given.y)
+    return Found(profile, of_arrays(profile, given.layers, given.y))
