@@ -121,6 +121,89 @@ def test_every_way_of_measuring_is_that_of_one_process(ranks, case):
         same(found, known, rtol=1e-12 if case != "offset" else 1e-11)
 
 
+def kept(profile):
+    """What is kept of the classes and of the sample, up to the signs of directions."""
+    classes = {
+        f"{layer} {name}": torch.as_tensor(part)
+        for layer, geometry in profile.geometry.items()
+        for name, part in geometry.arrays().items()
+    }
+    points = {f"{layer} points": part.abs() for layer, part in profile.sample.points.items()}
+    return classes | points | {"labels": profile.sample.labels}
+
+
+def with_kept(group, rank, batches, K):
+    size = torch.distributed.get_world_size(group)
+    own = two_classes(batches, K)[rank::size]
+    profile = pfc.measure(net(), own, classes=K, group=group, progress=False)
+    return kept(profile)
+
+
+def two_classes(batches, K):
+    return [(x, y.clamp(max=K - 1)) for x, y in batches]
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_classes_and_sample_are_those_of_one_process(ranks, K):
+    known = kept(pfc.measure(net(), two_classes(data(), K), classes=K, progress=False))
+    for found in ranks.run(3, with_kept, data(), K):
+        same(found, known, rtol=1e-5, atol=1e-5)
+
+
+def about_means(group, rank, batches, known):
+    size = torch.distributed.get_world_size(group)
+    means = pfc.measure(net(), known, group=False, progress=False)
+    profile = pfc.measure(net(), batches[rank::size], means=means, group=group, progress=False)
+    return numbers(profile) | kept(profile)
+
+
+def test_data_about_other_means_are_as_in_one_process(ranks):
+    train, test = data(), batched(*samples(n=71, seed=1, dtype=torch.float64), 10)
+    means = pfc.measure(net(), train, progress=False)
+    about = pfc.measure(net(), test, means=means, progress=False)
+    for found in ranks.run(3, about_means, test, train):
+        same(found, numbers(about) | kept(about), rtol=1e-5, atol=1e-5)
+        same({n: found[n] for n in numbers(about)}, numbers(about))
+
+
+class Words(nn.Module):
+    """Mixes each token with those before it, and names the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+
+    def forward(self, ids, attention_mask=None):
+        h = self.embedding(ids)
+        return self.head(torch.tanh(self.mix(h.cumsum(1))))
+
+
+def words(sizes=(3, 4, 4, 2)):
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for i, n in enumerate(sizes):
+        ids = torch.randint(i, 9 - i, (n, 5 + i), generator=g)
+        mask = (torch.arange(5 + i) < torch.randint(3, 6 + i, (n, 1), generator=g)).long()
+        found.append({"ids": ids, "attention_mask": mask, "labels": ids})
+    return found
+
+
+def next_words(group, rank, batches):
+    size = torch.distributed.get_world_size(group)
+    how = {"pool": "tokens", "shift": 1, "progress": False}
+    profile = pfc.measure(seeded(Words).double(), batches[rank::size], group=group, **how)
+    return numbers(profile) | kept(profile) | {"labels": torch.tensor(profile.about["labels"])}
+
+
+def test_tokens_are_as_in_one_process(ranks):
+    """No process has seen all of the words."""
+    how = {"pool": "tokens", "shift": 1, "progress": False}
+    profile = pfc.measure(seeded(Words).double(), words(), **how)
+    known = numbers(profile) | kept(profile) | {"labels": torch.tensor(profile.about["labels"])}
+    for found in ranks.run(3, next_words, words()):
+        same(found, known, rtol=1e-5, atol=1e-5)
+
+
 def headless(group, rank, batches):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh()).double()
     with torch.no_grad():

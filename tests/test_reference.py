@@ -196,3 +196,21 @@ def test_shuffled_features_are_noticed():
     known = pfc.measure(net, data, passes=1, layers="0", progress=False)
     with pytest.raises(ValueError, match="different features from the first at layer '0'"):
         pfc.measure(net, data, means=known, progress=False)
+
+
+@pytest.mark.parametrize("power", [-500, 500])
+def test_features_whose_squares_overflow(power):
+    """The powers of two of the reference hold for the data, too."""
+    train, y, test, z, _, _ = two_sets(5)
+    plain = quietly(test, z, means=quietly(train, y))
+    large = [{name: H * 2.0**power for name, H in each.items()} for each in (train, test)]
+    known = quietly(large[0], y)
+    found = quietly(large[1], z, means=known)
+    for name in set(plain.columns) - {"position"}:
+        assert found.columns[name] == pytest.approx(plain.columns[name], rel=1e-12, nan_ok=True), name
+    a, b = (profile.classes("a") for profile in (found, plain))
+    np.testing.assert_allclose(a.norm, b.norm * 2.0**power, rtol=1e-12)
+    x = [sorted(profile.coordinates("a").x.abs()) for profile in (found, plain)]  # of other hashes
+    np.testing.assert_allclose(np.array(x[0]) * 2.0**-power, x[1], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="float64 cannot square both; scale them"):
+        quietly({name: H * 2.0**500 for name, H in test.items()}, z, means=quietly(train, y))
