@@ -146,7 +146,7 @@ class MeasuredBatches:
     def __iter__(self) -> Iterator[Batch]:
         for number, (args, kwargs, y) in enumerate(self._items()):
             batch = self._batch(number, args, kwargs, y)
-            if batch is not None:
+            if batch is not None and batch.labels.numbers:  # prepared before any device works
                 yield batch
 
     def _items(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:

@@ -90,18 +90,16 @@ def run_passes(
     """Run the passes, of which the first goes on from a first batch that was read; merge each."""
     sums = _empty(source.layout, first, batches, how, ranks)
     inputs = shards.fingerprint(first, ranks) if how.passes == 2 or ranks.size > 1 else None
-    subset = Subset() if how.passes == 2 else None
     head = [] if first is None else [first]
     read = shards.polled(chain(head, rest), ranks)
-    done = first_pass(source, read, sums, inputs, subset, step)
+    done = first_pass(source, read, sums, inputs, step)
     shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
     if inputs is not None:
         shards.merge_fingerprint(inputs, len(sums.count), ranks)
     sums.check(own=how.reference is None)
-    if inputs is None or subset is None:
+    if inputs is None or how.passes == 1:
         return Measured(sums)
-    subset.merge_choice(ranks)
-    decisions, again = _about(sums, how, ranks), inputs.fresh()
+    decisions, again, subset = _about(sums, how, ranks), inputs.fresh(), Subset()
     second_pass(source, shards.polled(batches, ranks), decisions, again, subset, step, done)
     shards.merge_decisions(decisions, ranks)
     shards.merge_fingerprint(again, len(sums.count), ranks)
@@ -138,7 +136,6 @@ def first_pass(
     batches: Iterable[Batch],
     sums: Sums,
     inputs: Fingerprint | None,
-    subset: Subset | None,
     step: Step,
 ) -> int:
     """Feed the features of all batches to `sums`, the inputs to their fingerprint; counts batches."""
@@ -148,8 +145,6 @@ def first_pass(
         with sums.batch(batch.labels.to(sums.device), batch.number) as see:
             if inputs is not None:
                 inputs.update(batch)
-            if subset is not None:
-                subset.choose(batch)
             source.forward(batch, sums.device, see)
         if sums.device.type in SYNCHRONOUS_DEVICES or done % LOOK == 0:
             sums.check_finite()
@@ -171,8 +166,10 @@ def second_pass(
     device = decisions.classes.device
     for batch in batches:
         inputs.update(batch)
-        see, answered = decisions.batch(batch.labels.to(device), batch.number)
-        answers = source.forward(batch, device, subset.follow(batch, decisions, see))
+        labels = batch.labels.to(device)
+        see, answered = decisions.batch(labels, batch.number)
+        answers = source.forward(batch, device, subset.follow(batch, labels, decisions, see))
+        subset.settle()
         if answers is not None:
             answered(answers)
         step(done + batch.number + 1, "pass 2")

@@ -1,12 +1,13 @@
 """A fixed small sample of the data, the inputs of least hash, and where it lies at each layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.labels import BatchLabels
 from pfc.measuring.costs import MOST, SKETCH
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import inputs_of
@@ -21,69 +22,71 @@ INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
 
 
-@dataclass(eq=False)
 class Subset:
-    """The inputs of least hash: chosen in pass one, followed in pass two.
+    """The inputs of least hash, and where they are at each layer; followed in pass two."""
 
-    Args:
-        least: The least hashes so far, ascending.
-        hashes: Of the samples that were followed.
-        labels: Their classes.
-        rows: Of each layer their first two coordinates in the span of the class means.
-        residuals: Of each layer whose means span a line, a sketch of what is left across it.
-    """
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}  # hashes, labels, of each layer coordinates and residuals
+        self._new: dict[str, Tensor] = {}
 
-    least: Int64[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    hashes: list[Int64[Tensor, " b"]] = field(default_factory=list)
-    labels: list[Int64[Tensor, " b"]] = field(default_factory=list)
-    rows: dict[str, list[Float64[Tensor, "b 2"]]] = field(default_factory=dict)
-    residuals: dict[str, list[Float64[Tensor, "b S"]]] = field(default_factory=dict)
-
-    def choose(self, batch: Batch) -> None:
-        """See the inputs of a batch, in pass one."""
-        hashes = hashes_of(batch)
-        self.least = torch.cat([self.least.to(hashes.device), hashes]).sort().values[:MOST]
-
-    def merge_choice(self, ranks: Processes) -> None:
-        """Choose among the samples of all processes."""
-        self.least = _all([self.least.cpu()], ranks).sort().values[:MOST]
-
-    def follow(self, batch: Batch, decisions: Decisions, see: See) -> See:
-        """Note where the chosen samples of a batch are, besides what `see` does, in pass two."""
-        hashes = hashes_of(batch).cpu()
-        chosen = (hashes <= self.least[-1]).nonzero().flatten() if len(self.least) else hashes
-        if not len(chosen):
-            return see
-        self.hashes.append(hashes[chosen])
-        self.labels.append(batch.y[chosen])
+    def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, see: See) -> See:
+        """Note where the samples of a batch are, besides what `see` does; `settle` ends the batch."""
+        hashes = hashes_of(batch).to(labels.y.device)
+        rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
+        if hashes.device.type in SYNCHRONOUS_DEVICES and len(self.kept.get("hash", ())) == MOST:
+            rows = (hashes < self.kept["hash"][-1]).nonzero().flatten()
+        self._new = {"hash": hashes[rows], "label": labels.y[rows]}
 
         def also(name: str, H: Float[Tensor, "B D"]) -> None:
             see(name, H)
-            rows = decisions.scales[name].rescaled(H[chosen.to(H.device)])
-            self._note(name, rows, decisions.spans[name])
+            if len(self._new["hash"]):
+                self._note(name, decisions.scales[name].rescaled(H[rows]), decisions.spans[name])
 
         return also
 
     def _note(self, name: str, H: Float[Tensor, "b D"], span: MeansSpan) -> None:
-        z = project(H, span, span.basis)
-        self.rows.setdefault(name, []).append(_two(z).cpu())
-        if z.shape[1] == 1:
+        z = project(H, span, span.basis[:, :2])
+        if span.basis.shape[1] == 1:
             across = (H.double() - span.centre) - span.centre_error - z @ span.basis.mT
-            self.residuals.setdefault(name, []).append(_sketch(across).cpu())
+            self._new[f"across/{name}"] = _sketch(across)
+        self._new[f"at/{name}"] = _two(z)
+
+    def settle(self) -> None:
+        """Keep the least of the samples so far and of those of the batch."""
+        new, self._new = self._new, {}
+        if len(new["hash"]):
+            both = {
+                key: torch.cat([self.kept[key], part]) if self.kept else part
+                for key, part in new.items()
+            }
+            self.kept = _least(both)
 
     def points(self, spans: Mapping[str, MeansSpan], ranks: Processes) -> SamplePoints:
-        """Where all chosen samples are."""
-        hashes, labels = (_all(part, ranks) for part in (self.hashes, self.labels))
-        order = hashes.argsort(stable=True)[:MOST]
-        points, means = {}, {}
+        """Where the samples of least hash of all processes are."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        kept = {key: _all(self.kept.get(key, empty), ranks) for key in ("hash", "label")}
         for name, span in spans.items():
-            z = _all(self.rows.get(name, []), ranks, 2)[order]
+            kept[f"at/{name}"] = _all(self.kept.get(f"at/{name}", empty.double().view(0, 2)), ranks)
             if span.basis.shape[1] == 1:
-                across = _all(self.residuals.get(name, []), ranks, min(len(span.centre), SKETCH))
-                z[:, 1] = _leading(across[order])
-            points[name] = z.float()
-            means[name] = _two(span.points).float().cpu()
-        return SamplePoints(labels[order], points, means)
+                width = min(len(span.centre), SKETCH)
+                own = self.kept.get(f"across/{name}", torch.zeros(0, width, dtype=torch.float64))
+                kept[f"across/{name}"] = _all(own, ranks)
+        kept = _least(kept)
+        for name in spans:
+            if f"across/{name}" in kept:
+                kept[f"at/{name}"][:, 1] = _leading(kept[f"across/{name}"])
+        return SamplePoints(
+            labels=kept["label"],
+            points={name: kept[f"at/{name}"].float() for name in spans},
+            means={name: _two(span.points).float().cpu() for name, span in spans.items()},
+        )
+
+
+def _least(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The samples of least hash, ascending, without asking their device."""
+    hashes = samples["hash"]
+    order = hashes.argsort(stable=True)[:MOST]
+    return {key: part[order] for key, part in samples.items()}
 
 
 def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
@@ -135,8 +138,6 @@ def _leading(across: Float64[Tensor, "n S"]) -> Float64[Tensor, " n"]:
     return found * torch.sign(found[found.abs().argmax()])
 
 
-def _all(parts: list[Tensor], ranks: Processes, width: int | None = None) -> Tensor:
-    """What all processes kept, one after the other."""
-    empty = torch.zeros(0, dtype=torch.int64) if width is None else torch.zeros(0, width).double()
-    own = torch.cat([empty, *parts])
-    return torch.cat(ranks.gather(own)) if ranks.size > 1 else own
+def _all(own: Tensor, ranks: Processes) -> Tensor:
+    """What all processes kept, one after the other, on the CPU."""
+    return torch.cat(ranks.gather(own)).cpu() if ranks.size > 1 else own.cpu()
