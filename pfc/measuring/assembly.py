@@ -43,42 +43,48 @@ def assemble(
         for segment in segments
         for name, place in zip(segment.layers, segment.position("path"), strict=True)
     }
-    rows, geometry, noise = {}, {}, {}
-    for name, each in moments.items():
-        evidence = _evidence(name, each, sums, decisions, weighting, W, reference)
-        evidence = replace(evidence, position=position.get(name, math.nan))
-        rows[name] = {column.name: column.of(evidence) for column in columns}
-        geometry[name] = _geometry(each, evidence)
-        noise[name] = _noise(evidence)
-        _warn_of_undefined(name, evidence, rows[name], each.mean.shape[1])
-    _warn_of_noise(noise)
-    exponents = {name: scale.exponent for name, scale in sums.scales.items() if scale.exponent}
+    known = {
+        name: replace(
+            _evidence(name, each, sums, decisions, weighting, W, reference),
+            position=position.get(name, math.nan),
+        )
+        for name, each in moments.items()
+    }
+    rows = {name: {c.name: c.of(evidence) for c in columns} for name, evidence in known.items()}
+    for name, evidence in known.items():
+        _warn_of_undefined(name, evidence, rows[name], moments[name].mean.shape[1])
+    _warn_of_noise({name: _noise(evidence) for name, evidence in known.items()})
     return Profile(
         layers=layout.names,
         shapes=tuple(layout.shapes.values()),
         columns={c.name: tuple(row[c.name] for row in rows.values()) for c in columns},
         moments={name: each.cpu() for name, each in moments.items()},
         segments=segments,
-        about={
-            "model": layout.model,
-            "chosen": layout.chosen,
-            "pool": layout.pool,
-            "weighting": weighting,
-            "passes": 2 if decisions else 1,
-            "statistics": str(sums.device.type),
-            "samples": int(sums.count.sum()),
-            "classes": len(sums.count),
-            "classifier": layout.classifier,
-            "at_classifier": layout.classifier_row,
-            "accuracy": decisions.answers.accuracy if decisions else None,
-            "exponents": exponents,
-            "means": None if reference is None else reference.name,
-            "torch": torch.__version__,
-            **(about or {}),
-        },
-        geometry=geometry,
+        about=_about(found, weighting, reference) | dict(about or {}),
+        geometry={name: _geometry(moments[name], evidence) for name, evidence in known.items()},
         sample=found.points,
     )
+
+
+def _about(found: Measured, weighting: Weighting, reference: Reference | None) -> dict[str, Any]:
+    """How it was measured."""
+    sums, decisions, layout = found.sums, found.decisions, found.sums.layout
+    return {
+        "model": layout.model,
+        "chosen": layout.chosen,
+        "pool": layout.pool,
+        "weighting": weighting,
+        "passes": 2 if decisions else 1,
+        "statistics": str(sums.device.type),
+        "samples": int(sums.count.sum()),
+        "classes": len(sums.count),
+        "classifier": layout.classifier,
+        "at_classifier": layout.classifier_row,
+        "accuracy": decisions.answers.accuracy if decisions else None,
+        "exponents": {name: scale.exponent for name, scale in sums.scales.items() if scale.exponent},
+        "means": None if reference is None else reference.name,
+        "torch": torch.__version__,
+    }
 
 
 def _segments(sums: Sums, decisions: Decisions | None, weighting: Weighting) -> tuple[Segment, ...]:

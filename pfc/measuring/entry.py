@@ -1,6 +1,6 @@
 """From a model and a loader to a profile, to features, or to a transport gap."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
 from pfc.measuring.head import Classifier
-from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
+from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
 from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey, survey
@@ -142,11 +142,7 @@ def measure(
             how = replace(how, classes=len(tokens.vocabulary))
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
-        rest = iter(batches)
-        first = next(rest, None)
-        looked = shards.agreed_survey(request, first, ranks)
-        if reference is not None:
-            reference.check(looked.layout)
+        looked, first, rest = _looked(request, batches, reference, ranks)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             found = run_passes(looked, first, rest, batches, how, ranks, step)
         about = {
@@ -332,6 +328,18 @@ def _how(
         raise ValueError("about the means of other data both passes are needed, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64), weighting)
     return How(passes, classes, weighting, statistics, reference)
+
+
+def _looked(
+    request: Request, batches: MeasuredBatches, reference: Reference | None, ranks: Processes
+) -> tuple[Survey, Batch | None, Iterator[Batch]]:
+    """What is measured of a model, the first batch, by which it was found, and the others."""
+    rest = iter(batches)
+    first = next(rest, None)
+    looked = shards.agreed_survey(request, first, ranks)
+    if reference is not None:
+        reference.check(looked.layout)
+    return looked, first, rest
 
 
 def _tokens(pool: Pool, shift: int, classes: int | None) -> Tokens | None:

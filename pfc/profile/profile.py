@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from pfc.profile.columns import COLUMNS, PFC, Column
 from pfc.profile.prediction import Prediction
 from pfc.profile.segment import KINDS, Position, Segment
 from pfc.profile.storage import read, write
+from pfc.profile.tables import scalars_of, side_by_side
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 from pfc.warning import renamed
@@ -136,19 +136,7 @@ class Profile:
             >>> a.beside(b, ("a", "b"))["pfc1"].columns.tolist()
             ['a', 'b']
         """
-        import pandas as pd
-
-        names = (
-            [p.about.get("data") or p.about["model"] for p in (self, other)] if names is None else names
-        )
-        if len(set(names)) != 2 or len(names) != 2:
-            raise ValueError(f"names must be two different ones, got {', '.join(map(repr, names))}")
-        layers = [layer for layer in self.layers if layer in other.layers]
-        if not layers:
-            raise ValueError(f"no layer in common: {', '.join(self.layers)}; {', '.join(other.layers)}")
-        both = pd.concat([p.table().loc[layers] for p in (self, other)], axis=1, keys=names)
-        shared = [c for c in self.columns if c in other.columns]
-        return both.swaplevel(axis=1)[[(c, name) for c in shared for name in names]]
+        return side_by_side(self, other, names)
 
     def segment(self, i: int = -1) -> Segment:
         """A run of layers of one shape, the last by default.
@@ -355,26 +343,7 @@ class Profile:
             >>> [key for key in profile.scalars("", "blocks.*") if key.endswith("pfc1")]
             ['blocks.0/pfc1', 'blocks.1/pfc1']
         """
-        rows = {-1: prefix} if layers == "last" else self._prefixes(prefix, layers)
-        found = {
-            f"{start}{metric}": float(values[l])
-            for l, start in rows.items()
-            for metric, values in self.columns.items()
-        }
-        depth = self.effective_depth() if "pfc3" in self.columns else None
-        for name, value in (("accuracy", self.accuracy), ("effective_depth", depth)):
-            if value is not None:
-                found[f"{prefix}{name}"] = float(value)
-        return {key: value for key, value in found.items() if not math.isnan(value)}
-
-    def _prefixes(self, prefix: str, layers: str | Sequence[str]) -> dict[int, str]:
-        """What the keys of each chosen layer begin with, by its row."""
-        globs = ["*"] if layers == "all" else [layers] if isinstance(layers, str) else list(layers)
-        for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in self.layers):
-                raise ValueError(f"no layer matches {glob!r}; measured are {', '.join(self.layers)}")
-        chosen = [any(fnmatchcase(name, glob) for glob in globs) for name in self.layers]
-        return {l: f"{prefix}{name}/" for l, name in enumerate(self.layers) if chosen[l]}
+        return scalars_of(self, prefix, layers)
 
     def __repr__(self) -> str:
         last = [f"{m.upper()} {self.columns[m][-1]:.4g}" for m in PFC if m in self.columns]

@@ -1,0 +1,54 @@
+"""A profile's numbers in other forms: beside another's, and flat for loggers."""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pfc.profile.profile import Profile
+
+
+def side_by_side(
+    profile: "Profile", other: "Profile", names: Sequence[str] | None = None
+) -> "pd.DataFrame":
+    """The metrics of two profiles at the layers that both have, metric by metric."""
+    import pandas as pd
+
+    pair = (profile, other)
+    names = [p.about.get("data") or p.about["model"] for p in pair] if names is None else list(names)
+    if len(set(names)) != 2 or len(names) != 2:
+        raise ValueError(f"names must be two different ones, got {', '.join(map(repr, names))}")
+    layers = [layer for layer in profile.layers if layer in other.layers]
+    if not layers:
+        raise ValueError(f"no layer in common: {', '.join(profile.layers)}; {', '.join(other.layers)}")
+    both = pd.concat([p.table().loc[layers] for p in pair], axis=1, keys=names)
+    shared = [column for column in profile.columns if column in other.columns]
+    return both.swaplevel(axis=1)[[(column, name) for column in shared for name in names]]
+
+
+def scalars_of(profile: "Profile", prefix: str, layers: str | Sequence[str]) -> dict[str, float]:
+    """The metrics of chosen layers, accuracy and effective depth, without what is NaN."""
+    rows = {-1: prefix} if layers == "last" else _prefixes(profile.layers, prefix, layers)
+    found = {
+        f"{start}{metric}": float(values[l])
+        for l, start in rows.items()
+        for metric, values in profile.columns.items()
+    }
+    depth = profile.effective_depth() if "pfc3" in profile.columns else None
+    for name, value in (("accuracy", profile.accuracy), ("effective_depth", depth)):
+        if value is not None:
+            found[f"{prefix}{name}"] = float(value)
+    return {key: value for key, value in found.items() if not math.isnan(value)}
+
+
+def _prefixes(names: Sequence[str], prefix: str, layers: str | Sequence[str]) -> dict[int, str]:
+    """What the keys of each chosen layer begin with, by its row."""
+    globs = ["*"] if layers == "all" else [layers] if isinstance(layers, str) else list(layers)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"no layer matches {glob!r}; measured are {', '.join(names)}")
+    chosen = [any(fnmatchcase(name, glob) for glob in globs) for name in names]
+    return {l: f"{prefix}{name}/" for l, name in enumerate(names) if chosen[l]}
