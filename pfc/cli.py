@@ -29,10 +29,13 @@ The run's folder keeps configuration, history, profiles of every layer at about 
 a state from which `--resume` continues to the same bits.
 
 Example: `pfc train digits --out runs/wide --width 256 --epochs 100`""",
-    "measure": """Measure every layer of a run, or of any model, on any data.
+    "measure": """Measure every layer of a run, of any model on any data, or of features in a file.
 
-Example: `pfc measure runs/digits --epoch 0`, or for a model of your own
-`pfc measure mynets:resnet --weights resnet.safetensors --data uoft-cs/cifar10 --split test`""",
+Where the data have a test split, it is measured too, about the class means of what was measured.
+
+Example: `pfc measure runs/digits --epoch 0`; for a model of your own
+`pfc measure mynets:resnet --weights resnet.safetensors --data uoft-cs/cifar10 --split test --means train`;
+for features from anywhere `pfc measure features.npz --labels y --classifier W,b`""",
     "mufm": """Solve the models UFM and MUFM to their optimum: Figure 4, or with --sweep Figure 5.
 
 On the paper's toy data by default; on real pixels with `--data`, on a trained network's features with
