@@ -34,7 +34,7 @@ Example: `pfc train digits --out runs/wide --width 256 --epochs 100`""",
 Where the data have a test split, it is measured too, about the class means of what was measured.
 
 Example: `pfc measure runs/digits --epoch 0`; for a model of your own
-`pfc measure mynets:resnet --weights resnet.safetensors --data uoft-cs/cifar10 --split test --means train`;
+`pfc measure mynets:resnet --weights net.safetensors --data uoft-cs/cifar10 --split test --means train`;
 for features from anywhere `pfc measure features.npz --labels y --classifier W,b`""",
     "mufm": """Solve the models UFM and MUFM to their optimum: Figure 4, or with --sweep Figure 5.
 
