@@ -58,3 +58,29 @@ def test_sweeps_of_the_record_agree_with_theorem_4_and_bound_what_they_claim(fol
     assert all(row["pfc1"] < sweep["data"]["pfc1"] for row in rows)
     assert all(row["certified"] == (row["gap"] <= 1e-4) for row in rows)
     assert set(sweep["settings"]["constants"]) == set(sweep["settings"]["sources"])
+
+
+def test_sentences_collapse_in_training_and_about_its_means_not_in_the_test():
+    record = RECORDS / "sst2-sentiment"
+    train, test = (pfc.load(record / f"{name}-cls.json") for name in ("train", "test"))
+    assert test.about["means"] == "sst2 train, 6920 samples"
+    assert train.columns["pfc3"][0] > 0.99
+    assert max(test.columns["pfc3"]) < 0.78
+    pairs = zip(train.columns["pfc1"], test.columns["pfc1"], strict=True)
+    assert all(6 < b / a < 51 for a, b in pairs)
+    assert all(a < b for a, b in pairwise(test.columns["pfc1"][:-1]))
+    mean = pfc.load(record / "test-mean.json")
+    assert mean.columns["pfc3"][1] > mean.accuracy
+    assert all(a > b for a, b in pairwise(mean.columns["pfc3"][1:]))
+
+
+def test_next_words_come_nearer_to_their_means_layer_by_layer():
+    record = RECORDS / "sst2-next-word"
+    untrained, train, test = (pfc.load(record / f"{n}.json") for n in ("untrained", "train", "test"))
+    assert train.non_monotone_layers("pfc3") == []
+    assert test.non_monotone_layers("pfc3") == ["transformer.h.3"]
+    assert untrained.columns["pfc3"][-1] < untrained.columns["pfc3"][0]
+    assert train.non_monotone_layers("pfc1") == [f"transformer.h.{k}" for k in (1, 2, 3)]
+    assert all(1.25 < value < 1.28 for value in train.columns["pfc2"][:-1])
+    share = [b / a for a, b in zip(train.columns["pfc1"], test.columns["pfc1"], strict=True)]
+    assert all(1.03 < s < 1.05 for s in share[1:])
