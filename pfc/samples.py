@@ -203,6 +203,8 @@ def _rows_remedy(X: Tensor) -> str:
 def _labels_remedy(y: Tensor) -> str:
     """What would make class indices of these labels."""
     if y.ndim == 2:
+        if y.dtype != torch.bool and bool(((y != 0) & (y != 1)).any()):
+            return "; of tokens, one label each, take pool='tokens'"
         return "; of one-hot labels take y.argmax(1)"
     return "; of whole numbers and booleans take y.astype(int) or y.long()" if y.ndim == 1 else ""
 

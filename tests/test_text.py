@@ -236,3 +236,34 @@ def test_wrong_use_is_refused(how, match):
     rows = sorted(texts(), key=lambda row: len(row[0]))
     with pytest.raises(ValueError, match=match):
         pfc.measure(seeded(bert), batches(rows, 7), **{"layers": BLOCKS["bert"], **how}, progress=False)
+
+
+def test_the_first_texts_may_have_no_label():
+    model, data = seeded(gpt2), batches(texts(), 8, tokens=True)
+    data[0]["labels"][:3] = -100
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a normalised stream has one dimension less
+        profile = pfc.measure(model, data, pool="tokens", shift=1, progress=False)
+    assert profile.layers == (
+        "transformer.drop",
+        *(f"transformer.h.{l}" for l in range(3)),
+        "classifier.input",
+    )
+    assert profile.about["at_classifier"] == "classifier.input"
+    assert set(profile.coordinates("transformer.h.0")["class"]) <= set(profile.about["labels"])
+
+
+def test_warnings_name_tokens_by_their_labels():
+    data = batches(texts(), 8, tokens=True)
+    for batch in data:
+        batch["labels"][batch["labels"] == 5] = -100
+    data[0]["labels"][0, 1] = 5
+    with pytest.warns(
+        pfc.warning.CollapseWarning, match=r"classes \[5, 8, 15, 18, 22\] have one sample"
+    ):
+        pfc.measure(seeded(gpt2), data, pool="tokens", shift=1, layers="transformer.h.*", progress=False)
+
+
+def test_labels_of_tokens_without_the_pool_get_its_name():
+    with pytest.raises(ValueError, match="of tokens, one label each, take pool='tokens'"):
+        pfc.measure(seeded(gpt2), batches(texts(), 8, tokens=True), progress=False)

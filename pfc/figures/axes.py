@@ -243,7 +243,9 @@ def headline(profile: "Profile", when: str = "") -> str:
     about = profile.about
     data = f" on {about['data']}" if about.get("data") else ""
     accuracy = "" if profile.accuracy is None else f", accuracy {profile.accuracy:.4f}{when}"
-    return f"{about['model']}{data}: {about['samples']} samples, {about['classes']} classes{accuracy}"
+    means = f"\nabout the class means of {about['means']}" if about.get("means") else ""
+    found = f"{about['model']}{data}: {about['samples']} samples, {about['classes']} classes"
+    return f"{found}{accuracy}{means}"
 
 
 def on_grid(segment: "Segment", end: "End", metric: str) -> tuple[Numbers, Numbers]:

@@ -175,7 +175,9 @@ def _places(profile: "Profile", position: "Position") -> list[float]:
 def _axis(profile: "Profile", position: "Position") -> str:
     """What the axis of all layers says."""
     if not profile.segments:
-        return "number of the layer (no segments: not measured, or no neighbours of one shape)"
+        why = "not measured, or no neighbours of one shape"
+        why = "not about the means of other data" if profile.about.get("means") else why
+        return f"number of the layer (no segments: {why})"
     moving = _moving(profile, position)
     if not moving:
         return "number of the layer (nothing moves)"

@@ -160,11 +160,13 @@ def _warn_of_noise(shares: Mapping[str, float]) -> None:
     loud = {name: share for name, share in shares.items() if NOISE < share < math.inf}
     if loud:
         most = max(loud, key=lambda name: loud[name])
+        share = f"makes {100 * loud[most]:.0f} % of the variance between them"
+        if loud[most] > 1:
+            share = "alone would set them further apart than they are"
         warn(
-            f"few samples a class: sampling noise of the class means makes {100 * loud[most]:.0f} % of "
-            f"the between-class variance at layer {most!r} (over 10 % at {len(loud)} of {len(shares)} "
-            "layers), so that PFC1 is too small and PFC3 too large there; see pfc1_unbiased, or use "
-            "more samples"
+            f"few samples a class: sampling noise of the class means {share} at layer {most!r} (over "
+            f"10 % at {len(loud)} of {len(shares)} layers), so that PFC1 is too small and PFC3 too "
+            "large there; see pfc1_unbiased, or use more samples"
         )
 
 

@@ -139,7 +139,8 @@ def measure(
         batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
         if tokens is not None:
             tokens = batches.tokens = _vocabulary(batches, tokens, reference, ranks)
-            how = replace(how, classes=len(tokens.vocabulary))
+            labels = tuple(tokens.vocabulary.tolist())
+            how = replace(how, classes=len(labels), labels=labels)
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, reference, ranks)

@@ -57,6 +57,7 @@ class Batch:
             mask = attention_mask(self.kwargs)
             return pooled(output, pool, None if mask is None else mask[first])
         tokens = self.tokens[first]
+        tokens = tokens if samples is None else torch.ones_like(tokens)  # a trial needs some
         if output.shape[:2] != tokens.shape:
             raise NoTokensError(
                 f"pool='tokens' needs a vector for each of {(*tokens.shape,)} tokens, got shape "

@@ -60,13 +60,14 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class How:
-    """How data are measured: arguments of `pfc.measure`."""
+    """How data are measured: arguments of `pfc.measure`, and the labels of tokens."""
 
     passes: int = 2
     classes: int | None = None
     weighting: Weighting = "class"
     statistics: StatisticsPlace | None = None
     reference: Reference | None = None
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def run_passes(
     shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
     if inputs is not None:
         shards.merge_fingerprint(inputs, len(sums.count), ranks)
-    sums.check(own=how.reference is None)
+    sums.check(own=how.reference is None, labels=how.labels)
     if inputs is None or how.passes == 1:
         return Measured(sums)
     decisions, again, subset = _about(sums, how, ranks), inputs.fresh(), Subset()

@@ -20,6 +20,7 @@ from pfc.profile.classes import SamplePoints
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
+ODD_OF = {torch.int64: ODD, torch.int32: -1640531535}
 
 
 class Subset:
@@ -98,16 +99,17 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     step = -(-x.shape[1] // READ)
     bits = x[:, ::step].contiguous()
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
-    bits = bits.view(INTEGER[bits.element_size()]).to(torch.int64)
-    place = torch.arange(bits.shape[1], device=x.device).expand(bits.shape)
+    bits = bits.view(INTEGER[bits.element_size()])
+    bits = bits if bits.element_size() > 2 else bits.int()  # products wrap around in their own type
+    place = torch.arange(bits.shape[1], dtype=bits.dtype, device=x.device)
     mask = attention_mask(batch.kwargs)
     if mask is not None and mask.shape == bits.shape:  # padding, on whichever side, counts nothing
-        bits, place = bits * mask, mask.cumsum(1) - 1
-    hashes = _mixed((bits * (place * 2 + 1) * ODD).sum(1))
+        bits, place = bits * mask, mask.cumsum(1).to(bits.dtype) - 1
+    hashes = _mixed((bits * ((place * 2 + 1) * ODD_OF[bits.dtype])).sum(1, dtype=torch.int64))
     if batch.tokens is None:
         return hashes
     tokens = batch.tokens.to(x.device)
-    return _mixed(batch.spread(hashes) + place[tokens] * ODD)
+    return _mixed(batch.spread(hashes) + place.expand(tokens.shape)[tokens].long() * ODD)
 
 
 def _mixed(h: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:

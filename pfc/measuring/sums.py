@@ -155,11 +155,14 @@ class Sums:
             self.scales[name].refuse_larger(name, lambda: batch)
             raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch}")
 
-    def check(self, *, own: bool = True) -> None:
+    def check(self, *, own: bool = True, labels: Sequence[int] | None = None) -> None:
         """Refuse what float64 could not hold, and of the data's own means less than two classes."""
         for group in self.groups:
             group.scale.check()
-        missing, single = ((self.count == n).nonzero().flatten().tolist() for n in (0, 1))
+        known = range(len(self.count)) if labels is None else labels
+        missing, single = (
+            [known[k] for k in (self.count == n).nonzero().flatten().tolist()] for n in (0, 1)
+        )
         present = len(self.count) - len(missing)
         if own and present < 2:
             raise ValueError(f"need samples of at least 2 classes, got {present}")

@@ -133,12 +133,15 @@ class SamplePoints:
     points: Mapping[str, Float32[Tensor, "n 2"]]
     means: Mapping[str, Float32[Tensor, "P 2"]]
 
-    def table(self, layer: str, exponent: int = 0) -> "pd.DataFrame":
+    def table(
+        self, layer: str, exponent: int = 0, labels: Sequence[int] | None = None
+    ) -> "pd.DataFrame":
         """One row a sample: its two coordinates and its class."""
         import pandas as pd
 
         x, y = (self.points[layer].double() * 2.0**exponent).unbind(1)
-        return pd.DataFrame({"x": x.tolist(), "y": y.tolist(), "class": self.labels.tolist()})
+        named = [k if labels is None else labels[k] for k in self.labels.tolist()]
+        return pd.DataFrame({"x": x.tolist(), "y": y.tolist(), "class": named})
 
     def arrays(self) -> dict[str, Tensor]:
         """All that is kept in a file."""

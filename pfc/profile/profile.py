@@ -114,7 +114,8 @@ class Profile:
                 "no coordinates are kept: they take passes=2, and a run keeps them at its first, "
                 "middle and last epoch"
             )
-        return self.sample.table(layer, self.about.get("exponents", {}).get(layer, 0))
+        exponent = self.about.get("exponents", {}).get(layer, 0)
+        return self.sample.table(layer, exponent, self.about.get("labels"))
 
     def beside(self, other: "Profile", names: Sequence[str] | None = None) -> "pd.DataFrame":
         """Two profiles side by side, such as those of training and test data.
@@ -153,7 +154,7 @@ class Profile:
         if not -len(self.segments) <= i < len(self.segments):
             raise ValueError(
                 f"no segment {i}: the profile has {len(self.segments)} "
-                "(consecutive layers of one shape, measured with segments=True)"
+                "(consecutive layers of one shape, measured with segments=True about their own means)"
             )
         return self.segments[i]
 
