@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import pfc
 from pfc.files import write_json
-from pfc.labels import BatchLabels
 from pfc.line import ENDS
 from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.loader import Batch
@@ -663,11 +662,11 @@ def test_inputs_are_known_again_though_their_offset_rounds(spread):
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     first = Fingerprint()
     for rows in torch.arange(64).split(20):
-        first.update(Batch(0, (x[rows],), {}, BatchLabels.of(rows % 3)))
+        first.update(Batch(0, (x[rows],), {}, rows % 3))
     again = first.fresh()
     for rows in order.split(7):
-        again.update(Batch(0, (x[rows],), {}, BatchLabels.of(rows % 3)))
+        again.update(Batch(0, (x[rows],), {}, rows % 3))
     first.compare(again)
-    again.update(Batch(0, (x[:1] + 1e-3,), {}, BatchLabels.of(torch.tensor([0]))))
+    again.update(Batch(0, (x[:1] + 1e-3,), {}, torch.tensor([0])))
     with pytest.raises(ValueError, match="23 of class 0 after 22"):
         first.compare(again)
