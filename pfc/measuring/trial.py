@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfc.layers import module_names
+from pfc.measuring.nested import changed, found
 from pfc.taps import Pool, first_tensor, unwrapped, writes
 
 
@@ -74,13 +75,13 @@ class Made:
     @property
     def parts(self) -> list["Made"]:
         """What went in."""
-        return [*_found(Made, (self.args, self.kwargs))]
+        return [*found(Made, (self.args, self.kwargs))]
 
     def value(self) -> Any:
         """The tensor, made again from what it was made of."""
         if self.func is None:
             return self.leaf
-        args, kwargs = _swapped(Made, Made.value, (self.args, self.kwargs))
+        args, kwargs = changed(Made, Made.value, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
 
     def ancestors(self, since: int = 0) -> Iterator["Made"]:
@@ -222,7 +223,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         own = [value for module in model.modules() for value in vars(module).values()]
-        resting = [*model.parameters(), *model.buffers(), *_found(Tensor, tuple(own))]
+        resting = [*model.parameters(), *model.buffers(), *found(Tensor, tuple(own))]
         self.running: list[str] = []
         self._resting = {id(tensor) for tensor in resting}
         self._made: Any = WeakTensorKeyDictionary()
@@ -241,23 +242,23 @@ class Recorder(TorchFunctionMode):
         if known is not None and known.version == writes(tensor):
             return known
         rests = id(tensor) in self._resting or isinstance(tensor, nn.Parameter)
-        return self._noted(tensor, leaf=tensor, rests=rests)
+        made = Made(self.tick(), _shape(tensor), leaf=tensor, rests=rests, version=writes(tensor))
+        self._made[tensor] = made
+        return made
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", "").partition(".")[0]
-        arguments = _swapped(Tensor, self.made, (args, kwargs))  # before in-place operations change it
+        arguments = changed(Tensor, self.made, (args, kwargs))  # before in-place operations change it
         out = func(*args, **kwargs)
-        changed = args[0] if op == "__setitem__" else out
-        for tensor in _found(Tensor, changed):
+        result = args[0] if op == "__setitem__" else out
+        for tensor in found(Tensor, result):
             if self._is_new(tensor, op):
-                rests = all(part.rests for part in _found(Made, arguments))
-                replayed = func if tensor is changed else None
-                found = self._noted(tensor, op, replayed, *arguments, rests=rests)
-                if tensor is out and not rests:
-                    found.product = self._product(op, [*args, *kwargs.values()], out)
+                made = self._noted(tensor, op, func if tensor is result else None, *arguments)
+                if tensor is out and not made.rests:
+                    made.product = self._product(op, [*args, *kwargs.values()], out)
         return out
 
     def _is_new(self, tensor: Tensor, op: str) -> bool:
@@ -266,9 +267,11 @@ class Recorder(TorchFunctionMode):
         same = known is not None and known.version == writes(tensor)
         return not same or (known.version < 0 and op not in ALIKE)
 
-    def _noted(self, tensor: Tensor, *how: Any, **more: Any) -> Made:
-        shape = () if is_lazy(tensor) else (*tensor.shape,)
-        self._made[tensor] = made = Made(self.tick(), shape, *how, version=writes(tensor), **more)
+    def _noted(self, tensor: Tensor, op: str, func: Any, args: Any, kwargs: Any) -> Made:
+        """Note how a tensor was made: of nothing but what rests, it rests."""
+        made = Made(self.tick(), _shape(tensor), op, func, args, kwargs, version=writes(tensor))
+        made.rests = all(part.rests for part in made.parts)
+        self._made[tensor] = made
         return made
 
     def _product(self, op: str, values: list[Any], out: Tensor) -> Product | None:
@@ -282,6 +285,10 @@ class Recorder(TorchFunctionMode):
             return None
         matrix = Made(weight.time, (*rows(W).shape,), "", rows, (weight,), rests=True)
         return Product(x, out, reads, matrix, self.running[-1] if self.running else "")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if is_lazy(tensor) else (*tensor.shape,)
 
 
 ALIKE = frozenset({  # what leaves numbers as they are, but for their type and arrangement
@@ -310,7 +317,7 @@ def _operands(op: str, values: list[Any]) -> Operands | None:
 
 
 def _of_einsum(equation: Any, *tensors: Any) -> Operands | None:
-    tensors = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else tensors
+    tensors = (*found(Tensor, tensors),)  # which may be given as a list
     if len(tensors) != 2 or not isinstance(equation, str) or tensors[1].ndim != 2:
         return None
     terms, _, out = equation.replace(" ", "").partition("->")
@@ -326,25 +333,3 @@ def rows_of(W: Tensor) -> Tensor:
 def columns_of(W: Tensor) -> Tensor:
     """The matrix K x D of a weight whose last axis are the classes, or of one class."""
     return W.reshape(len(W), -1).mT
-
-
-def _found(kind: type, item: Any) -> Iterator[Any]:
-    """Everything of a type in tuples, lists and dicts."""
-    if isinstance(item, kind):
-        yield item
-    elif isinstance(item, Mapping):
-        yield from _found(kind, tuple(item.values()))
-    elif isinstance(item, tuple | list):
-        for part in item:
-            yield from _found(kind, part)
-
-
-def _swapped(kind: type, change: Callable[[Any], Any], item: Any) -> Any:
-    """The same with everything of a type in tuples, lists and dicts changed."""
-    if isinstance(item, kind):
-        return change(item)
-    if isinstance(item, Mapping):
-        return {key: _swapped(kind, change, value) for key, value in item.items()}
-    if isinstance(item, list):
-        return [_swapped(kind, change, part) for part in item]
-    return tuple(_swapped(kind, change, part) for part in item) if isinstance(item, tuple) else item
