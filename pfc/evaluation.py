@@ -106,8 +106,9 @@ def _tensors_kept(model: nn.Module) -> Iterator[None]:
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     buffers = [(module, dict(module._buffers)) for module in modules]
     tensors = [t for _, own in buffers for t in own.values() if t is not None]
-    tensors += [p for m in modules if _writes_its_weights(m) for p in m.parameters()]
-    kept = [(t, t.detach().clone()) for t in tensors if not (is_lazy(t) or t.is_meta)]
+    tensors += [p for m in modules if _writes_its_weights(m) for p in _own_and_childrens(m)]
+    distinct = {id(t): t for t in tensors if not (is_lazy(t) or t.is_meta)}.values()
+    kept = [(t, t.detach().clone()) for t in distinct]
     try:
         yield
     finally:
@@ -123,6 +124,12 @@ def _writes_its_weights(module: nn.Module) -> bool:
     """Whether its mode or its forward pass may change its weights, such as of merged adapters."""
     own_mode = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
     return own_mode or getattr(module, "max_norm", None) is not None
+
+
+def _own_and_childrens(module: nn.Module) -> Iterator[Tensor]:
+    """Weights that a module's own `train` may write to: not a whole network's, which may be large."""
+    for part in (module, *module.children()):
+        yield from part.parameters(recurse=False)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

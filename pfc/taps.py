@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Pool = str | Callable[[Tensor], Tensor]
 Side = Literal["input", "output"]
@@ -197,8 +198,8 @@ def _in_backward() -> bool:
 
 
 def writes(tensor: Tensor | None) -> int:
-    """How often a tensor was written to; -1 where nobody counts (none, or made in inference mode)."""
-    return -1 if tensor is None or tensor.is_inference() else tensor._version
+    """How often a tensor was written to; -1 where nobody counts (none, lazy, made in inference mode)."""
+    return -1 if tensor is None or is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
 def ran_twice(name: str) -> str:

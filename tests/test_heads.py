@@ -1,6 +1,7 @@
 """The classifier is whatever gives the logits: accuracy, NC3 and NC4 against plain numbers."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import pfc
 from pfc import Monitor
+from pfc.measuring.trial import Recorder
 from tests.models import batched, samples, seeded
 from tests.oracles import naive_row
 
@@ -108,6 +110,33 @@ HEADS = {
     ),
     "cosine": kind(lambda s, x: s.head(s.body(x)), unit, head=Cosine),
     "cosine by hand": kind(lambda s, x: s.head(s.body(x)), unit, head=lambda: Cosine(by_hand=True)),
+    "dropout before and after": kind(
+        lambda s, x: F.dropout(s.fc(s.body(x)), 0.5, s.training), lambda m: m.fc.weight, fc=linear
+    ),
+    "soft cap": kind(
+        lambda s, x: 30 * torch.tanh(s.fc(s.body(x)) / 30), lambda m: m.fc.weight, fc=linear
+    ),
+    "clamped": kind(lambda s, x: s.fc(s.body(x)).clamp(-50, 50), lambda m: m.fc.weight, fc=linear),
+    "log of probabilities": kind(
+        lambda s, x: s.fc(s.body(x)).softmax(1).log(), lambda m: m.fc.weight, fc=linear
+    ),
+    "the first classes": kind(
+        lambda s, x: s.fc(s.body(x))[:, :3], lambda m: m.fc.weight[:3], fc=lambda: nn.Linear(8, 5)
+    ),
+    "weight normalised": kind(
+        lambda s, x: s.fc(s.body(x)),
+        lambda m: m.fc.weight,
+        row="body",
+        fc=lambda: nn.utils.parametrizations.weight_norm(linear()),
+    ),
+    "cosine, scaled features": kind(
+        lambda s, x: (16 * F.normalize(s.body(x))) @ F.normalize(s.W).T,
+        lambda m: F.normalize(m.W),
+        W=lambda: matrix(3, 8),
+    ),
+    "one pixel": images(
+        lambda s, x: s.head(s.pool(s.body(x))), "pool", pool=lambda: nn.AdaptiveAvgPool2d(1)
+    ),
     "convolution, then mean": images(lambda s, x: s.head(s.body(x)).mean((2, 3))),
     "convolution, then pooling": images(
         lambda s, x: F.adaptive_avg_pool2d(s.head(s.body(x)), 1).flatten(1)
@@ -129,14 +158,14 @@ def read(model, row, x):
     with torch.no_grad():
         answer = model(x)
     handle.remove()
-    return kept[0], answer["logits"] if isinstance(answer, dict) else answer
+    return kept[0], (answer["logits"] if isinstance(answer, dict) else answer).flatten(1)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_of_every_head_the_numbers_are_plain_ones(name):
     make, weight, row = HEADS[name]
-    model = seeded(make).double()
-    points = IMAGES if "convolution" in name else POINTS
+    model = seeded(make).double().eval()
+    points = IMAGES if {"convolution,", "convolution", "pixel"} & {*name.split()} else POINTS
     data = [(x.double(), y) for x, y in points]
     profile = pfc.measure(model, data, progress=False)
     assert profile.about["at_classifier"] == row == profile.layers[-1]
@@ -156,9 +185,12 @@ def test_of_every_head_the_numbers_are_plain_ones(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_logits_are_no_row(name):
     make, _, _ = HEADS[name]
-    model, points = seeded(make), IMAGES if "convolution" in name else POINTS
+    model, points = (
+        seeded(make),
+        IMAGES if {"convolution,", "convolution", "pixel"} & {*name.split()} else POINTS,
+    )
     assert not {"fc", "head"} & {*pfc.measure(model, points, progress=False).layers}
-    if name != "tied":  # whose embedding never runs
+    if name not in {"tied", "weight normalised"}:  # parts of which never run by themselves
         assert not {"fc", "head"} & {*pfc.measure(model, points, layers="**", progress=False).layers}
 
 
@@ -216,6 +248,75 @@ def test_an_unknown_head_is_told_and_a_weight_may_be_given():
     assert given.accuracy == int((model(X).argmax(1) == Y).sum()) / len(Y)
     assert given.about["at_classifier"] == "body.2"
     assert given.table()["nc3"].notna().tolist() == [False, False, True]
+
+
+ORDER = [2, 0, 1]
+PERMUTED = {
+    "linear": lambda s, x: s.fc(s.body(x))[:, ORDER],
+    "functional": lambda s, x: (s.body(x) @ s.W.T).index_select(1, torch.tensor(ORDER)),
+}
+
+
+@pytest.mark.parametrize("name", PERMUTED)
+def test_classes_in_another_order_than_the_rows_of_the_weight_are_told(name):
+    model = seeded(lambda: Model(PERMUTED[name], body=body(), fc=linear(), W=matrix(3, 8)))
+    profile = pfc.measure(model, POINTS, progress=False)
+    with torch.no_grad():
+        accuracy = int((model(X).argmax(1) == Y).sum()) / len(Y)
+    assert profile.accuracy == accuracy
+    assert "the logits are not in the order of the weight's rows" in profile.about["chosen"]
+    assert profile.table()["nc3"].isna().all()
+    W = (model.fc.weight if name == "linear" else model.W).detach()[ORDER]
+    given = pfc.measure(model, POINTS, classifier=W, progress=False)
+    assert given.about["at_classifier"] == "body.2"
+    assert given.accuracy == accuracy
+    H = model.body(X).detach().double().numpy()
+    want = naive_row(H, Y.numpy(), "class", W.double().numpy(), np.zeros(3))
+    np.testing.assert_allclose(given.table().loc["body.2", "nc3"], want["nc3"], rtol=1e-6)
+
+
+class Adapter(nn.Module):
+    """A linear layer and a low-rank one beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.A, self.B = linear(), nn.Linear(8, 2), nn.Linear(2, 3)
+
+    def forward(self, h):
+        return self.base(h) + self.B(self.A(h))
+
+
+def test_a_named_classifier_of_several_products_gives_its_logits():
+    model = seeded(lambda: Model(lambda s, x: s.fc(s.body(x)), body=body(), fc=Adapter()))
+    profile = pfc.measure(model, POINTS, classifier="fc", progress=False)
+    assert profile.layers == ("body",)
+    assert profile.accuracy == int((model(X).argmax(1) == Y).sum()) / len(Y)
+    with pytest.raises(ValueError, match="layer 'fc' gives the logits"):
+        pfc.measure(model, POINTS, classifier="fc", layers=["body", "fc"], progress=False)
+
+
+def test_a_lazy_layer_is_measured():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy layers are new to torch
+        model = seeded(lambda: Model(lambda s, x: s.fc(s.body(x)), body=body(), fc=nn.LazyLinear(3)))
+        profile = pfc.measure(model, POINTS, progress=False)
+    assert profile.accuracy == int((model(X).argmax(1) == Y).sum()) / len(Y)
+    assert profile.about["at_classifier"] == "body.2"
+
+
+def test_several_sigmoids_that_are_scaled_still_answer():
+    model = seeded(lambda: Model(lambda s, x: s.fc(s.body(x)).sigmoid() * 0.9, body=body(), fc=linear()))
+    profile = pfc.measure(model, POINTS, progress=False)
+    assert profile.accuracy == int((model(X).argmax(1) == Y).sum()) / len(Y)
+
+
+def test_how_a_tensor_was_made_is_not_printed_with_all_that_went_in():
+    recorder = Recorder(nn.Linear(2, 2))
+    with recorder:
+        h = X + 0
+        for _ in range(60):
+            h = h + h
+    assert len(repr(recorder.made(h))) < 200
 
 
 def test_what_the_model_calls_logits_are_its_answers():

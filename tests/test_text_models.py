@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pfc
+from pfc.evaluation import undisturbed
 from pfc.taps import pooled
 from tests.models import randomised, seeded
 from tests.oracles import naive_row
@@ -90,8 +91,24 @@ def test_a_language_model_answers_for_tokens_not_for_samples():
     profile = pfc.measure(model, data, pool="mean", classes=3, progress=False)
     assert profile.accuracy is None
     assert "what the classifier answers to a sample is not known" in str(profile).splitlines()[0]
+    named = pfc.measure(model, data, pool="mean", classes=3, classifier="lm_head", progress=False)
+    assert named.accuracy is None
     tokens = [{**batch, "labels": batch["input_ids"]} for batch in data]
     profile = pfc.measure(model, tokens, pool="tokens", shift=1, progress=False)
     assert profile.about["classifier"] == "lm_head"  # tied to the embedding
     assert profile.layers[-1] == profile.about["at_classifier"] == "classifier.input"
     assert 0 < profile.table().nc3.iloc[-1] < 2
+
+
+def test_of_a_model_whose_train_does_more_not_all_weights_are_copied(monkeypatch):
+    model, copied = built("Bert"), []
+    clone = torch.Tensor.clone
+
+    def counted(tensor, *args, **kwargs):
+        copied.append(tensor.numel())
+        return clone(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "clone", counted)
+    with undisturbed(model, torch.device("cpu")):
+        pass
+    assert sum(copied) < sum(p.numel() for p in model.parameters()) / 10

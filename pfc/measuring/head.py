@@ -1,38 +1,40 @@
 """The classifier of a model: what gives its logits, what it reads, and its weight."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import log, prod
+from sys import maxsize
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfc.layers import module_names
-from pfc.measuring.trial import ALIKE, Made, ModuleCall, Product, Trial
+from pfc.measuring.trial import ALIKE, Made, ModuleCall, Product, Trial, rows_of
 from pfc.samples import ArrayLike, samples
-from pfc.taps import Pool, Side, all_tensors, gathered, pooled
+from pfc.taps import Side, all_tensors, gathered, pooled
 from pfc.warning import warn
 
 Classifier = str | nn.Module | ArrayLike | None
 
-MONOTONE = frozenset({"softmax", "log_softmax", "sigmoid", "log_sigmoid", "logsigmoid", "special_expit"})
 AVERAGES = frozenset({"mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))})
 CHOOSES = frozenset({
-    "__getitem__",
-    "select",
-    "narrow",
-    "index_select",
-    "transpose",
-    "permute",
-    "movedim",
+    *("__getitem__", "select", "narrow", "index_select"),
+    *("transpose", "permute", "movedim"),
 })
+MONOTONE = {  # what keeps the order of the classes, and what it makes of a logit of 0 if that is known
+    **dict.fromkeys(("softmax", "log_softmax", "log", "clamp", "clip", "nan_to_num")),
+    **{
+        "sigmoid": 0.5,
+        "special_expit": 0.5,
+        "log_sigmoid": log(0.5),
+        "logsigmoid": log(0.5),
+        "tanh": 0.0,
+    },
+}
 FACTORS = frozenset({"mul", "mul_", "div", "div_", "true_divide"})
 SUMMANDS = frozenset({"add", "add_", "sub", "sub_"})
 LENGTHS = frozenset({"norm", "linalg_norm", "linalg_vector_norm"})
-THRESHOLDS = {"sigmoid": 0.5, "special_expit": 0.5, "log_sigmoid": log(0.5), "logsigmoid": log(0.5)}
-NEVER = sys.maxsize  # later than every moment of a trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ class Head:
     Args:
         name: Of the module, or of the weight.
         outputs: Logits of a sample; 0 where they are not known.
-        made: How the logits were made.
+        made: How the logits were made; `None` where they are those of a given weight and its row.
+        start: When the classifier began; what is measured was there before.
         logits: Where they are in what the model returns; `None` where they are the module's output, or
             those of a given weight and the row that it fits.
         threshold: One logit above it is the second of two classes.
@@ -58,8 +61,9 @@ class Head:
 
     name: str
     outputs: int
-    made: Made
-    logits: str | None
+    made: Made | None = None
+    start: int = maxsize
+    logits: str | None = None
     threshold: float = 0.0
     weight: Callable[[], Tensor | None] = lambda: None
     bias: Tensor | None = None
@@ -70,24 +74,56 @@ class Head:
     input_pool: str = "flatten"
     sources: tuple[Made, ...] = ()
 
-    @property
-    def time(self) -> int:
-        """When the logits were there."""
-        return self.made.time
-
     def to_dict(self) -> dict[str, Any]:
         """What a layout tells of it."""
         own = {name: getattr(self, name) for name in ("outputs", "logits", "threshold", "entrance")}
         return {**own, "classifier": self.name, "input_pool": self.input_pool}
 
 
-def find(trial: Trial, model: nn.Module, classifier: Classifier, pool: Pool) -> Head | None:
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What may be the logits, or what follows from them.
+
+    Args:
+        place: Where it is in what the model returned; `None` of a layer's output.
+        tensor: It, a vector of each sample or token.
+        trail: How it was made, back to the product of which it keeps the order of the classes.
+        threshold: One logit above it is the second of two classes; `None` if that is not known.
+        outputs: Logits of a sample; 0 where they are not known.
+    """
+
+    place: str | None
+    tensor: Tensor
+    trail: list[Made]
+    threshold: float | None
+    outputs: int
+
+    @classmethod
+    def of(cls, place: str | None, tensor: Tensor, trial: Trial) -> "Answer":
+        """An answer of a trial."""
+        trail = [*_trail(trial.recorder.made(tensor))]
+        vectors = logits_of(tensor)
+        K, threshold = vectors.shape[-1] if vectors.ndim > 1 else 1, _threshold([m.op for m in trail])
+        of_tokens = vectors.ndim == 3 and trial.pool != "tokens"  # no answer for the sample
+        unknown = of_tokens or (K == 1 and threshold is None)
+        return cls(place, vectors, trail, threshold, 0 if unknown else K)
+
+    @property
+    def product(self) -> Product | None:
+        """The product with a weight that it follows from, if it is known."""
+        return self.trail[-1].product
+
+    @property
+    def named_logits(self) -> bool:
+        """Whether the model calls it its logits."""
+        return (self.place or "").rpartition(".")[2] == "logits"
+
+
+def find(trial: Trial, classifier: Classifier) -> Head | None:
     """The classifier that is given, or whose logits, or what follows from them, the model returns."""
     if isinstance(classifier, str | nn.Module):
-        return _named(trial, model, classifier, pool)
-    found = _returned(trial, model, pool)
-    if found is not None and pool != "tokens" and _answers(trial)[found.logits or ""].ndim == 3:
-        found = replace(found, outputs=0)  # an answer for each token is none for the sample
+        return _named(trial, classifier)
+    found = _returned(trial)
     return found if classifier is None else _with_weight(found, *_matrix(classifier), trial)
 
 
@@ -101,49 +137,43 @@ def weight_of(module: nn.Module | None) -> Tensor | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2 or prod(weight.shape[2:]) != 1:
         return None
-    return gathered(weight).flatten(1)
+    return rows_of(gathered(weight))
+
+
+def logits_of(output: Tensor) -> Tensor:
+    """A vector of each sample, also of an image of one pixel."""
+    return output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
 
 
 # Given by the caller
 
 
-def _named(trial: Trial, model: nn.Module, classifier: str | nn.Module, pool: Pool) -> Head:
+def _named(trial: Trial, classifier: str | nn.Module) -> Head:
     """The classifier that is given by name or as a module."""
-    name = _found_name(model, classifier)
-    module, calls = module_names(model)[name], trial.of(name)
-    call = calls[0] if len(calls) == 1 else None
-    place, trail = _where(trial, call)
-    product = trail[-1].product if trail else None
-    if place is None and product is None and weight_of(module) is None:
-        raise ValueError(_no_classifier(model, name))
-    out = None if call is None else call.output
-    answer = out if place is None else _answers(trial)[place]
-    if call is None or answer is None or (place is None and answer.ndim != 2):
+    name = _found_name(trial.model, classifier)
+    module, call = module_names(trial.model)[name], trial.once(name)
+    answer = None if call is None else _through(trial, call)
+    known = answer is not None and (answer.place is not None or answer.product is not None)
+    if not known and weight_of(module) is None:
+        raise ValueError(_no_classifier(trial.model, name))
+    if call is None or answer is None or (answer.place is None and answer.tensor.ndim != 2):
         raise ValueError(f"classifier {name!r} did not run once, on one vector a sample")
-    head = _of_product(trial, model, pool, place, trail) if product else None
-    return _plain(call, answer, place, module) if head is None else replace(head, name=name)
-
-
-def _where(trial: Trial, call: ModuleCall | None) -> tuple[str | None, list[Made]]:
-    """Where in what the model returned a layer's output is, and the way back from there, or from it."""
-    gives = None if call is None else call.gives
-    for place, answer in _answers(trial).items():
-        trail = [*_trail(trial.recorder.made(answer))]
-        if any(made is gives for made in trail):
-            return place, trail
-    return None, [*_trail(gives)]
-
-
-def _plain(call: ModuleCall, answer: Tensor, place: str | None, module: nn.Module) -> Head:
-    """A classifier of which no product is known: its module says what it reads and its weight."""
-    assert call.gives is not None
-    return Head(
-        *(call.name, _logits_of(answer), replace(call.gives, time=call.start), place),
+    head = _of_product(trial, answer) or Head(
+        *(name, answer.outputs, call.gives, call.start, answer.place, answer.threshold or 0.0),
         weight=lambda: weight_of(module),
-        entrance=(call.name, "input"),
+        entrance=(name, "input"),
         shape=() if call.input is None else (*call.input.shape[1:],),
         x=call.input,
     )
+    return replace(head, name=name)
+
+
+def _through(trial: Trial, call: ModuleCall) -> Answer | None:
+    """What the model returned that follows from a layer's output, or that output itself."""
+    for answer in _answers(trial):
+        if any(made is call.gives for made in answer.trail):
+            return answer
+    return None if call.output is None else Answer.of(None, call.output, trial)
 
 
 def _found_name(model: nn.Module, classifier: str | nn.Module) -> str:
@@ -177,49 +207,44 @@ def _with_weight(head: Head | None, W: Tensor, b: Tensor | None, trial: Trial) -
     """The classifier whose weight is given; the model returns its logits, or features that it reads."""
     known = None if head is None else head.weight()
     if head is not None and known is not None and known.shape == W.shape:
-        return replace(head, weight=lambda: W)
-    for place, answer in _answers(trial).items():
-        trail = [*_trail(trial.recorder.made(answer))]
-        if _logits_of(answer) == len(W):
-            return Head("given weight", len(W), trail[-1], place, weight=lambda: W)
-    return Head("given weight", len(W), Made(NEVER, ()), None, weight=lambda: W, bias=b)
+        return replace(head, weight=lambda: W, reads=head.reads or head.input_pool == "flatten")
+    found = Head("given weight", len(W), weight=lambda: W)
+    for answer in _answers(trial):
+        if answer.outputs == len(W):
+            end = answer.trail[-1]
+            return replace(found, made=end, start=end.time, logits=answer.place)
+    return replace(found, bias=b)
 
 
 # Found by what the model returned
 
 
-def _returned(trial: Trial, model: nn.Module, pool: Pool) -> Head | None:
+def _answers(trial: Trial) -> list[Answer]:
+    """What the model returned that may be logits; what is called so is."""
+    found = [
+        Answer.of(place, tensor, trial)
+        for place, tensor in all_tensors(trial.result).items()
+        if tensor.is_floating_point() and 1 <= logits_of(tensor).ndim <= 3
+    ]
+    return [answer for answer in found if answer.named_logits] or found
+
+
+def _returned(trial: Trial) -> Head | None:
     """The classifier whose logits, or what follows from them, the model returns."""
     answers = _answers(trial)
-    trails = {place: [*_trail(trial.recorder.made(t))] for place, t in answers.items()}
-    ends = {place: trail[-1] for place, trail in trails.items() if trail[-1].product}
-    last = [
-        end
-        for end in {*ends.values()}
-        if not any(o is not end and o.comes_from(end) for o in ends.values())
-    ]
+    ends = {id(end): end for answer in answers if (end := answer.trail[-1]).product}
+    last = [e for e in ends.values() if not any(o is not e and o.comes_from(e) for o in ends.values())]
     if len(last) > 1:
-        each = [_name(end.product, model) for end in ends.values() if end in last and end.product]
-        warn(f"the model returns what {' and '.join(dict.fromkeys(each))} gave: name one as classifier=")
+        each = dict.fromkeys(_name(end.product, trial) for end in last if end.product)
+        warn(f"the model returns what {' and '.join(each)} gave: name one as classifier=")
         return None
-    if not last:
-        return _of_unknown_making(trial, answers)
-    place = max((p for p in ends if ends[p] is last[0]), key=lambda p: answers[p].numel())
-    return _of_product(trial, model, pool, place, trails[place])
-
-
-def _answers(trial: Trial) -> dict[str, Tensor]:
-    """What the model returned that may be logits, by its place; what is called so is."""
-    tensors = {
-        place: t
-        for place, t in all_tensors(trial.result).items()
-        if t.is_floating_point() and 1 <= t.ndim <= 3
-    }
-    return {p: t for p, t in tensors.items() if p.rpartition(".")[2] == "logits"} or tensors
-
-
-def _logits_of(answer: Tensor) -> int:
-    return answer.shape[-1] if answer.ndim > 1 else 1
+    if last:
+        theirs = [answer for answer in answers if answer.trail[-1] is last[0]]
+        return _of_product(trial, max(theirs, key=lambda answer: answer.tensor.numel()))
+    if answers and answers[0].named_logits:  # however they came about
+        end = answers[0].trail[-1]
+        return Head("logits", answers[0].outputs, end, end.time, answers[0].place)
+    return None
 
 
 def _trail(made: Made | None) -> Iterator[Made]:
@@ -231,72 +256,77 @@ def _trail(made: Made | None) -> Iterator[Made]:
 
 def _before(made: Made) -> Made | None:
     """What a tensor follows from, class by class and in the same order."""
-    first = made.args[0] if made.args and isinstance(made.args[0], Made) else None
-    if made.op in ALIKE | MONOTONE | AVERAGES | CHOOSES:
-        return first
+    if made.op in ALIKE | MONOTONE.keys() | AVERAGES | CHOOSES:
+        return made.first
     varying = [part for part in made.parts if not part.rests]
-    if made.op not in FACTORS | SUMMANDS or len(varying) != 1:
+    if made.op in SUMMANDS and len(varying) == 1 and (made.op[0] == "a" or made.first is varying[0]):
+        return varying[0]
+    return _multiplied(made)
+
+
+def _multiplied(made: Made) -> Made | None:
+    """What was multiplied by a positive number."""
+    varying = [part for part in made.parts if not part.rests]
+    others = [a for a in made.args[:2] if not any(a is part for part in varying)]
+    if made.op not in FACTORS or len(varying) != 1 or len(others) != 1:
         return None
-    others = [a for a in made.args[:2] if a is not varying[0]]
-    if len(others) != 1 or (made.op[0] in "ds" and first is not varying[0]):
-        return None
-    return varying[0] if made.op in SUMMANDS or _is_positive(others[0]) else None
+    factor = others[0].value() if isinstance(others[0], Made) else others[0]
+    one = not isinstance(factor, Tensor) or factor.numel() == 1
+    return varying[0] if one and factor > 0 and (made.op[0] == "m" or made.first is varying[0]) else None
 
 
-def _is_positive(factor: Any) -> bool:
-    """Whether a factor is one positive number."""
-    value = factor.value() if isinstance(factor, Made) else factor
-    return (not isinstance(value, Tensor) or value.numel() == 1) and float(value) > 0
+def _threshold(ops: list[str]) -> float | None:
+    """What became of one logit of 0; `None` if that is not known."""
+    monotone = [i for i, op in enumerate(ops) if op in MONOTONE]
+    if not monotone:
+        return 0.0
+    shifted = len(monotone) > 1 or (FACTORS | SUMMANDS) & {*ops[: monotone[0]]}
+    return None if shifted else MONOTONE[ops[monotone[0]]]
 
 
-def _of_product(
-    trial: Trial, model: nn.Module, pool: Pool, place: str | None, trail: list[Made]
-) -> Head | None:
+# What a product says of its classifier
+
+
+def _of_product(trial: Trial, answer: Answer) -> Head | None:
     """The classifier that is a product with a weight; one whose layer ran twice is none."""
-    product, ops = trail[-1].product, [made.op for made in trail]
-    assert product is not None
-    if product.module and len(trial.of(product.module)) != 1:
+    product = answer.product
+    if product is None or (product.module and trial.once(product.module) is None):
         return None
-    module = module_names(model).get(product.module)
-    linear, threshold = isinstance(module, nn.Linear), _threshold(ops)
-    answer = product.out if place is None else _answers(trial)[place]
-    plain = pool != "tokens" and product.x[0].numel() == product.D
-    input_pool = "flatten" if plain else "mean" if AVERAGES & {*ops} else "pool"
+    module, ops = module_names(trial.model).get(product.module), {made.op for made in answer.trail}
+    linear, D = isinstance(module, nn.Linear), product.weight.shape[1]
+    plain = trial.pool != "tokens" and product.x[0].numel() == D
+    input_pool = "flatten" if plain else "mean" if AVERAGES & ops else "pool"
 
     def reduce(H: Tensor) -> Tensor:
-        return trial.reduce(H, pool) if input_pool == "pool" else pooled(H, input_pool)
+        return trial.reduce(H) if input_pool == "pool" else pooled(H, input_pool)
 
-    x = reduce(product.x)
+    x, out = reduce(product.x), product.out if trial.pool == "tokens" else reduce(product.out)
     entrance, shape = _entrance(trial, product) or (None, ())
     return Head(
-        name=_name(product, model),
-        outputs=0 if threshold is None else _logits_of(answer),
-        made=trail[-1],
-        logits=place,
-        threshold=threshold or 0.0,
-        weight=(lambda: weight_of(module)) if linear else (lambda: gathered(product.W)),
+        name=_name(product, trial),
+        outputs=answer.outputs,
+        made=answer.trail[-1],
+        start=answer.trail[-1].time,
+        logits=answer.place,
+        threshold=answer.threshold or 0.0,
+        weight=(lambda: weight_of(module)) if linear else _gathered(product.weight),
         entrance=entrance,
         shape=shape if plain else (*x.shape[1:],),
         x=x,
-        reads=plain
-        or _is_read(product, x, answer, product.out if pool == "tokens" else reduce(product.out)),
+        reads=(plain and not CHOOSES & ops) or (prod(x.shape[1:]) == D and _gives(out, answer.tensor)),
         input_pool=input_pool,
         sources=() if linear or not plain else tuple(_sources(product.reads)),
     )
 
 
-def _threshold(ops: list[str]) -> float | None:
-    """Above what one logit, or what became of it, is the second class; `None` if that is not known."""
-    squashed = next((i for i, op in enumerate(ops) if op in THRESHOLDS), None)
-    if squashed is None:
-        return 0.0
-    return None if (FACTORS | SUMMANDS) & {*ops[:squashed]} else THRESHOLDS[ops[squashed]]
+def _gathered(weight: Made) -> Callable[[], Tensor]:
+    return lambda: gathered(weight.value())
 
 
-def _name(product: Product, model: nn.Module) -> str:
+def _name(product: Product, trial: Trial) -> str:
     """The layer of a product; in the network itself the parameter."""
     leaves = [made.leaf for made in product.weight.ancestors() if made.leaf is not None]
-    own = [name for name, p in model.named_parameters() if any(p is leaf for leaf in leaves)]
+    own = [name for name, p in trial.model.named_parameters() if any(p is leaf for leaf in leaves)]
     return product.module or next(iter(own), "functional weight")
 
 
@@ -304,11 +334,11 @@ def _entrance(trial: Trial, product: Product) -> tuple[tuple[str, Side], tuple[i
     """The module whose input or output is what the classifier reads, and the shape of that."""
     if len(product.x) != trial.size:
         return None
-    own = trial.of(product.module)
+    own = trial.once(product.module)
     for made in _sources(product.reads):
-        if own and own[0].reads is made:
+        if own is not None and own.reads is made:
             return (product.module, "input"), made.shape[1:]
-        giving = [c for c in trial.calls if c.gives is made and len(trial.of(c.name)) == 1]
+        giving = [call for call in trial.calls if call.gives is made and trial.once(call.name)]
         if giving:
             return (max(giving, key=lambda call: call.start).name, "output"), made.shape[1:]
     return None
@@ -318,25 +348,19 @@ def _sources(made: Made | None) -> Iterator[Made]:
     """Back from what the classifier reads, while a sample keeps its numbers, or their direction."""
     while made is not None:
         yield made
-        first = made.args[0] if made.args and isinstance(made.args[0], Made) else None
         second = made.args[1] if len(made.args) > 1 else None
-        length = isinstance(second, Made) and second.op in LENGTHS and second.args[0] is first
-        made = first if made.op in ALIKE | {"normalize"} or (made.op in FACTORS and length) else None
+        length = isinstance(second, Made) and second.op in LENGTHS and second.first is made.first
+        same = made.op in ALIKE | {"normalize"} or (made.op in FACTORS and length)
+        made = made.first if same else _multiplied(made)
 
 
-def _is_read(product: Product, x: Tensor, answer: Tensor, out: Tensor) -> bool:
-    """Whether what the product gives of the reduced input is the answer."""
-    if x[0].numel() != product.D or out.numel() != answer.numel():
+def _gives(out: Tensor, answer: Tensor) -> bool:
+    """Whether the answer is a product, or what follows from it class by class."""
+    if out.shape[:-1] != answer.shape[:-1]:
+        out = out.reshape(*answer.shape[:-1], -1)
+    out = out[..., : answer.shape[-1]]  # the first classes
+    if out.shape != answer.shape:
         return False
     out = out.to(answer.device, torch.promote_types(answer.dtype, torch.float32))
     made = (out, out.log_softmax(-1), out.softmax(-1), out.sigmoid())
-    return any(torch.allclose(answer.to(p), p.view_as(answer), rtol=1e-2, atol=1e-5) for p in made)
-
-
-def _of_unknown_making(trial: Trial, answers: Mapping[str, Tensor]) -> Head | None:
-    """What the model calls its logits is that, however they came about."""
-    place, answer = next(iter(answers.items()), ("", None))
-    if answer is None or place.rpartition(".")[2] != "logits":
-        return None
-    made = [*_trail(trial.recorder.made(answer))][-1]
-    return Head("logits", _logits_of(answer), made, place)
+    return any(torch.allclose(answer.to(p), p, rtol=1e-2, atol=1e-5) for p in made)

@@ -1,6 +1,6 @@
 """Batches as measuring wants them: checked, on the device, labels beside the statistics."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from pfc.labels import BatchLabels
+from pfc.measuring.nested import changed
 from pfc.measuring.tokens import Tokens
 from pfc.samples import class_indices, integers
 from pfc.schema import short
@@ -160,9 +161,8 @@ class MeasuredBatches:
                 if self.tokens
                 else class_indices(y, batch=number)
             )
-            left = None if self.limit is None else self.limit - seen
-            if left is not None and left < len(y):
-                args, kwargs, y = cut((args, kwargs, y), left, len(y))
+            if self.limit is not None and self.limit - seen < len(y):
+                args, kwargs, y = cut((args, kwargs, y), self.limit - seen, len(y))
             yield args, kwargs, y
             seen += len(y)
             self.largest = max(self.largest, len(y))
@@ -176,7 +176,7 @@ class MeasuredBatches:
     ) -> Batch | None:
         """One batch on the device; `None` where no token of it has a label."""
         if self.tokens is None:
-            args, kwargs = _move((args, kwargs), self.device)
+            args, kwargs = _moved((args, kwargs), self.device)
             return Batch(number, args, kwargs, y)
         chosen, labels = self.tokens.chosen(y, attention_mask(kwargs), number)
         if not len(labels):
@@ -190,7 +190,7 @@ class MeasuredBatches:
                 f"labels {short(unknown.unique().tolist())} of batch {number} are of no class that is "
                 "known; put -100 in their places, or read the same data in both passes"
             )
-        args, kwargs = _move((args, kwargs), self.device)
+        args, kwargs = _moved((args, kwargs), self.device)
         return Batch(number, args, kwargs, classes, chosen)
 
     def labels(self) -> Int64[Tensor, " K"]:
@@ -250,37 +250,16 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any
 
 def cut(item: Any, left: int, size: int) -> Any:
     """A copy of the first `left` samples of everything that has `size` of them."""
-    if isinstance(item, Tensor):
-        return item[:left].clone() if item.ndim and len(item) == size else item
-    if isinstance(item, Mapping):
-        return {key: cut(value, left, size) for key, value in item.items()}
-    if isinstance(item, PackedSequence):
-        return (
-            pack_sequence(unpack_sequence(item)[:left], enforce_sorted=False)
-            if _packed(item) == size
-            else item
-        )
-    return _each(item, lambda part: cut(part, left, size))
+
+    def first(part: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        if isinstance(part, Tensor):
+            return part[:left].clone() if part.ndim and len(part) == size else part
+        parts = unpack_sequence(part)
+        return pack_sequence(parts[:left], enforce_sorted=False) if len(parts) == size else part
+
+    return changed((Tensor, PackedSequence), first, item)
 
 
-def _packed(item: PackedSequence) -> int:
-    """Samples of packed sequences, of which each has a first element."""
-    return int(item.batch_sizes[0])
-
-
-def _move(item: Any, device: torch.device) -> Any:
-    if isinstance(item, Tensor):
-        return item.to(device, non_blocking=device.type == "cuda")
-    if isinstance(item, PackedSequence):
-        return item.to(device)  # type: ignore[arg-type]
-    if isinstance(item, Mapping):
-        return {key: _move(value, device) for key, value in item.items()}
-    return _each(item, lambda part: _move(part, device))
-
-
-def _each(item: Any, change: Callable[[Any], Any]) -> Any:
-    """The same list or tuple, also a named one, of changed parts."""
-    if not isinstance(item, tuple | list):
-        return item
-    parts = [change(part) for part in item]
-    return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+def _moved(item: Any, device: torch.device) -> Any:
+    soon = device.type == "cuda"
+    return changed((Tensor, PackedSequence), lambda part: part.to(device, non_blocking=soon), item)

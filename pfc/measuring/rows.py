@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pfc.layers import Choice, Layers, by_name, choose, defaults
 from pfc.measuring.head import Head
 from pfc.measuring.trial import ModuleCall, Trial
-from pfc.taps import NoTokensError, Pool, ran_twice, unwrapped, why_silent, writes
+from pfc.taps import NoTokensError, ran_twice, unwrapped, why_silent
 
 SHOWN = 3  # layers that are named where some are left out; ours
 
@@ -31,27 +31,26 @@ class Row:
     sequence_first: bool
 
     @classmethod
-    def of(cls, call: ModuleCall, output: Tensor, pool: Pool, trial: Trial) -> "Row":
+    def of(cls, call: ModuleCall, output: Tensor, trial: Trial) -> "Row":
         """The row of a call that gave this output."""
         turned = output.ndim == 3 and len(output) != trial.size and output.shape[1] == trial.size
-        return cls(call, trial.reduce(output.transpose(0, 1) if turned else output, pool), turned)
+        return cls(call, trial.reduce(output.transpose(0, 1) if turned else output), turned)
 
     def feeds(self, head: Head) -> bool:
         """Whether these features are what the classifier reads: the same memory, or the same numbers."""
         call, H = self.call, self.H.reshape(len(self.H), -1)
-        weight = head.weight() if head.x is None else None
-        if weight is not None:  # given for whatever row it fits
-            return H.shape[1] == weight.shape[1]
-        if head.x is not None and any(made is call.gives for made in head.sources):
-            return H.shape[1] == head.x[0].numel()
-        x = head.x.reshape(len(head.x), -1) if head.x is not None and head.reads else None
-        if x is None or call.output is None or x.shape != H.shape:
+        if head.x is None:  # a given weight is for whatever row it fits
+            W = head.weight()
+            return W is not None and H.shape[1] == W.shape[1]
+        x = head.x.reshape(len(head.x), -1)
+        if not head.reads or x.shape[1] != H.shape[1]:
             return False
-        if call.version == -1 or call.version != writes(call.output):  # written to since: H says nothing
+        if any(made is call.gives for made in head.sources):
+            return True
+        if call.output is None or not call.unwritten or len(x) != len(H):
             return False
-        if H.data_ptr() == call.output.data_ptr():
-            return x.data_ptr() == H.data_ptr()
-        return x.equal(H)
+        same = x.data_ptr() == H.data_ptr()
+        return same if H.data_ptr() == call.output.data_ptr() else x.equal(H)
 
 
 def kept_names(model: nn.Module, layers: Layers) -> set[str]:
@@ -61,84 +60,72 @@ def kept_names(model: nn.Module, layers: Layers) -> set[str]:
     return {name for choice in defaults(model) for name in choice.modules}
 
 
-def found_rows(
-    trial: Trial, model: nn.Module, layers: Layers, pool: Pool, head: Head | None
-) -> tuple[dict[str, Row], str]:
+def found_rows(trial: Trial, layers: Layers, head: Head | None) -> tuple[dict[str, Row], str]:
     """The rows in the order of the forward pass, and how they were chosen, in words."""
     if layers is not None:
-        return _named(trial, model, layers, pool, head), "named"
-    choice = _fitting(trial, model, head)
-    rows = _automatic(trial, choice.modules, pool, head)
+        return _named(trial, layers, head), "named"
+    choice = _fitting(trial, head)
+    rows = _automatic(trial, choice.modules, head)
     if not rows and (head is None or {*choice.modules} - {call.name for call in trial.calls}):
-        raise ValueError(
-            f"no layer with features to measure was found; name some with layers= ({why_silent(model)})"
-        )
-    first = _embedding(trial, choice, pool)
-    return first | rows, choice.how + _left_out(trial, choice, rows, head)
+        why = why_silent(trial.model)
+        raise ValueError(f"no layer with features to measure was found; name some with layers= ({why})")
+    return _embedding(trial, choice) | rows, choice.how + _left_out(trial, choice, rows, head)
 
 
-def _named(
-    trial: Trial, model: nn.Module, layers: Layers, pool: Pool, head: Head | None
-) -> dict[str, Row]:
-    chosen, outright = choose(model, layers)[0], by_name(model, layers)
+def _named(trial: Trial, layers: Layers, head: Head | None) -> dict[str, Row]:
+    chosen, outright = choose(trial.model, layers)[0], by_name(trial.model, layers)
     for name in chosen:
         if not (calls := trial.of(name)):
-            raise ValueError(f"layer {name!r} never ran: {why_silent(model)}")
+            raise ValueError(f"layer {name!r} never ran: {why_silent(trial.model)}")
         if len(calls) > 1:
             raise ValueError(ran_twice(name))
-    rows = {}
-    for call in trial.calls:
-        if call.name not in chosen:
-            continue
-        if _is_answer(call, head):
-            if call.name in outright:
-                raise ValueError(
-                    f"layer {call.name!r} gives the logits, or what follows from them: they are no "
-                    "features; name layers before it"
-                )
-            continue
-        if call.output is None or not call.output.is_floating_point() or not call.output.ndim:
-            got = "no tensor" if call.output is None else f"{call.output.dtype}"
-            raise ValueError(
-                f"layer {call.name!r} gave {got}, not floating-point numbers of each sample"
-            )
-        rows[call.name] = Row.of(call, call.output, pool, trial)
-    return rows
+    calls = [call for call in trial.calls if call.name in chosen]
+    answers = {call.name for call in calls if _is_answer(call, head)}
+    if wrong := next((call.name for call in calls if call.name in answers & outright), None):
+        raise ValueError(
+            f"layer {wrong!r} gives the logits, or what follows from them: they are no features; name "
+            "layers before it"
+        )
+    return {c.name: Row.of(c, _features(c), trial) for c in calls if c.name not in answers}
 
 
 def _is_answer(call: ModuleCall, head: Head | None) -> bool:
-    return head is not None and call.gives is not None and call.gives.comes_from(head.made)
+    made = None if head is None else head.made
+    return made is not None and call.gives is not None and call.gives.comes_from(made)
 
 
-def _automatic(trial: Trial, modules: Iterable[str], pool: Pool, head: Head | None) -> dict[str, Row]:
+def _features(call: ModuleCall) -> Tensor:
+    """What a layer gave, if it is features."""
+    if call.output is None or not call.output.is_floating_point() or not call.output.ndim:
+        got = "no tensor" if call.output is None else f"{call.output.dtype}"
+        raise ValueError(f"layer {call.name!r} gave {got}, not floating-point numbers of each sample")
+    return call.output
+
+
+def _automatic(trial: Trial, modules: Iterable[str], head: Head | None) -> dict[str, Row]:
     """Rows of the layers that ran once, before the logits, and gave numbers for each sample."""
     found = {}
     for call in trial.calls:
-        if (
-            call.name in modules
-            and _fits(call, trial)
-            and call.output is not None
-            and _before(call, head)
-        ):
+        if call.name in modules and _before(call, head) and _fits(call, trial):
             with suppress(NoTokensError):
-                found[call.name] = Row.of(call, call.output, pool, trial)
+                found[call.name] = Row.of(call, _features(call), trial)
     return found
 
 
 def _before(call: ModuleCall, head: Head | None) -> bool:
-    return head is None or call.end < head.time
+    return head is None or call.end < head.start
 
 
 def _fits(call: ModuleCall, trial: Trial) -> bool:
     out = call.output
-    if out is None or not out.is_floating_point() or out.ndim < 2 or len(trial.of(call.name)) > 1:
+    if out is None or not out.is_floating_point() or out.ndim < 2 or trial.once(call.name) is None:
         return False
     return len(out) == trial.size or (out.ndim == 3 and out.shape[1] == trial.size)
 
 
-def _fitting(trial: Trial, model: nn.Module, head: Head | None) -> Choice:
+def _fitting(trial: Trial, head: Head | None) -> Choice:
     """The first choice that fits: lists whose modules feed each other, or a level of children."""
-    choices = defaults(model)
+    choices = defaults(trial.model)
     chains = [choice for choice in choices if choice.chain and _is_chain(trial, choice.modules)]
     if chains:
         how = "modules of " + " and ".join(choice.chain for choice in chains)
@@ -165,28 +152,29 @@ def _is_wrapper(trial: Trial, level: Choice, head: Head | None) -> bool:
     return level.wraps is not None and not any([*module.parameters()] for module in beside)
 
 
-def _embedding(trial: Trial, choice: Choice, pool: Pool) -> dict[str, Row]:
+def _embedding(trial: Trial, choice: Choice) -> dict[str, Row]:
     """The start of a residual stream: what makes tokens of ids or pixels; the first is constant."""
     x = trial.input
     raw = x is not None and (not x.is_floating_point() or x.ndim == 4)
     first = next((call for call in trial.calls if call.name in choice.modules), None)
-    tokens = None if first is None else first.input
     if (
-        pool == "cls"
-        or not raw
+        not raw
         or first is None
-        or tokens is None
-        or tokens.ndim != 3
+        or first.input is None
+        or trial.pool == "cls"
         or choice.wraps is not None
     ):
         return {}
     gave = [c for c in trial.calls if c.gives is first.reads and c.end < first.start]
-    if not gave or not tokens.is_floating_point():
+    outermost = min(gave, key=lambda call: call.start, default=None)
+    tokens = first.input.ndim == 3 and first.input.is_floating_point()
+    if not tokens or outermost is None or outermost.name in choice.modules:
         return {}
-    outermost = min(gave, key=lambda call: call.start)
-    if outermost.name in choice.modules or len(trial.of(outermost.name)) > 1:
-        return {}
-    return {outermost.name: Row.of(outermost, tokens, pool, trial)}
+    return (
+        {}
+        if trial.once(outermost.name) is None
+        else {outermost.name: Row.of(outermost, first.input, trial)}
+    )
 
 
 def _left_out(trial: Trial, choice: Choice, rows: Mapping[str, Row], head: Head | None) -> str:

@@ -132,6 +132,7 @@ class Survey:
         """The class of the largest logit, -1 where it is no number; of one logit by its threshold."""
         K, place, size = self.layout.outputs, self.layout.logits, len(batch.y)
         logits = first_tensor(value) if place is None else all_tensors(value).get(place)
+        logits = None if logits is None else heads.logits_of(logits)
         if logits is not None and batch.tokens is not None:
             logits = batch.rows(logits, self.pool)
         if logits is None or logits.numel() < size * K or (logits.shape[-1:] != (K,) and K > 1):
@@ -177,9 +178,9 @@ def survey(request: Request, batch: Batch, *, form: Form | None = None) -> Surve
     """Look at a model, in the state in which it will be measured, by running two samples of a batch."""
     model, pool = request.model, request.pool
     form, trial = _looked(request, batch, form)
-    trial = replace(trial, reduce=partial(batch.rows, samples=trial.size))
-    head = heads.find(trial, model, request.classifier, pool)
-    rows, how = found_rows(trial, model, request.layers, pool, head)
+    trial = replace(trial, pool=pool, reduce=partial(batch.rows, pool=pool, samples=trial.size))
+    head = heads.find(trial, request.classifier)
+    rows, how = found_rows(trial, request.layers, head)
     shapes = {name: (*row.H.shape[1:],) for name, row in rows.items()}
     row = _classifier_row(rows, shapes, request, head)
     asked = wants_input(request.layers)
@@ -229,6 +230,11 @@ def _not_found(head: Head | None, row: str | None, *, asked: bool) -> str:
         return "; nc3 and nc4 unknown: no weight K x D found: give it as classifier="
     if head.entrance is None:
         return "; nc3 and nc4 unknown: what the classifier reads must be a module's input or output"
+    if head.input_pool == "flatten":
+        return (
+            "; nc3 and nc4 unknown: the logits are not in the order of the weight's rows: give the "
+            "weight K x D as classifier="
+        )
     return "; nc3 and nc4 unknown: the classifier does not read what pool= makes of its input"
 
 

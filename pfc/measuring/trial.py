@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfc.layers import module_names
-from pfc.taps import Pool, first_tensor, pooled, unwrapped, writes
+from pfc.measuring.nested import changed, found
+from pfc.taps import Pool, first_tensor, unwrapped, writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +27,8 @@ class Product:
     Args:
         x: The features.
         out: What came out.
-        weight: How the weight came about.
-        turn: Makes of it a matrix K x D.
+        reads: How the features were made.
+        weight: How the weight K x D was made.
         module: Name of the innermost module that was running; empty in the network itself.
     """
 
@@ -34,21 +36,10 @@ class Product:
     out: Tensor
     reads: "Made"
     weight: "Made"
-    turn: Callable[[Tensor], Tensor]
     module: str
 
-    @property
-    def D(self) -> int:
-        """Numbers that meet a row of the weight."""
-        return self.turn(torch.empty(self.weight.shape, device="meta")).shape[1]
 
-    @property
-    def W(self) -> Tensor:
-        """The weight K x D as it is now."""
-        return self.turn(self.weight.value())
-
-
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Made:
     """How a tensor was made: a call of a function, or something that was there before.
 
@@ -77,15 +68,20 @@ class Made:
     product: Product | None = None
 
     @property
+    def first(self) -> "Made | None":
+        """How the first argument was made, if it is a tensor."""
+        return self.args[0] if self.args and isinstance(self.args[0], Made) else None
+
+    @property
     def parts(self) -> list["Made"]:
         """What went in."""
-        return [*_found(Made, (self.args, self.kwargs))]
+        return [*found(Made, (self.args, self.kwargs))]
 
     def value(self) -> Any:
         """The tensor, made again from what it was made of."""
         if self.func is None:
             return self.leaf
-        args, kwargs = _swapped(Made, Made.value, (self.args, self.kwargs))
+        args, kwargs = changed(Made, Made.value, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
 
     def ancestors(self, since: int = 0) -> Iterator["Made"]:
@@ -114,7 +110,6 @@ class ModuleCall:
         end: When it ended.
         gives: How its first output was made.
         output: Its first output, of modules that are kept.
-        version: How often the output had been written to when the module returned; -1 if unknown.
     """
 
     name: str
@@ -124,7 +119,12 @@ class ModuleCall:
     end: int = -1
     gives: Made | None = None
     output: Tensor | None = None
-    version: int = -1
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the output that was kept is still as the module gave it."""
+        known = -1 if self.gives is None else self.gives.version
+        return known >= 0 and known == writes(self.output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,24 +132,33 @@ class Trial:
     """What a forward pass did.
 
     Args:
+        model: The network.
         calls: Every call of a module, in the order of their ends.
         result: What the network returned.
         recorder: How its tensors were made.
         size: Samples that were run.
         input: The network's first input.
-        reduce: Makes of an output a row for each sample, or token, as a `pool` says.
+        pool: How outputs of several tokens or pixels are reduced.
+        reduce: Makes of an output a row for each sample, or token, as `pool` says.
     """
 
+    model: nn.Module
     calls: list[ModuleCall]
     result: Any
     recorder: "Recorder"
     size: int
     input: Tensor | None
-    reduce: Callable[[Tensor, Pool], Tensor] = pooled
+    pool: Pool = "flatten"
+    reduce: Callable[[Tensor], Tensor] = lambda output: output
 
     def of(self, name: str) -> list[ModuleCall]:
         """The calls of a module."""
         return [call for call in self.calls if call.name == name]
+
+    def once(self, name: str) -> ModuleCall | None:
+        """The call of a module that ran once."""
+        calls = self.of(name)
+        return calls[0] if len(calls) == 1 else None
 
 
 def run(
@@ -178,7 +187,7 @@ def run(
             call, out = running.pop(), first_tensor(output)
             recorder.running.pop()
             call.end, call.gives = recorder.tick(), recorder.made(out)
-            call.output, call.version = (out if name in kept else None), writes(out)
+            call.output = out if name in kept else None
             calls.append(call)
 
         return note
@@ -193,7 +202,7 @@ def run(
         stack.enter_context(recorder)
         result = net(*args, **kwargs)
     x = first_tensor((args, kwargs))
-    return Trial(calls, result, recorder, _tried(x, first_tensor(result), size, whole), x)
+    return Trial(model, calls, result, recorder, _tried(x, first_tensor(result), size, whole), x)
 
 
 def _tried(x: Tensor | None, out: Tensor | None, size: int, whole: int) -> int:
@@ -214,7 +223,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         own = [value for module in model.modules() for value in vars(module).values()]
-        resting = [*model.parameters(), *model.buffers(), *_found(Tensor, tuple(own))]
+        resting = [*model.parameters(), *model.buffers(), *found(Tensor, tuple(own))]
         self.running: list[str] = []
         self._resting = {id(tensor) for tensor in resting}
         self._made: Any = WeakTensorKeyDictionary()
@@ -233,59 +242,53 @@ class Recorder(TorchFunctionMode):
         if known is not None and known.version == writes(tensor):
             return known
         rests = id(tensor) in self._resting or isinstance(tensor, nn.Parameter)
-        found = Made(self.tick(), (*tensor.shape,), leaf=tensor, rests=rests, version=writes(tensor))
-        self._made[tensor] = found
-        return found
+        made = Made(self.tick(), _shape(tensor), leaf=tensor, rests=rests, version=writes(tensor))
+        self._made[tensor] = made
+        return made
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", "").partition(".")[0]
-        went_in = _swapped(Tensor, self.made, (args, kwargs))  # before in-place operations change it
+        arguments = changed(Tensor, self.made, (args, kwargs))  # before in-place operations change it
         out = func(*args, **kwargs)
-        changed = args[0] if op == "__setitem__" else out
-        for tensor in _found(Tensor, changed):
-            self._note(tensor, op, func, went_in, (args, kwargs), alone=tensor is changed)
+        result = args[0] if op == "__setitem__" else out
+        for tensor in found(Tensor, result):
+            if self._is_new(tensor, op):
+                made = self._noted(tensor, op, func if tensor is result else None, *arguments)
+                if tensor is out and not made.rests:
+                    made.product = self._product(op, [*args, *kwargs.values()], out)
         return out
 
-    def _note(
-        self,
-        out: Tensor,
-        op: str,
-        func: Any,
-        went_in: tuple[Any, Any],
-        given: tuple[Any, Any],
-        *,
-        alone: bool,
-    ) -> None:
-        known = self._made.get(out)
-        if known is not None and known.version == writes(out) and (known.version >= 0 or op in ALIKE):
-            return  # a function that gives back what it was given
-        args, kwargs = went_in
-        parts = [*_found(Made, went_in)]
-        found = Made(
-            *(self.tick(), (*out.shape,), op, func if alone else None, args, kwargs),
-            rests=all(part.rests for part in parts),
-            version=writes(out),
-        )
-        if alone and not found.rests:
-            found.product = self._product(op, given, out)
-        self._made[out] = found
+    def _is_new(self, tensor: Tensor, op: str) -> bool:
+        """Whether a function made a tensor, or wrote to it, and did not give back what it was given."""
+        known = self._made.get(tensor)
+        same = known is not None and known.version == writes(tensor)
+        return not same or (known.version < 0 and op not in ALIKE)
 
-    def _product(
-        self, op: str, given: tuple[tuple[Any, ...], Mapping[str, Any]], out: Tensor
-    ) -> Product | None:
+    def _noted(self, tensor: Tensor, op: str, func: Any, args: Any, kwargs: Any) -> Made:
+        """Note how a tensor was made: of nothing but what rests, it rests."""
+        made = Made(self.tick(), _shape(tensor), op, func, args, kwargs, version=writes(tensor))
+        made.rests = all(part.rests for part in made.parts)
+        self._made[tensor] = made
+        return made
+
+    def _product(self, op: str, values: list[Any], out: Tensor) -> Product | None:
         """The product with a resting weight that a call is, if it is one."""
-        operands = _operands(op, [*given[0], *given[1].values()])
+        operands = _operands(op, values)
         if operands is None:
             return None
-        x, W, turn = operands
-        weight, reads = self.made(W), self.made(x)
-        if weight is None or reads is None or not weight.rests or reads.rests:
+        x, W, rows = operands
+        reads, weight = self.made(x), self.made(W)
+        if reads is None or weight is None or not weight.rests or reads.rests:
             return None
-        module = self.running[-1] if self.running else ""
-        return Product(x, out, reads, weight, turn, module)
+        matrix = Made(weight.time, (*rows(W).shape,), "", rows, (weight,), rests=True)
+        return Product(x, out, reads, matrix, self.running[-1] if self.running else "")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if is_lazy(tensor) else (*tensor.shape,)
 
 
 ALIKE = frozenset({  # what leaves numbers as they are, but for their type and arrangement
@@ -298,68 +301,35 @@ Operands = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
 
 def _operands(op: str, values: list[Any]) -> Operands | None:
     """Features, weight, and what makes the weight K x D, of a product of two tensors."""
-    if op == "addmm":
-        op, values = "matmul", values[1:]
     if op == "einsum":
-        return _of_einsum(values)
-    if len(values) < 2 or not (isinstance(values[0], Tensor) and isinstance(values[1], Tensor)):
+        return _of_einsum(*values)
+    values = values[1:] if op == "addmm" else values
+    x, W = [*values, None, None][:2]
+    if not isinstance(x, Tensor) or not isinstance(W, Tensor):
         return None
-    x, W = values[:2]
     if op == "linear" and W.ndim == 2:
-        return x, W, _as_it_is
-    if op in {"matmul", "mm", "__matmul__"} and W.ndim == 2:
-        return x, W, _transposed
-    if op in {"matmul", "mv"} and W.ndim == 1:
-        return x, W, _row
-    if op.startswith("conv") and op[4:] in {"1d", "2d", "3d"} and W[0, 0].numel() == 1:
-        groups = values[6] if len(values) > 6 else 1
-        return (x, W, _flat) if groups == 1 else None
+        return x, W, rows_of
+    if op in {"matmul", "addmm", "mm", "mv", "__matmul__"} and W.ndim <= 2:
+        return x, W, columns_of
+    if op in {"conv1d", "conv2d", "conv3d"} and W[0].numel() == W.shape[1] == x.shape[1 - W.ndim]:
+        return x, W, rows_of  # pixels one by one, channels in one group
     return None
 
 
-def _of_einsum(values: list[Any]) -> Operands | None:
-    equation, *tensors = values
-    tensors = [*tensors[0]] if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else tensors
+def _of_einsum(equation: Any, *tensors: Any) -> Operands | None:
+    tensors = (*found(Tensor, tensors),)  # which may be given as a list
     if len(tensors) != 2 or not isinstance(equation, str) or tensors[1].ndim != 2:
         return None
     terms, _, out = equation.replace(" ", "").partition("->")
     letters = terms.partition(",")[2]
-    return (*tensors, _as_it_is if letters[0] in out else _transposed) if len(letters) == 2 else None
+    return (*tensors, rows_of if letters[0] in out else columns_of) if len(letters) == 2 else None
 
 
-def _as_it_is(W: Tensor) -> Tensor:
-    return W
-
-
-def _transposed(W: Tensor) -> Tensor:
-    return W.mT
-
-
-def _row(W: Tensor) -> Tensor:
-    return W[None]
-
-
-def _flat(W: Tensor) -> Tensor:
+def rows_of(W: Tensor) -> Tensor:
+    """The matrix K x D of a weight whose first axis are the classes."""
     return W.flatten(1)
 
 
-def _found(kind: type, item: Any) -> Iterator[Any]:
-    """Everything of a type in tuples, lists and dicts."""
-    if isinstance(item, kind):
-        yield item
-    elif isinstance(item, Mapping):
-        yield from _found(kind, tuple(item.values()))
-    elif isinstance(item, tuple | list):
-        for part in item:
-            yield from _found(kind, part)
-
-
-def _swapped(kind: type, change: Callable[[Any], Any], item: Any) -> Any:
-    """The same with everything of a type in tuples, lists and dicts changed."""
-    if isinstance(item, kind):
-        return change(item)
-    if isinstance(item, Mapping):
-        return {key: _swapped(kind, change, value) for key, value in item.items()}
-    if isinstance(item, list):
-        return [_swapped(kind, change, part) for part in item]
-    return tuple(_swapped(kind, change, part) for part in item) if isinstance(item, tuple) else item
+def columns_of(W: Tensor) -> Tensor:
+    """The matrix K x D of a weight whose last axis are the classes, or of one class."""
+    return W.reshape(len(W), -1).mT
