@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import pfc
 from pfc import Monitor
 from pfc.measuring.trial import Recorder
+from pfc.taps import pooled
 from tests.models import batched, samples, seeded
 from tests.oracles import naive_row
 
@@ -134,6 +135,12 @@ HEADS = {
         lambda m: F.normalize(m.W),
         W=lambda: matrix(3, 8),
     ),
+    "linear, of normalised features": kind(
+        lambda s, x: s.head(F.normalize(s.body(x))),
+        lambda m: m.head.weight,
+        row="classifier.input",
+        head=linear,
+    ),
     "one pixel": images(
         lambda s, x: s.head(s.pool(s.body(x))), "pool", pool=lambda: nn.AdaptiveAvgPool2d(1)
     ),
@@ -152,7 +159,7 @@ def read(model, row, x):
     kept = []
     module = model.get_submodule("head" if row == "classifier.input" else row)
     if row == "classifier.input":
-        handle = module.register_forward_pre_hook(lambda _m, a: kept.append(a[0].mean((2, 3))))
+        handle = module.register_forward_pre_hook(lambda _m, a: kept.append(pooled(a[0], "mean")))
     else:
         handle = module.register_forward_hook(lambda _m, _a, out: kept.append(out.flatten(1)))
     with torch.no_grad():

@@ -194,6 +194,18 @@ def test_tokens_with_the_label_left_out_are_no_samples():
     assert z.tolist() == torch.cat(y).tolist()
 
 
+def test_the_first_texts_may_have_no_label():
+    model, data = seeded(gpt2), batches(texts(), 7, tokens=True)
+    data[0]["labels"][:3] = -100
+    turned = [{name: part.flip(0) for name, part in data[0].items()}, *data[1:]]
+    how = {"layers": [BLOCKS["gpt2"], "classifier.input"], "pool": "tokens", "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some words occur once
+        found, known = (pfc.measure(model, each, **how) for each in (data, turned))
+    assert found.about["at_classifier"] == known.about["at_classifier"] == "classifier.input"
+    same(found, known)
+
+
 def test_the_monitor_sees_no_padding_either():
     model, rows = seeded(bert), texts()
     monitor = pfc.Monitor(model, layers="bert.encoder.layer.*", pool="mean")
