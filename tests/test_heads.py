@@ -356,6 +356,18 @@ def test_a_functional_head_that_reads_no_modules_output_is_told():
     assert profile.table()[["nc3", "nc4"]].isna().all(axis=None)
 
 
+def test_a_head_of_tokens_laid_end_to_end_is_told():
+    def answers(s, x):
+        return s.fc(s.body(x).reshape(-1, 8)).reshape(len(x), 5, 3).mean(1)
+
+    x, y = samples(40, (5, 6))
+    model = seeded(lambda: Model(answers, body=nn.Linear(6, 8), fc=linear()))
+    profile = pfc.measure(model, batched(x, y), progress=False)
+    assert profile.layers == ("body",)
+    assert "what the classifier reads must be a module's input or output" in profile.about["chosen"]
+    assert profile.accuracy == int((model(x).argmax(1) == y).sum()) / len(y)
+
+
 def test_the_weight_of_a_monitor_is_that_of_now():
     model = seeded(HEADS["cosine"][0])
     monitor = Monitor(model)
