@@ -243,6 +243,13 @@ def test_what_turns_the_order_of_the_classes_is_no_classifier(factor):
     assert profile.accuracy is None
 
 
+def test_an_order_that_is_turned_in_place_and_in_inference_mode_is_seen():
+    turned = torch.inference_mode()(lambda s, x: s.fc(s.body(x)).mul_(-1))
+    model = seeded(lambda: Model(turned, body=body(), fc=linear()))
+    profile = pfc.measure(model, POINTS, layers="body", progress=False)
+    assert profile.about["classifier"] is None
+
+
 def test_an_unknown_head_is_told_and_a_weight_may_be_given():
     def distances(s, x):
         return -torch.cdist(s.body(x), s.W)

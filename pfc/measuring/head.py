@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pfc.layers import module_names
 from pfc.measuring.trial import ALIKE, Made, ModuleCall, Product, Trial, rows_of
 from pfc.samples import ArrayLike, samples
-from pfc.taps import Side, all_tensors, gathered, pooled
+from pfc.taps import NoTokensError, Side, all_tensors, gathered, pooled
 from pfc.warning import warn
 
 Classifier = str | nn.Module | ArrayLike | None
@@ -300,7 +300,10 @@ def _of_product(trial: Trial, answer: Answer) -> Head | None:
     def reduce(H: Tensor) -> Tensor:
         return trial.reduce(H) if input_pool == "pool" else pooled(H, input_pool)
 
-    x, out = reduce(product.x), product.out if trial.pool == "tokens" else reduce(product.out)
+    try:
+        x, out = reduce(product.x), product.out if trial.pool == "tokens" else reduce(product.out)
+    except NoTokensError:  # tokens laid end to end
+        return _of_tokens_apart(trial, answer, product)
     entrance, shape = _entrance(trial, product) or (None, ())
     return Head(
         name=_name(product, trial),
@@ -317,6 +320,12 @@ def _of_product(trial: Trial, answer: Answer) -> Head | None:
         input_pool=input_pool,
         sources=() if linear or not plain else tuple(_sources(product.reads)),
     )
+
+
+def _of_tokens_apart(trial: Trial, answer: Answer, product: Product) -> Head:
+    """A classifier whose answers are known, not what it reads."""
+    end, name = answer.trail[-1], _name(product, trial)
+    return Head(name, answer.outputs, end, end.time, answer.place, answer.threshold or 0.0, reads=False)
 
 
 def _gathered(weight: Made) -> Callable[[], Tensor]:
@@ -356,9 +365,8 @@ def _sources(made: Made | None) -> Iterator[Made]:
 
 def _gives(out: Tensor, answer: Tensor) -> bool:
     """Whether the answer is a product, or what follows from it class by class."""
-    if out.shape[:-1] != answer.shape[:-1]:
-        out = out.reshape(*answer.shape[:-1], -1)
-    out = out[..., : answer.shape[-1]]  # the first classes
+    same = out.numel() == answer.numel()
+    out = out.reshape(answer.shape) if same else out[..., : answer.shape[-1]]  # the first classes
     if out.shape != answer.shape:
         return False
     out = out.to(answer.device, torch.promote_types(answer.dtype, torch.float32))
