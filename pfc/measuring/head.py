@@ -24,13 +24,7 @@ CHOOSES = frozenset({
 })
 MONOTONE = {  # what keeps the order of the classes, and what it makes of a logit of 0 if that is known
     **dict.fromkeys(("softmax", "log_softmax", "log", "clamp", "clip", "nan_to_num")),
-    **{
-        "sigmoid": 0.5,
-        "special_expit": 0.5,
-        "log_sigmoid": log(0.5),
-        "logsigmoid": log(0.5),
-        "tanh": 0.0,
-    },
+    **{"sigmoid": 0.5, "special_expit": 0.5, "log_sigmoid": log(0.5), "logsigmoid": log(0.5)},
 }
 FACTORS = frozenset({"mul", "mul_", "div", "div_", "true_divide"})
 SUMMANDS = frozenset({"add", "add_", "sub", "sub_"})
@@ -261,7 +255,8 @@ def _before(made: Made) -> Made | None:
     varying = [part for part in made.parts if not part.rests]
     if made.op in SUMMANDS and len(varying) == 1 and (made.op[0] == "a" or made.first is varying[0]):
         return varying[0]
-    return _multiplied(made)
+    scaled = _multiplied(made)  # of a hyperbolic tangent it is a soft cap
+    return scaled.first if scaled is not None and scaled.op == "tanh" else scaled
 
 
 def _multiplied(made: Made) -> Made | None:
