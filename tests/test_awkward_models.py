@@ -53,6 +53,22 @@ class Adapted(nn.Linear):
         return out if self.merged else out + x @ self.A.T @ self.B.T
 
 
+class Merges(nn.Module):
+    """An adapter around a linear layer, whose weight it changes in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.A = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 6))
+
+    def train(self, mode=True):
+        if mode != self.training:
+            self.base.weight.data += (-1 if mode else 1) * self.A
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.base(x)
+
+
 class Counts(nn.Module):
     """Counts its calls in one buffer in place and in another anew, and may fail."""
 
@@ -91,6 +107,13 @@ def test_weights_and_buffers_are_put_back_to_the_bit(training, fails):
     assert [(module.training, getattr(module, "merged", None)) for module in model.modules()] == flags
     assert [id(b) for b in model.buffers()] == buffers
     assert not hooks(model)
+
+
+def test_a_layer_that_an_adapter_around_it_writes_to_is_put_back_to_the_bit():
+    model = seeded(lambda: nn.Sequential(Merges(), nn.Tanh(), nn.Linear(8, 3)))
+    before = content(model[0].base.weight)
+    measured(model)
+    assert content(model[0].base.weight) == before
 
 
 # Default layers

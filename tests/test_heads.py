@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import pfc
 from pfc import Monitor
 from pfc.measuring.trial import Recorder
+from pfc.taps import pooled
 from tests.models import batched, samples, seeded
 from tests.oracles import naive_row
 
@@ -134,6 +135,12 @@ HEADS = {
         lambda m: F.normalize(m.W),
         W=lambda: matrix(3, 8),
     ),
+    "linear, of normalised features": kind(
+        lambda s, x: s.head(F.normalize(s.body(x))),
+        lambda m: m.head.weight,
+        row="classifier.input",
+        head=linear,
+    ),
     "one pixel": images(
         lambda s, x: s.head(s.pool(s.body(x))), "pool", pool=lambda: nn.AdaptiveAvgPool2d(1)
     ),
@@ -152,7 +159,7 @@ def read(model, row, x):
     kept = []
     module = model.get_submodule("head" if row == "classifier.input" else row)
     if row == "classifier.input":
-        handle = module.register_forward_pre_hook(lambda _m, a: kept.append(a[0].mean((2, 3))))
+        handle = module.register_forward_pre_hook(lambda _m, a: kept.append(pooled(a[0], "mean")))
     else:
         handle = module.register_forward_hook(lambda _m, _a, out: kept.append(out.flatten(1)))
     with torch.no_grad():
@@ -234,6 +241,13 @@ def test_what_turns_the_order_of_the_classes_is_no_classifier(factor):
     profile = pfc.measure(model, POINTS, layers="body", progress=False)
     assert profile.about["classifier"] is None
     assert profile.accuracy is None
+
+
+def test_an_order_that_is_turned_in_place_and_in_inference_mode_is_seen():
+    turned = torch.inference_mode()(lambda s, x: s.fc(s.body(x)).mul_(-1))
+    model = seeded(lambda: Model(turned, body=body(), fc=linear()))
+    profile = pfc.measure(model, POINTS, layers="body", progress=False)
+    assert profile.about["classifier"] is None
 
 
 def test_an_unknown_head_is_told_and_a_weight_may_be_given():
@@ -347,6 +361,18 @@ def test_a_functional_head_that_reads_no_modules_output_is_told():
     assert "what the classifier reads must be a module's input or output" in profile.about["chosen"]
     assert profile.accuracy == int((model(X).argmax(1) == Y).sum()) / len(Y)
     assert profile.table()[["nc3", "nc4"]].isna().all(axis=None)
+
+
+def test_a_head_of_tokens_laid_end_to_end_is_told():
+    def answers(s, x):
+        return s.fc(s.body(x).reshape(-1, 8)).reshape(len(x), 5, 3).mean(1)
+
+    x, y = samples(40, (5, 6))
+    model = seeded(lambda: Model(answers, body=nn.Linear(6, 8), fc=linear()))
+    profile = pfc.measure(model, batched(x, y), progress=False)
+    assert profile.layers == ("body",)
+    assert "what the classifier reads must be a module's input or output" in profile.about["chosen"]
+    assert profile.accuracy == int((model(x).argmax(1) == y).sum()) / len(y)
 
 
 def test_the_weight_of_a_monitor_is_that_of_now():

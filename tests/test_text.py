@@ -194,6 +194,40 @@ def test_tokens_with_the_label_left_out_are_no_samples():
     assert z.tolist() == torch.cat(y).tolist()
 
 
+def test_the_first_texts_may_have_no_label():
+    model, data = seeded(gpt2), batches(texts(), 7, tokens=True)
+    data[0]["labels"][:3] = -100
+    turned = [{name: part.flip(0) for name, part in data[0].items()}, *data[1:]]
+    how = {"layers": [BLOCKS["gpt2"], "classifier.input"], "pool": "tokens", "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some words occur once
+        found, known = (pfc.measure(model, each, **how) for each in (data, turned))
+    assert found.about["at_classifier"] == known.about["at_classifier"] == "classifier.input"
+    same(found, known)
+
+
+def test_a_head_on_tokens_laid_end_to_end_answers_each_of_them():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.body = nn.Embedding(VOCABULARY, 32), nn.Linear(32, HIDDEN)
+            self.head = nn.Linear(HIDDEN, VOCABULARY)
+
+        def forward(self, input_ids, attention_mask):
+            h = torch.tanh(self.body(self.embed(input_ids)))
+            return self.head(h.flatten(0, 1)).unflatten(0, input_ids.shape)
+
+    model, rows = seeded(Flat), texts(40)
+    data = batches(rows, 7, tokens=True)
+    found = pfc.measure(model, data, layers="body", pool="tokens", shift=1, progress=False)
+    with torch.no_grad():
+        answers = torch.cat([model(ids[None], None)[0, :-1].argmax(1) for ids, _ in rows])
+    labels = torch.cat([ids[1:] for ids, _ in rows])
+    assert found.accuracy == pytest.approx(float((answers == labels).double().mean()))
+    assert found.about["classifier"] == "head"
+    assert found.about["at_classifier"] is None
+
+
 def test_the_monitor_sees_no_padding_either():
     model, rows = seeded(bert), texts()
     monitor = pfc.Monitor(model, layers="bert.encoder.layer.*", pool="mean")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pfc.layers import module_names
 from pfc.measuring.trial import ALIKE, Made, ModuleCall, Product, Trial, rows_of
 from pfc.samples import ArrayLike, samples
-from pfc.taps import Side, all_tensors, gathered, pooled
+from pfc.taps import NoTokensError, Side, all_tensors, gathered, pooled
 from pfc.warning import warn
 
 Classifier = str | nn.Module | ArrayLike | None
@@ -24,13 +24,7 @@ CHOOSES = frozenset({
 })
 MONOTONE = {  # what keeps the order of the classes, and what it makes of a logit of 0 if that is known
     **dict.fromkeys(("softmax", "log_softmax", "log", "clamp", "clip", "nan_to_num")),
-    **{
-        "sigmoid": 0.5,
-        "special_expit": 0.5,
-        "log_sigmoid": log(0.5),
-        "logsigmoid": log(0.5),
-        "tanh": 0.0,
-    },
+    **{"sigmoid": 0.5, "special_expit": 0.5, "log_sigmoid": log(0.5), "logsigmoid": log(0.5)},
 }
 FACTORS = frozenset({"mul", "mul_", "div", "div_", "true_divide"})
 SUMMANDS = frozenset({"add", "add_", "sub", "sub_"})
@@ -261,7 +255,8 @@ def _before(made: Made) -> Made | None:
     varying = [part for part in made.parts if not part.rests]
     if made.op in SUMMANDS and len(varying) == 1 and (made.op[0] == "a" or made.first is varying[0]):
         return varying[0]
-    return _multiplied(made)
+    scaled = _multiplied(made)  # of a hyperbolic tangent it is a soft cap
+    return scaled.first if scaled is not None and scaled.op == "tanh" else scaled
 
 
 def _multiplied(made: Made) -> Made | None:
@@ -300,7 +295,10 @@ def _of_product(trial: Trial, answer: Answer) -> Head | None:
     def reduce(H: Tensor) -> Tensor:
         return trial.reduce(H) if input_pool == "pool" else pooled(H, input_pool)
 
-    x, out = reduce(product.x), product.out if trial.pool == "tokens" else reduce(product.out)
+    try:
+        x, out = reduce(product.x), product.out if trial.pool == "tokens" else reduce(product.out)
+    except NoTokensError:  # tokens laid end to end
+        return _of_tokens_apart(trial, answer, product)
     entrance, shape = _entrance(trial, product) or (None, ())
     return Head(
         name=_name(product, trial),
@@ -317,6 +315,12 @@ def _of_product(trial: Trial, answer: Answer) -> Head | None:
         input_pool=input_pool,
         sources=() if linear or not plain else tuple(_sources(product.reads)),
     )
+
+
+def _of_tokens_apart(trial: Trial, answer: Answer, product: Product) -> Head:
+    """A classifier whose answers are known, not what it reads."""
+    end, name = answer.trail[-1], _name(product, trial)
+    return Head(name, answer.outputs, end, end.time, answer.place, answer.threshold or 0.0, reads=False)
 
 
 def _gathered(weight: Made) -> Callable[[], Tensor]:
@@ -356,9 +360,8 @@ def _sources(made: Made | None) -> Iterator[Made]:
 
 def _gives(out: Tensor, answer: Tensor) -> bool:
     """Whether the answer is a product, or what follows from it class by class."""
-    if out.shape[:-1] != answer.shape[:-1]:
-        out = out.reshape(*answer.shape[:-1], -1)
-    out = out[..., : answer.shape[-1]]  # the first classes
+    same = out.numel() == answer.numel()
+    out = out.reshape(answer.shape) if same else out[..., : answer.shape[-1]]  # the first classes
     if out.shape != answer.shape:
         return False
     out = out.to(answer.device, torch.promote_types(answer.dtype, torch.float32))

@@ -39,11 +39,13 @@ class Row:
     def feeds(self, head: Head) -> bool:
         """Whether these features are what the classifier reads: the same memory, or the same numbers."""
         call, H = self.call, self.H.reshape(len(self.H), -1)
+        if not head.reads:
+            return False
         if head.x is None:  # a given weight is for whatever row it fits
             W = head.weight()
             return W is not None and H.shape[1] == W.shape[1]
         x = head.x.reshape(len(head.x), -1)
-        if not head.reads or x.shape[1] != H.shape[1]:
+        if x.shape[1] != H.shape[1]:
             return False
         if any(made is call.gives for made in head.sources):
             return True

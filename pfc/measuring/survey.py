@@ -178,7 +178,8 @@ def survey(request: Request, batch: Batch, *, form: Form | None = None) -> Surve
     """Look at a model, in the state in which it will be measured, by running two samples of a batch."""
     model, pool = request.model, request.pool
     form, trial = _looked(request, batch, form)
-    trial = replace(trial, pool=pool, reduce=partial(batch.rows, pool=pool, samples=trial.size))
+    every = batch if batch.tokens is None else replace(batch, tokens=torch.ones_like(batch.tokens))
+    trial = replace(trial, pool=pool, reduce=partial(every.rows, pool=pool, samples=trial.size))
     head = heads.find(trial, request.classifier)
     rows, how = found_rows(trial, request.layers, head)
     shapes = {name: (*row.H.shape[1:],) for name, row in rows.items()}
