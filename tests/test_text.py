@@ -272,7 +272,7 @@ def test_wrong_use_is_refused(how, match):
         pfc.measure(seeded(bert), batches(rows, 7), **{"layers": BLOCKS["bert"], **how}, progress=False)
 
 
-def test_the_first_texts_may_have_no_label():
+def test_samples_of_tokens_have_their_labels():
     model, data = seeded(gpt2), batches(texts(), 8, tokens=True)
     data[0]["labels"][:3] = -100
     with warnings.catch_warnings():

@@ -188,19 +188,10 @@ def test_rounding_is_of_the_range_of_a_metric_that_has_one():
 def still(make):
     """A profile of three layers, each a map of the same features."""
     H, y = problems.features(4, N=60, D=5, K=3)
-    maps = nn.Sequential(*(Times(A) for A in make(torch.linalg.qr(torch.randn(5, 5).double()).Q)))
-    return pfc.measure(maps, [(H, y)], layers="*", progress=False)
-
-
-class Times(nn.Module):
-    """Multiplies by a matrix."""
-
-    def __init__(self, A):
-        super().__init__()
-        self.A = A
-
-    def forward(self, x):
-        return x @ self.A
+    layers = {}
+    for i, A in enumerate(make(torch.linalg.qr(torch.randn(5, 5).double()).Q)):
+        layers[str(i)] = H = H @ A
+    return pfc.measure_features(layers, y, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -33,25 +33,25 @@ class Evidence:
         M: Centred class means, in an orthonormal basis of their span. Means that coincide up to
             rounding are identical.
         weighting: Class weights in covariances.
-        reference: Moments about the means of other data, these in an orthonormal basis of their span;
-            `None` where the means are the data's own.
         nearest: Nearest class means; `None` after one pass.
         classifier: At the classifier's input its weight's rows, and the centred class means in the
             features' own coordinates; `None` elsewhere.
         disagreement: Fraction of samples whose answer differs from the nearest mean's class; NaN if not
             known.
         position: Where the layer stands in its segment; NaN without one.
+        reference: Moments about the means of other data, these in an orthonormal basis of their span;
+            `None` where the means are the data's own.
     """
 
     count: Float64[Tensor, " K"]
     scatter: Float64[Tensor, " K"]
     M: Float64[Tensor, "K R"]
     weighting: Weighting
-    reference: ClassMoments | None = None
     nearest: NearestMean | None = None
     classifier: tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"]] | None = None
     disagreement: float = math.nan
     position: float = math.nan
+    reference: ClassMoments | None = None
 
     @property
     def decided(self) -> NearestMean:
