@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.evaluation import undisturbed
+from pfc.measuring.decisions import answers_of
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.sums import See
@@ -64,14 +65,6 @@ class ArrayHead:
     def outputs(self, H: Float[Tensor, "B D"]) -> int:
         """How many numbers it gives a row."""
         return self.logits(H).shape[1]
-
-
-def answers_of(logits: Float[Tensor, "B K"]) -> Int64[Tensor, " B"]:
-    """The class of the largest logit of each row, of one logit by its sign; -1 for no number."""
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        logits = torch.stack([torch.zeros_like(logits.view(-1)), logits.view(-1)], dim=1)
-    largest, answers = logits.max(1)
-    return torch.where(largest.isfinite() & ~logits.isnan().any(1), answers, -1)
 
 
 class ArraySource:
@@ -141,7 +134,8 @@ class ArraySource:
             see(name, H.to(device))
         if self.head is None:
             return None
-        return answers_of(self.head.logits(features[self.layout.classifier_row])).to(device)
+        logits = self.head.logits(features[self.layout.classifier_row])
+        return answers_of(logits.reshape(len(logits), -1)).to(device)
 
 
 def _sliceable(X: Any, name: str) -> Any:

@@ -19,6 +19,13 @@ from pfc.warning import warn
 Answered = Callable[[Int64[Tensor, " B"]], None]  # takes the classifier's answers
 
 
+def answers_of(logits: Float[Tensor, "B K"], threshold: float = 0.0) -> Int64[Tensor, " B"]:
+    """The class of the largest logit, of one logit by its threshold; -1 where it is no number."""
+    largest, answers = logits.max(1)
+    answers = (largest > threshold).long() if logits.shape[1] == 1 else answers
+    return torch.where(largest.isfinite(), answers, -1)
+
+
 @dataclass(eq=False)
 class Answers:
     """What the classifier answered, beside the labels and the nearest class means.

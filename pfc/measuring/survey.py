@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pfc.layers import CLASSIFIER_INPUT, Layers, module_names, wants_input
 from pfc.measuring import head as heads
 from pfc.measuring.calling import Form, arguments, call, failed, forms
+from pfc.measuring.decisions import answers_of
 from pfc.measuring.head import Classifier, Head
 from pfc.measuring.layout import Layout, Shape
 from pfc.measuring.loader import Batch, cut
@@ -141,9 +142,7 @@ class Survey:
                 f"classifier {self.layout.classifier!r} gave {got} on batch {batch.number} of {size} "
                 f"samples, not {K} logits a sample"
             )
-        largest, answers = logits.detach().reshape(-1, K).max(1)
-        answers = (largest > self.layout.threshold).long() if K == 1 else answers
-        return torch.where(largest.isfinite(), answers, -1)
+        return answers_of(logits.detach().reshape(-1, K), self.layout.threshold)
 
     def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
         """The features of each row at a layer."""
