@@ -12,8 +12,8 @@ import pfc
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
 from pfc.profile import Segment
-from pfc.theory.geodesic import Line, _fall_of_pfc2
-from tests import problems
+from pfc.theory.geodesic import Line
+from tests import exact_line, problems
 from tests.oracles import weights
 from tests.test_line import crossings, nearest_frame
 
@@ -58,11 +58,13 @@ def test_o2_known_answers():
     assert half.pfc1.item() == pytest.approx(3 / 68, rel=1e-12)
     assert half.pfc2.item() == pytest.approx(0.07696117637166383, rel=1e-10)
     assert half.pfc3.item() == 1
-    g = _fall_of_pfc2(*line.means.numpy())
-    assert g is not None
-    assert g.coef / g.coef[0] * 560 == pytest.approx(
+    means = [[[2, 0], [0, 3], [-2, -1]], [[5, 0], [-3, 4], [-2, -5]]]
+    g = exact_line.fall_of_frame_distance(*means)
+    coefficients = np.array([float(c) for c in reversed(g.all_coeffs())])
+    assert coefficients / coefficients[0] * 560 == pytest.approx(
         [560, 1154.6666666667, 216, -1800, -1944], rel=1e-10
     )
+    assert found.certify().theorem2.turns == pytest.approx(exact_line.course(g)[0], abs=1e-14)
     theorem1 = found.certify().theorem1
     scale = 50 / 9 * 236 / 9
     known = [235 / 27 / scale, 608 / 27 / scale, 46 / 27 / scale]

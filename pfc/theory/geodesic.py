@@ -2,12 +2,12 @@
 
 Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1 and PFC2 are quotients of polynomials
 whose coefficients are statistics of the two ends, and every turning point is a root. Nothing is sampled.
+What is within rounding of these statistics counts as no change.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor
 from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.path import times
+from pfc.theory.turns import ZERO, differences, of_frame_distance, of_ratio
 
-METRICS = ("pfc1", "pfc2", "pfc3")
+LARGEST = {"pfc1": 0.0, "pfc2": 1.0, "pfc3": 1.0}  # below ZERO of it, a change of a metric is round-off
 AT_ONCE = 2**20  # numbers of class means at several t, at once; ours
-REAL = 1e-9  # relative imaginary part below which a root is real; ours
-ZERO = 1e-13  # of the size of what is subtracted: a difference below it is round-off; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +52,9 @@ class Theorem1:
         d: D0, D1, D2: PFC1' has the sign of -((1-t)^2 D0 + t (1-t) D1 + t^2 D2), so that PFC1 falls on
             [0, 1] exactly if D0 >= 0, D2 >= 0 and D1 >= -2 sqrt(D0 D2).
         slacks: The same over B00 B11, which no scale changes.
-        monotone: Whether PFC1 falls on [0, 1], exactly; false if the end is undefined.
+        monotone: Whether PFC1 falls on [0, 1], or does not change; false if it is undefined.
         turns: Where it turns, inside (0, 1).
+        falls: Whether it falls, or does not change, after its last turning point; false if undefined.
     """
 
     b01: float
@@ -63,6 +63,7 @@ class Theorem1:
     slacks: tuple[float, float, float]
     monotone: bool
     turns: tuple[float, ...]
+    falls: bool
 
     @property
     def constant(self) -> bool:
@@ -153,6 +154,7 @@ class Line:
             simplex equiangular tight frame of these, `"etf"`.
         within: Mean inner products of the residuals: first with first, first with last, last with last.
         between: The same of the class means, centred with the weights.
+        weights: Of the classes in both.
         means: Class means of the two ends, centred without weights, in one orthonormal basis; NaN where
             the end is undefined (its means span fewer than K - 1 dimensions).
         curve: Exact PFC3, or `None`.
@@ -162,6 +164,7 @@ class Line:
     end: End
     within: Float64[Tensor, "3"]
     between: Float64[Tensor, "3"]
+    weights: Float64[Tensor, " K"]
     means: Float64[Tensor, "2 K R"]
     curve: StepCurve | None
     exponent: int = 0
@@ -191,19 +194,26 @@ class Line:
         scatters = (scatter[0], kept * cross, kept * scatter[1])
         within = torch.stack([s @ (pi / count) for s in scatters])
         between = torch.stack([pi @ (a * b).sum(1) for a, b in ((A, A), (A, B), (B, B))])
-        return cls(end, within, between, means, curve, exponent)
+        return cls(end, within, between, pi, means, curve, exponent)
 
     def at(self, t: Float64[Tensor, " T"]) -> OnLine:
         """The metrics at each t in [0, 1]."""
         basis = torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
         parts = t.split(max(1, AT_ONCE // self.means[0].numel()))
         A, B = self.means
-        means = (torch.lerp(A, B, s[:, None, None]) for s in parts)
+        between, pfc2 = zip(*(self._of(torch.lerp(A, B, s[:, None, None])) for s in parts), strict=True)
         return OnLine(
-            pfc1=(self.within @ basis) / (self.between @ basis),
-            pfc2=torch.cat([etf_distance(M) for M in means]),
+            pfc1=(self.within @ basis).clamp(min=0) / torch.cat(between),
+            pfc2=torch.cat(pfc2),
             pfc3=t * torch.nan if self.curve is None else self.curve.accuracy(t),
         )
+
+    def _of(
+        self, means: Float64[Tensor, "T K R"]
+    ) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"]]:
+        """The between-class variance and PFC2 of class means."""
+        M = means - (self.weights @ means)[:, None]
+        return M.square().sum(2) @ self.weights, etf_distance(means)
 
     def certify(self) -> Certificate:
         """Where PFC1 and PFC2 turn on this line, exactly."""
@@ -212,49 +222,30 @@ class Line:
     def _theorem1(self) -> Theorem1:
         traces = torch.stack([self.within, self.between]).numpy()
         unit = _exponent(traces)
-        (W0, W01, W1), (B0, B01, B1) = np.ldexp(traces, -unit).tolist()
-        D = (_less(W0 * B01, W01 * B0), _less(W0 * B1, W1 * B0), _less(W01 * B1, W1 * B01))
-        fall = np.polynomial.Polynomial([D[0], D[1] - 2 * D[0], D[0] - D[1] + D[2]])
-        monotone = D[0] >= 0 and D[2] >= 0 and D[1] >= -2 * (D[0] * D[2]) ** 0.5
-        scale = B0 * B1 if B0 * B1 > 0 else math.nan
+        within, between = np.ldexp(traces, -unit).tolist()
+        scale = math.sqrt(between[0]) * math.sqrt(between[2]) or math.nan
+        D, course = differences(within, between), of_ratio(within, between)
         d0, d1, d2 = times(np.array(D), 2 * unit + 4 * self.exponent).tolist()
         return Theorem1(
-            b01=float(times(np.array(B01), unit + 2 * self.exponent)),
-            align=B01 / scale**0.5,
+            b01=float(times(np.array(between[1]), unit + 2 * self.exponent)),
+            align=between[1] / scale,
             d=(d0, d1, d2),
-            slacks=(D[0] / scale, D[1] / scale, D[2] / scale),
-            monotone=bool(monotone),
-            turns=() if monotone else _turns(fall),
+            slacks=(D[0] / scale**2, D[1] / scale**2, D[2] / scale**2),
+            monotone=course.falls and not course.turns,
+            turns=course.turns,
+            falls=course.falls,
         )
 
     def _theorem2(self) -> Theorem2:
         means = self.means.numpy()
-        A, B = np.ldexp(means, -_exponent(means))  # so that products of six of them are numbers
-        if not np.isfinite(B).all() or not (A.any() and B.any()):
+        A, B = np.ldexp(means, -_exponent(means))
+        if not np.isfinite(means).all() or not (A.any() and B.any()):
             return Theorem2(math.nan, math.nan, False, math.nan, ())
-        g, curvature = _fall_of_pfc2(A, B), math.nan
-        if self.end == "etf":
-            g = np.polynomial.Polynomial(np.cumsum(g.coef)[:-1])  # g = (1 - t) times this
-            curvature = _curvature(A, B)
-        turns = _turns(g)
-        last = turns[-1] if turns else 0.0
-        falls = bool(g((last + 1) / 2) >= 0)
-        t0 = last if falls else math.nan
-        return Theorem2(t0, 1 - t0, falls, curvature, turns, not g.coef.any())
-
-
-def _fall_of_pfc2(A: np.ndarray, B: np.ndarray) -> np.polynomial.Polynomial:
-    """A polynomial of degree 4 that is positive where PFC2 falls between means A and B."""
-    C = A @ B.T + B @ A.T
-    powers = [A @ A.T, C - 2 * A @ A.T, A @ A.T - C + B @ B.T]
-    p = np.polynomial.Polynomial([np.trace(G) for G in powers])
-    products = np.array([[(G * H).sum() for H in powers] for G in powers])
-    r = np.polynomial.Polynomial([np.trace(products[:, ::-1], offset=2 - k) for k in range(5)])
-    g = 2 * p.deriv() * r - p * r.deriv()
-    size = np.abs(p.coef).max() * np.abs(r.coef).max()
-    if len(A) == 2 or np.abs(g.coef).max() <= ZERO * size:
-        return np.polynomial.Polynomial(np.zeros(5))  # two classes are always a frame
-    return np.polynomial.Polynomial(g.coef[:5])  # the terms of t^5 cancel
+        frame = self.end == "etf"
+        course = of_frame_distance(A, B, frame=frame)
+        t0 = (course.turns or (0.0,))[-1] if course.falls else math.nan
+        curvature = _curvature(A, B) if frame else math.nan
+        return Theorem2(t0, 1 - t0, course.falls, curvature, course.turns, course.constant)
 
 
 def _curvature(A: np.ndarray, B: np.ndarray) -> float:
@@ -262,7 +253,9 @@ def _curvature(A: np.ndarray, B: np.ndarray) -> float:
     K = len(A)
     alpha, C = np.trace(B @ B.T) / (K - 1), A @ B.T + B @ A.T
     rest = C - np.trace(C) / (K - 1) * (np.eye(K) - 1 / K)
-    return float((rest**2).sum() / (alpha**2 * (K - 1)))
+    size = float(np.linalg.norm(rest))
+    known = size > ZERO * np.linalg.norm(A) * np.linalg.norm(B)
+    return size**2 / (alpha**2 * (K - 1)) if known else 0.0
 
 
 def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequence[float]]) -> Agreement:
@@ -271,43 +264,18 @@ def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequen
     on_line = line.at(t.clamp(0, 1))
     t = torch.where((t >= 0) & (t <= 1), t, torch.nan)
     difference, off = {}, {}
-    for metric in METRICS:
+    for metric, largest in LARGEST.items():
         measured = torch.tensor(values[metric], dtype=torch.float64)
         gap = torch.where(t.isnan(), torch.nan, measured - getattr(on_line, metric))
         difference[metric] = tuple(gap.tolist())
         inner = gap[1:-1][~gap[1:-1].isnan()]
-        change = abs(_less(float(measured[-1]), float(measured[0]))) or math.nan
+        change = float((measured[-1] - measured[0]).abs())
+        if change <= ZERO * max(largest, float(measured[0]), float(measured[-1])):
+            change = math.nan
         off[metric] = float(inner.square().mean().sqrt() / change)
     return Agreement(tuple(position), difference, off)
-
-
-def _turns(fall: np.polynomial.Polynomial) -> tuple[float, ...]:
-    """Roots in (0, 1) at which a polynomial changes its sign, ascending; none if it is undefined."""
-    if not np.isfinite(fall.coef).all():
-        return ()
-    z = np.asarray(_inside(fall).roots(), dtype=complex)
-    real = z.real[np.abs(z.imag) <= REAL * np.maximum(1, np.abs(z))]
-    roots = np.sort(real[(real > 0) & (real < 1)])
-    cuts = np.concatenate([[0.0], roots, [1.0]])
-    signs = np.sign(fall((cuts[1:] + cuts[:-1]) / 2))
-    return tuple(float(root) for root, (a, b) in zip(roots, pairwise(signs), strict=True) if a * b < 0)
 
 
 def _exponent(values: np.ndarray) -> int:
     """That of the power of two above the largest."""
     return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])
-
-
-def _less(a: float, b: float) -> float:
-    """Their difference; 0 where it is round-off."""
-    return a - b if not abs(a - b) <= ZERO * max(abs(a), abs(b)) else 0.0
-
-
-def _inside(fall: np.polynomial.Polynomial) -> np.polynomial.Polynomial:
-    """The polynomial without its roots at 0 and 1, which rounding would move into the interval."""
-    c = fall.coef
-    while len(c) > 1 and abs(c[0]) <= ZERO * np.abs(c).sum():
-        c = c[1:]  # divided by t
-    while len(c) > 1 and abs(c.sum()) <= ZERO * np.abs(c).sum():
-        c = np.cumsum(c)[:-1]  # divided by 1 - t
-    return np.polynomial.Polynomial(c)
