@@ -16,8 +16,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan
+from pfc.nearest import MeansSpan, handicap, longest
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
@@ -28,8 +29,7 @@ WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 M
 class StepCurve:
     """Accuracy of the nearest class mean at every t in [0, 1], exactly.
 
-    A sample is wrong from a start on, that time included, to before its stop. What begins only after a
-    time t, such as at a tie that counts as right, has the next number after t.
+    A sample is wrong from a start on, that time included, to before its stop.
 
     Args:
         samples: Of the data set.
@@ -51,6 +51,23 @@ class StepCurve:
         started, stopped = (torch.searchsorted(e, t, right=True) for e in (self.starts, self.stops))
         return 1 - (started - stopped).double() / self.samples
 
+    def effective_depth(self, eps: float = 0.01) -> float | None:
+        """The first t from which on the accuracy stays at least 1 - `eps`.
+
+        Args:
+            eps: The tolerated error, in [0, 1].
+
+        Returns:
+            A t in [0, 1], or `None` if the error at the end is larger.
+
+        Raises:
+            ValueError: If `eps` is out of range.
+        """
+        t = torch.cat([self.starts.new_zeros(1), self.breakpoints])
+        t = t[t <= 1]
+        depth = effective_depth((1 - self.accuracy(t)).tolist(), eps)
+        return None if depth is None else float(t[depth])
+
 
 @dataclass(eq=False)
 class LineCrossings:
@@ -70,7 +87,7 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[End, tuple[Tensor, Tensor, Tensor, Tensor]]] = field(default_factory=list)
+    _waiting: list[tuple[End, tuple[Tensor, Tensor, Tensor]]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -88,6 +105,13 @@ class LineCrossings:
         b = self.last.points
         return {"measured": b, "means": b, "etf": nearest_frame(b)}
 
+    @cached_property
+    def ties(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How far rounding may move the three coefficients of F."""
+        A, B = self.first, self.last
+        across = 2 * (A.floor * longest(B.points) + B.floor * longest(A.points))
+        return A.tie, across, B.tie
+
     def update(
         self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
     ) -> None:
@@ -101,24 +125,25 @@ class LineCrossings:
         self.samples += len(y)
         r = self.first.basis.shape[1]
         a, overlap, p = self.first.points, self.overlap, self.first.place[y]
+        first, across, last = (handicap(tie, a) for tie in self.ties)
         for end, points in self.points.items():
             if points is None:
                 continue
             own = z_B[:, r:] if end == "measured" else points[p]  # b_i
             on_A = z_B[:, :r] if end == "measured" else points[p] @ overlap.mT
-            f0 = _gap(z_A[:, :r], a, p)
-            f2 = _gap(own, points, p)
-            inner = ((a @ overlap) * points).sum(1) - z_A[:, r:] @ points.mT - on_A @ a.mT
+            f0 = _gap(z_A[:, :r], a, p, first)
+            f2 = _gap(own, points, p, last)
+            inner = ((a @ overlap) * points).sum(1) + across - z_A[:, r:] @ points.mT - on_A @ a.mT
             f1 = inner - inner.gather(1, p[:, None])
-            self._waiting.append((end, (f0, f1, f2, p)))
+            self._waiting.append((end, (f0, f1, f2)))
         waiting = sum(3 * f0.numel() for _, (f0, *_) in self._waiting)
         if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
             self.fetch()
 
     def fetch(self) -> None:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
-        for end, (f0, f1, f2, p) in self._waiting:
-            self.found.setdefault(end, []).append(_intervals(f0.cpu(), f1.cpu(), f2.cpu(), p.cpu()))
+        for end, coefficients in self._waiting:
+            self.found.setdefault(end, []).append(_intervals(*(f.cpu() for f in coefficients)))
         self._waiting.clear()
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
@@ -145,10 +170,13 @@ class LineCrossings:
 
 
 def _gap(
-    z: Float64[Tensor, "B R"], points: Float64[Tensor, "K R"], p: Int64[Tensor, " B"]
+    z: Float64[Tensor, "B R"],
+    points: Float64[Tensor, "K R"],
+    p: Int64[Tensor, " B"],
+    added: Float64[Tensor, " K"],
 ) -> Float64[Tensor, "B K"]:
-    """Squared distance to each class mean less that to the own one."""
-    distance = torch.addmm(points.square().sum(1), z, points.mT, alpha=-2)
+    """Squared distance to each class mean less that to the own one, both with what is added."""
+    distance = torch.addmm(points.square().sum(1) + added, z, points.mT, alpha=-2)
     return distance.sub_(distance.gather(1, p[:, None]))
 
 
@@ -172,55 +200,35 @@ def _intervals(
     f0: Float64[Tensor, "B K"],
     f1: Float64[Tensor, "B K"],
     f2: Float64[Tensor, "B K"],
-    p: Int64[Tensor, " B"],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each sample is wrong: F(t) = f0 (1-t)^2 + 2 f1 t (1-t) + f2 t^2 < 0 for some class.
-
-    A tie F(t) = 0 is wrong if the other class is the lower one, as at a measured layer.
 
     Args:
         f0: Coefficient of each sample and class.
         f1: The same.
         f2: The same.
-        p: Each sample's own class.
 
     Returns:
         Starts and stops of the intervals.
     """
-    least = torch.minimum(f0, f2)
-    some = torch.minimum(least, f1) < 0
-    zero = (least == 0).scatter_(1, p[:, None], False)
-    if zero.any():
-        some |= zero
-    flat = np.flatnonzero(some.numpy())
-    sample, j = np.divmod(flat, f0.shape[1])
+    flat = np.flatnonzero((torch.minimum(torch.minimum(f0, f2), f1) < 0).numpy())
+    sample = flat // f0.shape[1]
     c0, c1, c2 = _near_one(np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)]))
-    closed = j < p.numpy()[sample]
-    tied = closed & ((c0 == 0) | (c2 == 0))
-    kept = tied | (c0 < 0) | (c2 < 0) | ((c1 < 0) & (c1**2 > c0 * c2))
-    sample, c0, c1, c2, closed = (values[kept] for values in (sample, c0, c1, c2, closed))
-    cuts = _cuts(c0, c1, c2)
+    kept = (c0 < 0) | (c2 < 0) | (c1**2 > c0 * c2)
+    sample, c0, c1, c2 = (values[kept] for values in (sample, c0, c1, c2))
     pieces = []
-    for t0, t1 in pairwise(cuts):
-        bad = (t1 > t0) & (_value(c0, c1, c2, (t0 + t1) / 2) < 0)
-        bad |= closed & (t1 > t0) & (c0 == 0) & (c1 == 0) & (c2 == 0)  # one mean is another, everywhere
-        start = np.where(((t0 == 0) & (c0 < 0)) | closed, t0, _after(t0))
-        stop = np.where(((t1 == 1) & (c2 < 0)) | closed, _after(t1), t1)
+    for start, stop in pairwise(_cuts(c0, c1, c2)):
+        bad = (stop > start) & (_value(c0, c1, c2, (start + stop) / 2) < 0)
         pieces.append(np.stack([sample, start, stop])[:, bad])
-    for t, f in ((0.0, c0), (1.0, c2)):  # a tie at an end alone
-        at = np.full(int((closed & (f == 0)).sum()), t)
-        pieces.append(np.stack([sample[closed & (f == 0)], at, _after(at)]))
+    for t, f in ((0.0, c0), (1.0, c2)):  # the ends by themselves, however near a root is
+        after = max(np.nextafter(t, 2), np.finfo(np.float64).tiny)  # a denormal one may count as zero
+        pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, f < 0])
     return _union(np.concatenate(pieces, axis=1))
 
 
 def _near_one(c: np.ndarray) -> np.ndarray:
     """Coefficients over a power of two, column by column, so that their products are numbers."""
     return np.ldexp(c, -np.frexp(np.abs(c).max(axis=0))[1])
-
-
-def _after(t: np.ndarray) -> np.ndarray:
-    """The next number, but no denormal one, which some processors take for zero."""
-    return np.maximum(np.nextafter(t, 2), np.finfo(np.float64).tiny)
 
 
 def _value(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ class MeansSpan:
             weight need.
         points: The centred class means in this basis.
         place: Position in `points` of each class; -1 for a class without samples.
+        floor: How far rounding may move a point.
         centre_error: What rounding took from `centre`; without it a large offset would cost digits.
     """
 
@@ -40,6 +41,7 @@ class MeansSpan:
     values: Float64[Tensor, " R"]
     points: Float64[Tensor, "P R"]
     place: Int64[Tensor, " K"]
+    floor: Float64[Tensor, ""]
     centre_error: Float64[Tensor, " D"]
 
     @classmethod
@@ -73,7 +75,7 @@ class MeansSpan:
             basis = torch.cat([basis.mT, more.mT]).mT
             values = torch.cat([values, values.new_zeros(more.shape[1])])
         points = _together(M @ basis, floor)
-        return cls(centre, basis, values, points, _places(seen), error)
+        return cls(centre, basis, values, points, _places(seen), floor, error)
 
     @classmethod
     def room(cls, moments: ClassMoments, rank: int) -> "MeansSpan":
@@ -81,7 +83,7 @@ class MeansSpan:
         seen = moments.count > 0
         new, D = moments.mean.new_empty, moments.mean.shape[1]
         points = new(int(seen.sum()), rank)
-        return cls(new(D), new(rank, D).mT, new(rank), points, _places(seen), new(D))
+        return cls(new(D), new(rank, D).mT, new(rank), points, _places(seen), new(()), new(D))
 
     @cached_property
     def central(self) -> bool:
@@ -90,9 +92,25 @@ class MeansSpan:
             return False
         return bool(self.centre.norm() <= self.points.norm(dim=1).max())
 
+    @cached_property
+    def tie(self) -> Float64[Tensor, ""]:
+        """How far rounding may move a difference of squared distances to two points."""
+        return (4 * self.floor * longest(self.points)).clamp(min=torch.finfo(torch.float64).tiny)
+
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
-        return (self.points.square().sum(1) - 2 * z @ self.points.mT).argmin(1)
+        least = self.points.square().sum(1) + handicap(self.tie, self.points)
+        return (least - 2 * z @ self.points.mT).argmin(1)
+
+
+def longest(points: Float64[Tensor, "P R"]) -> Float64[Tensor, ""]:
+    """The largest norm of some points."""
+    return points.norm(dim=1).max()
+
+
+def handicap(tie: Float64[Tensor, ""], points: Float64[Tensor, "P R"]) -> Float64[Tensor, " P"]:
+    """What is added to squared distances, so that those within rounding go to the lowest class."""
+    return tie * torch.arange(len(points)).to(points)
 
 
 def _directions(

@@ -1,5 +1,7 @@
 """Exact PFC3 along the straight line, against brute force at many t and for all three ends."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pfc
-from pfc.line import ENDS, LineCrossings
+from pfc.line import ENDS, LineCrossings, StepCurve
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from tests import problems
@@ -93,6 +95,52 @@ def test_ties_at_the_ends_count_as_at_a_layer():
             known = float(nearest.hits.sum()) / 6
             found = float(curve.accuracy(torch.tensor([t], dtype=torch.float64)))
             assert found == pytest.approx(known), (t, A_, B_)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_exact_ties_go_to_the_lowest_class_in_layers_and_on_the_line(seed):
+    """Whole numbers whose distances are compared exactly: no rounding may break a tie."""
+    rng = np.random.default_rng(seed)
+    K, D, m = int(rng.integers(2, 6)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    y = np.repeat(np.arange(K), m)
+    A, B = rng.integers(-3, 4, size=(2, len(y), D)) + int(rng.choice([0, 1000]))
+    known = []
+    for H in (A, B):
+        means = np.stack([H[y == k].sum(axis=0).astype(object) * Fraction(1, m) for k in range(K)])
+        far = ((H[:, None].astype(object) - means) ** 2).sum(axis=2)
+        known.append(np.array([row.tolist().index(min(row)) for row in far]))
+    labels = torch.from_numpy(y)
+    for H, nearest in zip((A, B), known, strict=True):
+        H = torch.from_numpy(H * 0.5)
+        found = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, labels))).update(H, labels)
+        assert found.tolist() == nearest.tolist()
+    curve = crossings(torch.from_numpy(A / 2), torch.from_numpy(B / 2), labels)["measured"]
+    ends = curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([float((nearest == y).mean()) for nearest in known])
+
+
+@given(problems.seeds, st.sampled_from([0.0, 0.05, 0.3]))
+@settings(max_examples=50, deadline=None)
+def test_effective_depth_is_the_first_time_from_which_the_accuracy_stays(seed, eps):
+    rng = np.random.default_rng(seed)
+    starts = np.sort(rng.integers(0, 10, size=5) / 10)
+    stops = np.sort(np.minimum(starts + rng.integers(1, 6, size=5) / 10, 1.1))
+    curve = StepCurve(10, *map(torch.from_numpy, (starts, stops)))
+    t = np.linspace(0, 1, 1001)
+    fine = curve.accuracy(torch.from_numpy(t)).numpy() >= 1 - eps - 1e-9
+    depth = curve.effective_depth(eps)
+    if not fine[-1]:
+        assert depth is None
+        return
+    late = np.flatnonzero(~fine)
+    assert depth == pytest.approx(t[late[-1]] if len(late) else 0, abs=1.1e-3)
+
+
+def test_effective_depth_of_a_line_that_is_always_right_is_zero():
+    never = torch.empty(0, dtype=torch.float64)
+    assert StepCurve(10, never, never).effective_depth() == 0
+    with pytest.raises(ValueError, match=r"eps must lie in \[0, 1\], got 2.0"):
+        StepCurve(10, never, never).effective_depth(2.0)
 
 
 def test_a_profile_keeps_the_curves_and_they_meet_its_layers(tmp_path):

@@ -13,8 +13,9 @@ from torch import nn
 import pfc
 from pfc.files import write_json
 from pfc.profile import load_transport
-from pfc.profile.prediction import _percent
+from pfc.profile.prediction import _of_law, _percent, _told
 from pfc.theory import transport
+from pfc.theory.separation import fit
 from tests import problems
 from tests.test_profile import Walk
 
@@ -203,11 +204,8 @@ def test_sentences_of_each_verdict():
     y = torch.tensor([0, 0, 1, 1])
     A, B = ([[v] for v in values] for values in ([-1.0, 1, 3, 5], [4.0, 4, 0, 0]))
     theorem1, theorem2, *_ = line(torch.tensor(A).double(), torch.tensor(B).double(), y)
-    assert (
-        "on the line to the nearest simplex ETF PFC1 does not fall everywhere: it turns at t = 0.5"
-        in (theorem1)
-    )
-    assert "on the line to the measured features PFC1 does not fall everywhere" in theorem1
+    for end in ("nearest simplex ETF", "measured features"):
+        assert f"on the line to the {end} PFC1 rises to t = 0.5 and falls to the end" in theorem1
     assert theorem2.count("PFC2 is 0 (two classes) everywhere") == 2
     H, y = problems.features(2, N=40, D=6, K=4, spread=0.1)
     means = torch.stack([H[y == k].mean(0) for k in range(4)])[y]
@@ -216,18 +214,102 @@ def test_sentences_of_each_verdict():
     eye = torch.eye(3, dtype=torch.float64)
     with pytest.warns(UserWarning, match="one sample"):
         theorem1, theorem2, *_ = line(eye, eye[[1, 0, 2]], torch.arange(3))
-    assert "to the measured features PFC2 falls from t = 0.5 to the end, not before" in theorem2
+    assert "to the measured features PFC2 rises to t = 0.5 and falls to the end" in theorem2
     shrunk, stretched = (torch.diag(torch.tensor([v, 1.0, 1, 1]).double()) for v in (0.3, 3))
     with pytest.warns(UserWarning, match="one sample"):
         rising = line(shrunk, stretched, torch.arange(4))[1]
-    assert "to the measured features PFC2 rises after its last turn at t = 0.259" in rising
+    assert "to the measured features PFC2 falls to t = 0.259 and rises to the end" in rising
     with pytest.warns(UserWarning, match="one sample"):
         rising = line(torch.eye(4, dtype=torch.float64), stretched, torch.arange(4))[1]
-    assert "to the measured features PFC2 falls nowhere" in rising
+    assert "to the measured features PFC2 rises everywhere" in rising
     H, y = problems.features(9, N=40, D=2, K=5)
     theorem1, theorem2, *_ = line(H, 2 * H + 1, y)
     assert "on the line to the nearest simplex ETF nothing is defined" in theorem1
     assert "on the line to the nearest simplex ETF PFC2 is undefined" in theorem2
+
+
+def test_where_pfc2_falls_twice_both_are_told():
+    """The counterexample to a global Theorem 2: it falls on [0, 1/2] as well."""
+    delta, E = 0.01, np.eye(4) - 1 / 4
+    M, N = np.vstack([E, 0 * E]), np.vstack([0 * E, np.diag([2, 1, 0, 0]) @ E])
+    P = N.T @ N - np.trace(N.T @ N) / 3 * E
+    start = (M + delta * N - delta**2 * M @ P / 4).T
+    with pytest.warns(UserWarning, match="one sample"):
+        theorem2 = line(torch.from_numpy(start), torch.from_numpy(M.T.copy()), torch.arange(4))[1]
+    assert theorem2.count("PFC2 falls to t = 0.5, rises to t = 0.75 and falls to the end") == 2
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ((0.25,), ["0.25"]),
+        ((0.9997,), ["0.9997"]),
+        ((0.12345, 0.12346), ["0.12345", "0.12346"]),
+        ((1e-20, 1 - 2.0**-53), ["1e-20", "0.9999999999999999"]),
+        ((0.5, 0.5 + 2.0**-53), ["0.5", "0.5000000000000001"]),
+    ],
+)
+def test_turns_are_printed_apart_and_inside(turns, told):
+    assert _told(turns) == told
+
+
+def test_no_part_of_a_change_that_is_round_off_is_told():
+    y = torch.arange(3).repeat(4)
+    H, _ = problems.features(4, N=12, D=4, K=3)
+    profile = pfc.measure(OnTheLine([0.0, 0.4, 1.0], 3 * H), [(H, y)], layers="layers.*", progress=False)
+    sentences = profile.prediction().sentences()
+    assert all(math.isnan(off) for off in profile.agreement().off.values())
+    assert (
+        "Inner layers are not compared with the line: no metric changes, or none is defined."
+        in sentences
+    )
+    assert "PFC1 does not change" in sentences[0]
+    assert "PFC2 does not change" in sentences[1]
+
+
+def test_the_law_tells_what_it_leaves_out():
+    assert _of_law("fuzziness", fit([1.0, 0.5, 0.25, 0.0, 0.0]), 5) == (
+        "Law of data separation: fuzziness of the 3 of 5 layers where it is above zero changes by the "
+        "factor 0.5 a layer, halves every 1 layers (correlation of its logarithm with depth -1.000)."
+    )
+    assert _of_law("pfc1", fit([1.0, 0.9]), 2) == (
+        "Law of data separation: PFC1 changes by the factor 0.9 a layer, halves every 6.58 layers."
+    )
+
+
+def test_effective_depth_on_the_line_stands_beside_the_measured():
+    H, y = problems.features(3, N=200, D=6, K=4)
+    B = torch.eye(6, dtype=torch.float64)[y] + 0.1 * H
+    moves = OnTheLine([0.0, 0.3, 0.6, 0.9, 1.0], B)
+    profile = pfc.measure(moves, [(H, y)], layers="layers.*", progress=False)
+    depth, segment = profile.prediction().depth, profile.segment()
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    fine = (segment.line(t).pfc3 >= 0.99).numpy()
+    assert fine[-1]
+    assert not fine[0]
+    first = t[np.flatnonzero(~fine)[-1] + 1]
+    assert depth.t == pytest.approx(first, abs=1e-3)
+    position = segment.position("path")
+    at = segment.layers.index(depth.layer)
+    assert position[at] == depth.position >= depth.t > position[at - 1]
+    assert depth.measured == profile.layers[profile.effective_depth()]
+    assert str(depth) == (
+        "Effective depth: on the line to the measured features at least 99 % of the samples are "
+        f"nearest to their own class mean from t = {depth.t:.3g} on, which {depth.layer} (at "
+        f"{depth.position:.3g}) is the first to reach; measured, they are from {depth.measured} on."
+    )
+    assert str(depth) in profile.prediction().sentences()
+    assert profile.prediction().to_dict()["depth"]["t"] == depth.t
+
+
+def test_where_the_last_layer_fails_there_is_no_effective_depth():
+    H, y = problems.features(3, N=80, D=6, K=4, spread=2.0)
+    profile = pfc.measure(
+        OnTheLine([0.0, 1.0], H + H.flip(1)), [(H, y)], layers="layers.*", progress=False
+    )
+    depth = profile.prediction().depth
+    assert (depth.t, depth.layer, depth.measured) == (None, None, None)
+    assert str(depth).endswith("from no t on; measured, they are at no layer to the end.")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +326,7 @@ def test_of_two_layers_nothing_is_said_that_holds_by_definition():
     assert [sentence.split(":")[0] for sentence in sentences] == [
         "Theorem 1",
         "Theorem 2",
+        "Effective depth",
         "Law of data separation",
         "Law of data separation",
     ]

@@ -206,7 +206,7 @@ def shared_span(
         return found
     rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)])))
     span = MeansSpan.room(moments, rank) if found is None else found
-    for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points):
+    for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points, span.floor):
         for piece in part.view(-1).split(SLICE):
             ranks.broadcast(piece)
     return span

@@ -2,17 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from pfc.files import read_json, sealed, write_json
 from pfc.line import End
-from pfc.profile.segment import Position
+from pfc.metrics import effective_depth
+from pfc.profile.segment import Position, Segment
 from pfc.schema import TEXT, form_of, list_of, object_of, optional
-from pfc.theory.geodesic import Agreement, Certificate, Theorem1
+from pfc.theory.geodesic import Agreement, Certificate, Theorem1, Theorem2
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
 from pfc.warning import renamed
@@ -31,6 +33,57 @@ ENDS_IN_WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Depth:
+    """Effective depth on the straight line to the measured features, beside the layers.
+
+    Args:
+        eps: The NCC error that is tolerated.
+        t: The first t from which on PFC3 stays at least 1 - eps; `None` if it does not at the end.
+        layer: The first layer whose position by the path reaches t; `None` if t is.
+        position: Its position; NaN if there is none.
+        measured: The layer of the segment from which on PFC3 stays so at the layers; `None` if none.
+    """
+
+    eps: float
+    t: float | None
+    layer: str | None
+    position: float
+    measured: str | None
+
+    @classmethod
+    def of(cls, segment: Segment, pfc3: Sequence[float], eps: float = 0.01) -> "Depth":
+        """Of a segment whose layers have this PFC3; its curve is known."""
+        t, position = segment.curves["measured"].effective_depth(eps), segment.position("path")
+        at = None if t is None else next((l for l, s in enumerate(position) if s >= t), None)
+        depth = effective_depth([1 - p for p in pfc3], eps)
+        return cls(
+            eps=eps,
+            t=t,
+            layer=None if at is None else segment.layers[at],
+            position=math.nan if at is None else position[at],
+            measured=None if depth is None else segment.layers[depth],
+        )
+
+    def __str__(self) -> str:
+        most = (
+            f"at least {100 * (1 - self.eps):.12g} % of the samples are nearest to their own class mean"
+        )
+        measured = "at no layer to the end" if self.measured is None else f"from {self.measured} on"
+        if self.t is None:
+            return (
+                f"Effective depth: on the line to the measured features {most} from no t on; measured, "
+                f"they are {measured}."
+            )
+        where = (
+            f", which {self.layer} (at {self.position:.3g}) is the first to reach" if self.layer else ""
+        )
+        return (
+            f"Effective depth: on the line to the measured features {most} from t = {self.t:.3g} "
+            f"on{where}; measured, they are {measured}."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What theory says of a segment, as verdicts with their numbers; prints itself.
@@ -43,6 +96,7 @@ class Prediction:
         classes: Classes that have samples; with two PFC2 is 0 whatever they do.
         path: Length, straightness, energy and angles of the residual stream.
         laws: The law of data separation fitted to `"fuzziness"` (absent after one pass) and `"pfc1"`.
+        depth: Effective depth on the line and measured; `None` after one pass.
         transport: Whether the map from the first to the last layer is an optimal transport; `None` if
             nobody asked.
     """
@@ -53,6 +107,7 @@ class Prediction:
     classes: int
     path: Path
     laws: Mapping[str, Law]
+    depth: Depth | None = None
     transport: "Gap | None" = None
 
     def table(self) -> "pd.DataFrame":
@@ -86,7 +141,9 @@ class Prediction:
         found = [self._theorem(1, self._pfc1), self._theorem(2, self._pfc2)]
         if len(self.layers) > 2:  # the path of two layers is straight, whatever they do
             found += [self._agrees(), *self._of_path()]
-        found += [_of_law(metric, law) for metric, law in self.laws.items()]
+        if self.depth is not None:
+            found.append(str(self.depth))
+        found += [_of_law(metric, law, len(self.layers)) for metric, law in self.laws.items()]
         return found if self.transport is None else [*found, str(self.transport)]
 
     def __str__(self) -> str:
@@ -131,6 +188,7 @@ class Prediction:
             "agreement": {kind: asdict(a) for kind, a in self.agreement.items()},
             "path": self.path.to_dict(),
             "laws": {metric: asdict(law) for metric, law in self.laws.items()},
+            "depth": None if self.depth is None else asdict(self.depth),
             "transport": None if self.transport is None else self.transport.to_dict(),
             "sentences": self.sentences(),
         }
@@ -148,25 +206,16 @@ class Prediction:
             return "nothing is defined"
         if theorem.constant:
             return "PFC1 does not change"
-        if theorem.monotone:
-            return f"PFC1 falls everywhere (align {theorem.align:+.3f})"
-        if not theorem.turns:
-            return "PFC1 rises everywhere"
-        return f"PFC1 does not fall everywhere: it turns at t = {_listed(theorem.turns)}"
+        align = f" (align {theorem.align:+.3f})" if theorem.monotone else ""
+        return f"PFC1 {_course(theorem)}{align}"
 
     def _pfc2(self, end: End) -> str:
         theorem = self.certificates[end].theorem2
-        if math.isnan(theorem.t0) and not theorem.turns and math.isnan(theorem.radius):
-            return f"PFC2 {'is undefined' if end == 'etf' else 'falls nowhere'}"
-        if not theorem.falls:
-            return f"PFC2 rises after its last turn at t = {theorem.turns[-1]:.3g}"
+        if math.isnan(self.certificates[end].theorem1.align):
+            return "PFC2 is undefined"
         if self.classes == 2:
             return "PFC2 is 0 (two classes) everywhere"
-        if theorem.constant:
-            return "PFC2 does not change"
-        if theorem.t0 == 0:
-            return "PFC2 falls everywhere"
-        return f"PFC2 falls from t = {theorem.t0:.3g} to the end, not before"
+        return "PFC2 does not change" if theorem.constant else f"PFC2 {_course(theorem)}"
 
     def _agrees(self) -> str:
         off = self.agreement["path"].off
@@ -234,19 +283,49 @@ def _falls(theorem: Theorem1) -> str:
     return "yes" if theorem.monotone else "no"
 
 
-def _of_law(metric: str, law: Law) -> str:
+def _course(theorem: Theorem1 | Theorem2) -> str:
+    """Where a metric that changes falls and rises, in the order of t."""
+    turns = theorem.turns
+    if not turns:
+        return "falls everywhere" if theorem.falls else "rises everywhere"
+    ways = [
+        "falls" if theorem.falls == (i % 2 == len(turns) % 2) else "rises" for i in range(len(turns))
+    ]
+    told = [f"{way} to t = {t}" for way, t in zip(ways, _told(turns), strict=True)]
+    return f"{', '.join(told)} and {'falls' if theorem.falls else 'rises'} to the end"
+
+
+def _of_law(metric: str, law: Law, layers: int) -> str:
     name = "fuzziness" if metric == "fuzziness" else metric.upper()
     if not math.isfinite(law.rate):
         return f"Law of data separation: {name} has no two values above zero to fit."
+    some = (
+        "" if law.layers == layers else f" of the {law.layers} of {layers} layers where it is above zero"
+    )
     if not math.isfinite(law.half_life):
-        return f"Law of data separation: {name} does not change."
+        return f"Law of data separation: {name}{some} does not change."
     half = f", halves every {law.half_life:.3g} layers" if law.half_life > 0 else ""
     fits = f" (correlation of its logarithm with depth {law.correlation:+.3f})" if law.layers > 2 else ""
-    return f"Law of data separation: {name} changes by the factor {law.rate:.3g} a layer{half}{fits}."
+    return (
+        f"Law of data separation: {name}{some} changes by the factor {law.rate:.3g} a layer{half}{fits}."
+    )
+
+
+def _told(turns: tuple[float, ...]) -> list[str]:
+    """Each in the fewest digits, from three on, that keep it inside (0, 1) and apart from the others."""
+    cuts = [0.0, *((a + b) / 2 for a, b in pairwise(turns)), 1.0]
+    within = zip(turns, pairwise(cuts), strict=True)
+    return [next(text for text in _shorter(t) if low < float(text) < high) for t, (low, high) in within]
+
+
+def _shorter(t: float) -> Iterator[str]:
+    """A number in more and more digits, to the last."""
+    yield from (f"{t:.{digits}g}" for digits in range(3, 17))
+    yield repr(t)
 
 
 def _listed(turns: tuple[float, ...]) -> str:
-    return ", ".join(f"{t:.3g}" for t in turns)
+    return ", ".join(_told(turns))
 
 
 def _three(x: float) -> str:

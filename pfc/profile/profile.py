@@ -13,7 +13,7 @@ from pfc.moments import ClassMoments
 from pfc.profile import verdict
 from pfc.profile.classes import ClassGeometry, SamplePoints
 from pfc.profile.columns import COLUMNS, PFC, Column
-from pfc.profile.prediction import Prediction
+from pfc.profile.prediction import Depth, Prediction
 from pfc.profile.segment import KINDS, Position, Segment
 from pfc.profile.storage import read, write
 from pfc.profile.tables import scalars_of, side_by_side
@@ -295,6 +295,7 @@ class Profile:
             classes=len(segment.count),
             path=segment.path(),
             laws={c: self.law(c, i) for c in ("fuzziness", "pfc1") if c in self.columns},
+            depth=Depth.of(segment, self.columns["pfc3"][self._span(i)]) if segment.curves else None,
             transport=transport,
         )
 

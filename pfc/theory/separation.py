@@ -22,7 +22,8 @@ class Law:
     Args:
         start: The fitted value at the first layer, D_0.
         rate: The factor from layer to layer, rho: below 1 if the metric falls.
-        correlation: Pearson's, of the layer's number with the logarithm: -1 if the law is exact.
+        correlation: Pearson's, of the layer's number with the logarithm: -1 if the law is exact; NaN
+            of two layers, through which every law goes.
         r2: Its square, the part of the variance of the logarithm that the law explains.
         half_life: Layers in which the metric halves; negative if it grows, infinite if it does neither.
         layers: How many layers have a value above zero and so take part.
@@ -43,8 +44,8 @@ def fit(values: Sequence[float]) -> Law:
         values: Of successive layers, such as the fuzziness; zeros and what is not finite are left out.
 
     Returns:
-        The law; NaN throughout with fewer than two values above zero, and a NaN correlation where all
-        values are the same.
+        The law; NaN throughout with fewer than two values above zero, and a NaN correlation with two, or
+        where all values are the same.
 
     Example:
         >>> law = fit([50 * 0.4**l for l in range(6)])
@@ -59,7 +60,7 @@ def fit(values: Sequence[float]) -> Law:
     moves = np.ptp(logs) > SAME
     slope = float(deviation @ height / (deviation @ deviation)) if moves else 0.0
     spread = math.sqrt((deviation @ deviation) * (height @ height))
-    correlation = float(deviation @ height) / spread if moves else math.nan
+    correlation = float(deviation @ height) / spread if moves and len(kept) > 2 else math.nan
     return Law(
         start=math.exp(logs.mean() - slope * l.mean()),
         rate=math.exp(slope),

@@ -50,8 +50,8 @@ class SemiDiscrete:
         most = "" if self.optimal else "at most "
         return (
             f"Proven by duality, on the whole set: sending the samples to their class means costs {most}"
-            f"{times(self.ratio)} the optimal transport to these; {self.other:,} samples lie nearer to "
-            "another class."
+            f"{times(self.ratio)} the optimal transport to these; {self.other:,} samples lie in another "
+            "class's power cell (least squared distance less potential)."
         )
 
 
