@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import pairwise
@@ -312,16 +312,10 @@ def _of_law(metric: str, law: Law, layers: int) -> str:
 
 
 def _told(turns: tuple[float, ...]) -> list[str]:
-    """Each in the fewest digits, from three on, that keep it inside (0, 1) and apart from the others."""
-    cuts = [0.0, *((a + b) / 2 for a, b in pairwise(turns)), 1.0]
-    within = zip(turns, pairwise(cuts), strict=True)
-    return [next(text for text in _shorter(t) if low < float(text) < high) for t, (low, high) in within]
-
-
-def _shorter(t: float) -> Iterator[str]:
-    """A number in more and more digits, to the last."""
-    yield from (f"{t:.{digits}g}" for digits in range(3, 17))
-    yield repr(t)
+    """The turns in the fewest digits, from three on, that keep them apart and inside (0, 1)."""
+    texts = ([f"{t:.{digits}g}" for t in turns] for digits in range(3, 17))
+    apart = (told for told in texts if all(a < b for a, b in pairwise([0.0, *map(float, told), 1.0])))
+    return next(apart, [*map(repr, turns)])
 
 
 def _listed(turns: tuple[float, ...]) -> str:
