@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
@@ -21,6 +22,16 @@ try:
 except BaseException:
     raise ImportError("it was interrupted") from None
 """
+
+
+@pytest.fixture(autouse=True)
+def listening():
+    """Signals end a test, also where the suite was started so as to ignore them (`nohup`, `&`)."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def started(*arguments, **environment):
@@ -147,3 +158,13 @@ def test_output_that_cannot_be_written_is_one_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "pfc: the standard output can't be written: No space left on device\n"
+
+
+def test_the_suite_runs_where_interrupts_are_ignored():
+    """As a script's `nohup bash .ci/run &` starts it."""
+    one = f"{__file__}::{test_a_signal_that_code_of_others_catches.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=20", one]
+    ignored = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    done = subprocess.run(command, preexec_fn=ignored, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
