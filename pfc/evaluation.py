@@ -54,6 +54,7 @@ def undisturbed(
         warnings.filterwarnings("ignore", CHECKPOINTS)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(_sharded_again(model))
         stack.enter_context(_tensors_kept(model))
         stack.enter_context(_moved(model, device))
         stack.enter_context(_evaluating(model))
@@ -101,11 +102,22 @@ def _moved(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def _sharded_again(model: nn.Module) -> Iterator[None]:
+    """What `fully_shard` made of modules is made again: a forward pass alone leaves the root whole."""
+    sharded = [m for m in model.modules() if any(hasattr(p, "full_tensor") for p in m.parameters())]
+    try:
+        yield
+    finally:
+        for reshard in filter(None, (getattr(module, "reshard", None) for module in sharded)):
+            reshard()
+
+
+@contextmanager
 def _tensors_kept(model: nn.Module) -> Iterator[None]:
     """Buffers, and parameters that a change of mode or a forward pass may write to, are put back."""
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     buffers = [(module, dict(module._buffers)) for module in modules]
-    tensors = [t for _, own in buffers for t in own.values() if t is not None]
+    tensors = [*model.buffers()]
     tensors += [p for m in modules if _writes_its_weights(m) for p in _own_and_childrens(m)]
     distinct = {id(t): t for t in tensors if not (is_lazy(t) or t.is_meta)}.values()
     kept = [(t, t.detach().clone()) for t in distinct]

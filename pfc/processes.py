@@ -66,7 +66,7 @@ class Processes:
         each = self.exchange("agreed", values)
         for rank, theirs in enumerate(each):
             for name, value in theirs.items():
-                if not _alike(value, each[0][name]):
+                if not alike(value, each[0][name]):
                     raise ValueError(
                         f"process {rank} has {name}={value!r}, process 0 {each[0][name]!r}: every "
                         "process needs the same"
@@ -286,10 +286,10 @@ class Group(Processes):
             self._stop(f"another process is gone: {said.partition('.')[0]}")
 
 
-def _alike(a: Any, b: Any) -> bool:
+def alike(a: Any, b: Any) -> bool:
     """Whether two values are the same; numbers to rounding, which machines do apart."""
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(map(alike, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-9) or (math.isnan(a) and math.isnan(b))
     return bool(a == b)

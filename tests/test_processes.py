@@ -343,8 +343,38 @@ def test_samples_that_another_sampler_repeats_are_refused(ranks):
     refused(ranks, 2, parts, "saw 114 samples of a dataset of 113.*drop the last 1")
 
 
-def test_the_same_data_in_every_process_are_refused(ranks):
-    refused(ranks, 3, [data()] * 3, "each of the 3 processes was given the same 113 samples")
+def test_the_same_samples_in_another_order_in_every_process_are_refused(ranks):
+    orders = [data(), data()[::-1], [*data()[3:], *data()[:3]]]
+    refused(ranks, 3, orders, "each of the 3 processes was given the same 113 samples")
+
+
+def of_everything(group, rank, batches, kwargs):
+    """The profile of data that every process reads whole, beside one process's, and what is told."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = numbers(pfc.measure(net(), batches, group=group, progress=False, **kwargs))
+        known = numbers(pfc.measure(net(), batches, group=False, progress=False, **kwargs))
+    told = [str(each.message) for each in caught]
+    return found, known, [text for text in told if not text.startswith("few samples")]
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"limit": 37}, {"passes": 1}])
+@pytest.mark.parametrize("size", [2, 3])
+def test_of_the_same_batches_each_process_takes_its_part(ranks, size, kwargs):
+    loader = DataLoader(TensorDataset(*samples(n=113, dtype=torch.float64)), 10)
+    for rank, (found, known, told) in enumerate(ranks.run(size, of_everything, loader, kwargs)):
+        same(found, known)
+        message = (
+            f"each of the {size} processes was given the same batches: each takes one of every {size}"
+        )
+        assert [text.partition(";")[0] for text in told] == ([] if rank else [message])
+
+
+def test_of_fewer_batches_than_processes_some_have_none(ranks):
+    for found, known, _ in ranks.run(
+        3, of_everything, batched(*samples(n=20, dtype=torch.float64), 10), {}
+    ):
+        same(found, known)
 
 
 def test_no_data_at_all_are_refused(ranks):
@@ -644,6 +674,102 @@ def test_another_network_in_a_process_is_refused(ranks):
             raise error
 
 
+def with_statistics(momentum=0.1):
+    """A network whose batch normalisation learns other statistics in each process."""
+
+    def make():
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=momentum), nn.Linear(8, 3))
+
+    return seeded(make).double()
+
+
+def train_a_step(model, rank, n):
+    """A step on the process's own data; DistributedDataParallel averages the gradients."""
+    x, y = samples(n=40, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(n):
+        rows = slice(10 * rank + step, 10 * rank + step + 10)
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def of_own_statistics(group, rank, measuring):
+    """Weights and statistics of distributed training after a measurement or without one."""
+    model = nn.parallel.DistributedDataParallel(
+        with_statistics(), process_group=group, broadcast_buffers=False
+    )
+    train_a_step(model, rank, 3)
+    own, found = model.module[1].running_mean.clone(), None
+    told = []
+    if measuring:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = pfc.measure(model, data()[rank::2], group=group, progress=False)
+        told = [str(each.message) for each in caught]
+        assert torch.equal(model.module[1].running_mean, own)
+    first = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    for tensor in first.values():
+        torch.distributed.broadcast(tensor, 0, group=group)
+    known = with_statistics()
+    known.load_state_dict(first)
+    train_a_step(model, rank, 3)
+    after = {name: t.clone() for name, t in model.module.state_dict().items()}
+    known = pfc.measure(known, data(), group=False, progress=False).table()
+    return known, (found and found.table()), own, after, told
+
+
+def test_batch_statistics_of_the_first_process_are_measured_and_each_keeps_its_own(ranks):
+    measured_, plain = (ranks.run(2, of_own_statistics, measuring) for measuring in (True, False))
+    (known, table, own, _, told), (_, other, others_own, _, silence) = measured_
+    assert not torch.equal(own, others_own), "the processes' statistics differ"
+    np.testing.assert_allclose(table, known, rtol=1e-9)
+    np.testing.assert_array_equal(table, other)
+    assert told == [
+        "the processes hold different buffers, such as batch statistics: those of process 0 are "
+        "measured, and each has its own again afterwards"
+    ]
+    assert silence == []
+    for with_, without in zip(measured_, plain, strict=True):
+        for name, tensor in with_[3].items():
+            assert torch.equal(tensor, without[3][name]), f"{name}: measuring changes nothing"
+
+
+def flat(group, rank):
+    """FSDP of the first kind: what measuring says, and of the remedy it names the table."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    whole = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        model = FullyShardedDataParallel(net(), process_group=group, device_id=CPU)
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    known = pfc.measure(whole, data(), group=False, progress=False).table()
+    copy = net()
+    for p in copy.parameters():
+        nn.init.zeros_(p)
+    copy.load_state_dict(state)
+    found = pfc.measure(copy, data()[rank::2], group=group, progress=False).table()
+    said = []
+    for measuring in (
+        lambda: pfc.measure(model, data()[rank::2], group=group),
+        lambda: pfc.Monitor(model),
+    ):
+        with pytest.raises(
+            ValueError, match="the model is wrapped in FullyShardedDataParallel"
+        ) as caught:
+            measuring()
+        said.append(str(caught.value))
+    return known, found, said
+
+
+def test_flat_parameters_are_refused_and_the_remedy_works(ranks):
+    for known, found, said in ranks.run(2, flat):
+        np.testing.assert_allclose(found, known, rtol=1e-9)
+        assert all("get_model_state_dict" in each for each in said)
+
+
 def overlapping(group, rank):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -708,6 +834,30 @@ def sharded(group, rank, size):
     together_ = pfc.measure(model, parts, group=group, progress=False)
     found = (together_, pfc.measure(model, data(), group=False, progress=False))
     return whole.table(), *(profile.table() for profile in found)
+
+
+def sharded_and_trained(group, rank, measuring):
+    """Sharded weights after training, with a measurement between; of the same batches it is refused."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, mesh = net(), init_device_mesh("cpu", (2,))
+    for layer in (model.a, model.c, model.fc, model):
+        fully_shard(layer, mesh=mesh)
+    train_a_step(model, rank, 2)
+    if measuring:
+        pfc.measure(model, data()[rank::2], group=group, progress=False)
+        with pytest.raises(ValueError, match="with sharded weights each needs its own part"):
+            pfc.measure(model, data(), group=group, progress=False)
+    train_a_step(model, rank, 2)
+    return {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}
+
+
+def test_sharded_parameters_train_on_to_the_same_bits(ranks):
+    measured_, plain = (ranks.run(2, sharded_and_trained, measuring) for measuring in (True, False))
+    for with_, without in zip(measured_, plain, strict=True):
+        for name, tensor in with_.items():
+            assert torch.equal(tensor, without[name])
 
 
 def test_sharded_parameters_are_measured_as_whole_ones(ranks):

@@ -12,6 +12,26 @@ Form = Literal["given", "spread", "one"]  # as they are; a list spread; a dict a
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no model, and one whose modules do not hold their own weights.
+
+    Args:
+        model: What was given for one.
+
+    Raises:
+        ValueError: If it is no `nn.Module`, or is wrapped by the first FSDP.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+        raise ValueError(
+            "the model is wrapped in FullyShardedDataParallel, whose modules hold no weights of their "
+            "own: on every process load torch.distributed.checkpoint.state_dict.get_model_state_dict("
+            "model, options=StateDictOptions(full_state_dict=True)) into a network that is not wrapped, "
+            "and measure that; what fully_shard has sharded is measured as it is"
+        )
+
+
 def arguments(batch: Batch, form: Form) -> Arguments:
     """What the model is called with."""
     if form == "spread":

@@ -110,6 +110,6 @@ def _exchanged(
     first += sum(2 * K + K * (len(run) - 1) ** 2 + 4 * R + 1 for run in runs)
     if passes == 1:
         return first
-    second = spans + sum(1 + 2 * K + 2 * K * r + R + 1 for r in ranks)
+    second = spans + sum(1 + 2 * K + 2 * K * r + R + 2 for r in ranks)
     subset = R * (2 + len(features) * (2 if K == 2 else 1))
     return first + second + inputs + subset + 4 + sum(1 + 6 * R for _ in runs)

@@ -15,6 +15,7 @@ from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
+from pfc.measuring.calling import check_model
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
@@ -135,6 +136,7 @@ def measure(
             network=shards.weights_digest(model) if ranks.size > 1 else None,
         )
         stack.enter_context(undisturbed(unwrapped(model), device, precision))
+        shards.share_buffers(unwrapped(model), ranks)
         own = shards.own_limit(limit, data, ranks)
         batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
         if tokens is not None:
@@ -143,7 +145,7 @@ def measure(
             how = replace(how, classes=len(labels), labels=labels)
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
-        looked, first, rest = _looked(request, batches, reference, ranks)
+        looked, first, rest = _looked(request, batches, limit, reference, ranks)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             found = run_passes(looked, first, rest, batches, how, ranks, step)
         about = {
@@ -332,12 +334,20 @@ def _how(
 
 
 def _looked(
-    request: Request, batches: MeasuredBatches, reference: Reference | None, ranks: Processes
+    request: Request,
+    batches: MeasuredBatches,
+    limit: int | None,
+    reference: Reference | None,
+    ranks: Processes,
 ) -> tuple[Survey, Batch | None, Iterator[Batch]]:
     """What is measured of a model, the first batch, by which it was found, and the others."""
     rest = iter(batches)
     first = next(rest, None)
     looked = shards.agreed_survey(request, first, ranks)
+    if shards.read_the_same(first, ranks):
+        shards.divide(batches, request, limit, ranks)
+        rest = iter(batches)
+        first = next(rest, None)
     if reference is not None:
         reference.check(looked.layout)
     return looked, first, rest
@@ -370,6 +380,5 @@ def _vocabulary(
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     return device_of(device, model)

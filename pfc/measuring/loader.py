@@ -109,6 +109,7 @@ class MeasuredBatches:
         self.data, self.limit, self.device, self.tokens = data, limit, device, tokens
         self.may_be_empty = may_be_empty
         self.largest = 0  # samples of the largest batch so far
+        self.part = (0, 1)  # of batches with numbers of this remainder, by this divisor
 
     @property
     def total(self) -> int | None:
@@ -146,13 +147,13 @@ class MeasuredBatches:
         return name if isinstance(name, str) else None
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, (args, kwargs, y) in enumerate(self._items()):
+        for number, args, kwargs, y in self._items():
             batch = self._batch(number, args, kwargs, y)
             if batch is not None and batch.labels.numbers:  # prepared before any device works
                 yield batch
 
-    def _items(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
-        """What the data give for each batch, up to the limit; labels of samples or of tokens."""
+    def _items(self) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any], Tensor]]:
+        """Number, inputs and labels, of samples or of tokens, of each batch up to the limit."""
         seen = 0
         for number, item in enumerate(self.data):
             args, kwargs, y = _split(item, number)
@@ -163,7 +164,8 @@ class MeasuredBatches:
             )
             if self.limit is not None and self.limit - seen < len(y):
                 args, kwargs, y = cut((args, kwargs, y), self.limit - seen, len(y))
-            yield args, kwargs, y
+            if number % self.part[1] == self.part[0]:
+                yield number, args, kwargs, y
             seen += len(y)
             self.largest = max(self.largest, len(y))
             if self.limit is not None and seen >= self.limit:
@@ -197,7 +199,7 @@ class MeasuredBatches:
         """The labels of tokens that occur, ascending; reads the data once, and runs no network."""
         assert self.tokens is not None, "only tokens are numbered anew"
         found = torch.zeros(0, dtype=torch.int64)
-        for number, (_, kwargs, y) in enumerate(self._items()):
+        for number, _, kwargs, y in self._items():
             labels = self.tokens.chosen(y, attention_mask(kwargs), number)[1]
             found = torch.cat([found, labels]).unique()
         return found

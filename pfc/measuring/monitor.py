@@ -14,6 +14,7 @@ from pfc.evaluation import eager, undisturbed
 from pfc.labels import BatchLabels
 from pfc.layers import Layers
 from pfc.measuring.assembly import assemble
+from pfc.measuring.calling import check_model
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, float64_device
 from pfc.measuring.passes import Measured
@@ -97,8 +98,7 @@ class Monitor:
         pool: Pool = "flatten",
         classifier: Classifier = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model)
         if classes is not None and classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
         if pool == "tokens":

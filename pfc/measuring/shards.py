@@ -17,13 +17,13 @@ from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
 from pfc.measuring.layout import Layout
-from pfc.measuring.loader import EMPTY, Batch
+from pfc.measuring.loader import EMPTY, Batch, MeasuredBatches
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting
 from pfc.moments import SLICE, ClassMoments
 from pfc.nearest import MeansSpan
-from pfc.processes import Processes
+from pfc.processes import Processes, alike
 from pfc.taps import gathered
 from pfc.theory.path import PathSample
 from pfc.warning import warn
@@ -32,10 +32,32 @@ NEAR = 1e-12  # of the largest mark: marks of one input, in batches of another s
 
 
 def weights_digest(model: nn.Module) -> list[float]:
-    """Checksum of a network's weights and buffers: their sum and their norms."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in map(gathered, tensors)]
+    """Checksum of a network's weights: their sum and their norms."""
+    return _digest(gathered(p.detach()) for p in model.parameters())
+
+
+def _digest(tensors: Iterable[Tensor]) -> list[float]:
+    floats = (t for t in tensors if t.is_floating_point())
+    sums = [(t.sum(dtype=torch.float64), t.norm(dtype=torch.float64)) for t in floats]
     return [float(sum(float(part[i]) for part in sums)) for i in (0, 1)]
+
+
+def share_buffers(model: nn.Module, ranks: Processes) -> None:
+    """Give all processes the buffers of the first, such as batch statistics, till they are put back."""
+    buffers = dict(model.named_buffers())
+    shapes = {name: [*buffer.shape] for name, buffer in buffers.items()}
+    each = ranks.exchange("buffers", [shapes, _digest(buffers.values())] if ranks.size > 1 else None)
+    if all(alike(own, each[0]) for own in each):
+        return
+    if any(own[0] != each[0][0] for own in each):
+        raise ValueError("the processes hold buffers of other names or shapes: every one needs the same")
+    for buffer in buffers.values():
+        ranks.broadcast(buffer)
+    if ranks.is_main:
+        warn(
+            "the processes hold different buffers, such as batch statistics: those of process 0 are "
+            "measured, and each has its own again afterwards"
+        )
 
 
 def own_limit(limit: int | None, data: Any, ranks: Processes) -> int | None:
@@ -87,6 +109,33 @@ def _with_weight(found: Survey, seen: bool, one: int, ranks: Processes) -> Surve
         if seen or W is None
         else replace(found, weigh=lambda: torch.tensor(W, dtype=torch.float64))
     )
+
+
+def read_the_same(first: Batch | None, ranks: Processes) -> bool:
+    """Whether the first batch of every process is the same one, so that none has a part of its own."""
+    x = None if first is None or ranks.size == 1 else inputs_of(first)
+    own = None
+    if x is not None and first is not None:
+        inputs = Fingerprint((0, 0.0, 0.0))
+        inputs.update(first)
+        own = [first.y.tolist(), inputs.sums.tolist()]
+    each = ranks.exchange("first batch", own)
+    return own is not None and all(alike(own, other) for other in each)
+
+
+def divide(batches: MeasuredBatches, request: Request, limit: int | None, ranks: Processes) -> None:
+    """Let each process take its part of the batches that all of them read."""
+    if any(hasattr(p, "full_tensor") for p in request.model.parameters()):
+        raise ValueError(
+            f"each of the {ranks.size} processes was given the same batches: with sharded weights each "
+            "needs its own part, of as many batches, such as by a DistributedSampler"
+        )
+    batches.limit, batches.part = limit, (ranks.rank, ranks.size)
+    if ranks.is_main:
+        warn(
+            f"each of the {ranks.size} processes was given the same batches: each takes one "
+            f"of every {ranks.size}; a DistributedSampler would spare reading the others"
+        )
 
 
 def polled(batches: Iterable[Batch], ranks: Processes) -> Iterator[Batch]:
