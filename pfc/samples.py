@@ -202,11 +202,17 @@ def _rows_remedy(X: Tensor) -> str:
 
 def _labels_remedy(y: Tensor) -> str:
     """What would make class indices of these labels."""
-    if y.ndim == 2:
-        if y.dtype != torch.bool and bool(((y != 0) & (y != 1)).any()):
-            return "; of tokens, one label each, take pool='tokens'"
+    if y.ndim > 2:
+        return "; pixels or patches have no class of their own here: give one label a sample"
+    if y.ndim < 2:
+        return "; of whole numbers and booleans take y.astype(int) or y.long()" if y.ndim else ""
+    if _whole(y) and bool(((y != 0) & (y != 1)).any()):
+        return "; of tokens, one label each, take pool='tokens'"
+    if bool((y.double().sum(1) == 1).all()):
         return "; of one-hot labels take y.argmax(1)"
-    return "; of whole numbers and booleans take y.astype(int) or y.long()" if y.ndim == 1 else ""
+    if bool(((y == 0) | (y == 1)).all()):
+        return "; a sample of several classes, or of none, has no class mean: give each sample one class"
+    return "; of soft labels or scores take y.argmax(1)"
 
 
 def _refuse_text(y: Any, name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from pfc.foreign import in_words, is_ours
 from pfc.layers import module_names
 from pfc.measuring.loader import Batch
 
@@ -64,9 +65,9 @@ def call(net: nn.Module, batch: Batch, form: Form) -> Any:
     args, kwargs = arguments(batch, form)
     try:
         return net(*args, **kwargs)
-    except ValueError:
-        raise
     except Exception as error:
+        if is_ours(error):
+            raise
         raise failed(net, batch, error) from error
 
 
@@ -79,5 +80,5 @@ def failed(net: nn.Module, batch: Batch, error: Exception) -> ValueError:
         trace = trace.tb_next
     where = f" in layer {layer!r}" if layer else ""
     size = "1 sample" if len(batch) == 1 else f"{len(batch)} samples"
-    why = f"{type(error).__name__}: {error}"
-    return ValueError(f"{type(net).__name__} failed{where} on batch {batch.number} of {size}: {why}")
+    told = f"{type(net).__name__} failed{where} on batch {batch.number} of {size}: {in_words(error)}"
+    return ValueError(told)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.measuring.loader import Batch
+from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.scale import exponent_of
 from pfc.taps import first_tensor
 from pfc.tiles import column_tiles, row_tiles, upcast
@@ -32,7 +32,10 @@ class Fingerprint:
         self.reference = reference
         self.sums = torch.zeros(0, 3, dtype=torch.float64)
         self.marks: list[Float64[Tensor, "B 2"]] | None = [] if keep_marks else None
+        self.widths: set[int] = set()
+        self.written = False
         self._waves: dict[tuple[int, torch.device], Tensor] = {}
+        self._version = 0
 
     def fresh(self) -> "Fingerprint":
         """An empty one with the same reference, for the second pass."""
@@ -43,6 +46,8 @@ class Fingerprint:
         x, labels = inputs_of(batch), batch.labels
         mark = torch.zeros(len(batch), dtype=torch.float64)
         if x is not None:
+            self.widths.add(x.shape[1])
+            self._version = x._version
             self.reference = self.reference or reference_of(x)
             exponent, origin, _ = self.reference
             mark = self._marks_of(x, exponent) - origin
@@ -53,6 +58,11 @@ class Fingerprint:
         sums = with_room(self.sums.to(mark.device), labels.numbers[-1] + 1)
         self.sums = sums.index_add_(0, labels.y.to(mark.device, non_blocking=True), rows)
 
+    def settle(self, batch: Batch) -> None:
+        """Note whether the forward pass wrote to the inputs of the batch."""
+        x = inputs_of(batch)
+        self.written |= x is not None and x._version > self._version
+
     def _marks_of(self, x: Tensor, exponent: int) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
         if key not in self._waves:
@@ -61,7 +71,6 @@ class Fingerprint:
 
     def compare(self, again: "Fingerprint") -> None:
         """Refuse a second pass that read other samples than the first."""
-        remedy = "turn off random augmentation (and shuffling, under a limit), or take passes=1"
         K = max(len(self.sums), len(again.sums))
         ours, theirs = (with_room(each.sums.cpu(), K) for each in (self, again))
         _, _, length = self.reference or (0, 0.0, 0.0)
@@ -72,7 +81,20 @@ class Fingerprint:
                 what = f"the inputs of class {k} differ"
             else:
                 continue
-            raise ValueError(f"the second pass saw different samples from the first: {what}; {remedy}")
+            raise ValueError(
+                f"the second pass saw different samples from the first: {what}; {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        """What would make both passes see the same, by what was seen in the first."""
+        if self.written:
+            return "the model writes to its inputs, which the data keep: let it work on x.clone()"
+        if len(self.widths) > 1:
+            return (
+                "inputs are padded to the longest of their batch, so keep the order of the samples, or "
+                "give the attention_mask too; else turn off random augmentation, or take passes=1"
+            )
+        return "turn off random augmentation (and shuffling, under a limit), or take passes=1"
 
 
 def _equal(a: Float64[Tensor, "3"], b: Float64[Tensor, "3"], slip: float) -> bool:
@@ -107,11 +129,15 @@ def _products(x: Tensor, wave: Float64[Tensor, " D"]) -> Float64[Tensor, " B"]:
 
 
 def inputs_of(batch: Batch) -> Tensor | None:
-    """A row of numbers for each sample, where the network's first input is that."""
+    """A row of numbers for each sample, where the network's first input is that; padding comes last."""
     x = first_tensor((batch.args, batch.kwargs))
     if x is None or x.device.type == "mps" or len(x) != len(batch):
         return None
-    return x.reshape(len(x), -1)
+    x, mask = x.reshape(len(x), -1), attention_mask(batch.kwargs)
+    if mask is None or mask.shape != x.shape:
+        return x
+    order = (~mask).byte().argsort(dim=1, stable=True)
+    return x.masked_fill(~mask, 0).gather(1, order)
 
 
 def with_room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:

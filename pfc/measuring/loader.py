@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
+from pfc.foreign import told
 from pfc.labels import BatchLabels
 from pfc.measuring.nested import changed
 from pfc.measuring.tokens import Tokens
@@ -18,7 +20,12 @@ from pfc.schema import short
 from pfc.taps import NoTokensError, Pool, pooled
 
 StatisticsPlace = Literal["device", "host"]
-EMPTY = "the data gave no batch at all; is the loader empty?"
+EMPTY = "the data gave no batch at all; is the loader empty, or used up by an earlier reading?"
+USED_UP = (
+    "the data gave no batch when they were read again: a loader whose dataset iterates over an iterator "
+    "is used up after one reading; let its __iter__ begin anew"
+)
+END = object()
 ROOM = 0.7  # part of a device's free memory that statistics may take; ours
 
 
@@ -114,20 +121,14 @@ class MeasuredBatches:
     @property
     def total(self) -> int | None:
         """Batches in a pass, where the data know it and no limit cuts them."""
-        try:
-            return None if self.limit is not None else len(self.data)
-        except TypeError:
-            return None
+        return None if self.limit is not None else _length(self.data)
 
     @property
     def dataset_size(self) -> int | None:
         """Rows of the dataset behind a loader, where it knows."""
         if self.tokens is not None:
             return None
-        try:
-            return len(self.data.dataset)
-        except (AttributeError, TypeError):
-            return None
+        return _length(getattr(self.data, "dataset", None))
 
     @property
     def classes(self) -> int | None:
@@ -155,7 +156,7 @@ class MeasuredBatches:
     def _items(self) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any], Tensor]]:
         """Number, inputs and labels, of samples or of tokens, of each batch up to the limit."""
         seen = 0
-        for number, item in enumerate(self.data):
+        for number, item in self._read():
             args, kwargs, y = _split(item, number)
             y = (
                 integers(y, f"labels of batch {number}")
@@ -171,7 +172,18 @@ class MeasuredBatches:
             if self.limit is not None and seen >= self.limit:
                 return
         if not seen and not self.may_be_empty:
-            raise ValueError(EMPTY)
+            raise ValueError(USED_UP if self.largest else EMPTY)
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        """The data's own batches and their numbers; what the data raise is told."""
+        with told("the data failed before their first batch"):
+            batches = iter(self.data)
+        for number in count():
+            with told(f"the data failed at batch {number}"):
+                item = next(batches, END)
+            if item is END:
+                return
+            yield number, item
 
     def _batch(
         self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
@@ -203,6 +215,14 @@ class MeasuredBatches:
             labels = self.tokens.chosen(y, attention_mask(kwargs), number)[1]
             found = torch.cat([found, labels]).unique()
         return found
+
+
+def _length(data: Any) -> int | None:
+    """How long the data say they are, if they know."""
+    try:
+        return len(data)
+    except Exception:  # a `__len__` of others may raise anything where it has no answer
+        return None
 
 
 def _check_iterable(data: Any) -> None:

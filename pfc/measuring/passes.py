@@ -147,6 +147,8 @@ def first_pass(
             if inputs is not None:
                 inputs.update(batch)
             source.forward(batch, sums.device, see)
+            if inputs is not None:
+                inputs.settle(batch)
         if sums.device.type in SYNCHRONOUS_DEVICES or done % LOOK == 0:
             sums.check_finite()
         step(done, "pass 1")

@@ -102,13 +102,12 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     bits = bits.view(INTEGER[bits.element_size()])
     bits = bits if bits.element_size() > 2 else bits.int()  # products wrap around in their own type
     place = torch.arange(bits.shape[1], dtype=bits.dtype, device=x.device)
-    mask = attention_mask(batch.kwargs)
-    if mask is not None and mask.shape == bits.shape:  # padding, on whichever side, counts nothing
-        bits, place = bits * mask, mask.cumsum(1).to(bits.dtype) - 1
     hashes = _mixed((bits * ((place * 2 + 1) * ODD_OF[bits.dtype])).sum(1, dtype=torch.int64))
     if batch.tokens is None:
         return hashes
-    tokens = batch.tokens.to(x.device)
+    tokens, mask = batch.tokens.to(x.device), attention_mask(batch.kwargs)
+    if mask is not None and mask.shape == tokens.shape:  # of tokens, not of padding before them
+        place = mask.cumsum(1) - 1
     return _mixed(batch.spread(hashes) + place.expand(tokens.shape)[tokens].long() * ODD)
 
 

@@ -1,0 +1,226 @@
+"""Errors of models, loaders and data of others: told with what ran, the original as the cause."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import pfc
+from pfc.foreign import in_words, told
+
+X, Y = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def measure(model, data, **kwargs):
+    return pfc.measure(model, data, progress=False, **kwargs)
+
+
+class Rows(Dataset):
+    """Samples, one of which can't be had."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        if i == 25:
+            raise OSError(f"image {i} is truncated")
+        return X[i], Y[i]
+
+
+class Breaks:
+    """Batches that can't be begun or go no further."""
+
+    def __init__(self, error, after):
+        self.error, self.after = error, after
+
+    def __iter__(self):
+        if self.after < 0:
+            raise self.error
+        return self._batches()
+
+    def _batches(self):
+        for i in range(4):
+            if i == self.after:
+                raise self.error
+            yield X[10 * i : 10 * i + 10], Y[10 * i : 10 * i + 10]
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "cause"),
+    [
+        (
+            Breaks(RuntimeError("no file"), 2),
+            "the data failed at batch 2: RuntimeError: no file",
+            RuntimeError,
+        ),
+        (Breaks(ValueError("odd"), 0), "the data failed at batch 0: ValueError: odd", ValueError),
+        (Breaks(KeyError("x"), -1), "the data failed before their first batch: KeyError: 'x'", KeyError),
+        (Breaks(IndexError(), 1), "the data failed at batch 1: IndexError$", IndexError),
+        (DataLoader(Rows(), 10), "the data failed at batch 2: OSError: image 25 is truncated", OSError),
+        (
+            DataLoader(Rows(), 10, num_workers=1),
+            "the data failed at batch 2: OSError: image 25 is truncated$",
+            OSError,
+        ),
+    ],
+)
+def test_what_a_loader_raises_is_told_with_its_batch(data, message, cause):
+    with pytest.raises(ValueError, match=message) as caught:
+        measure(net(), data)
+    assert type(caught.value.__cause__) is cause
+
+
+class Unsized:
+    """A loader whose length is nobody's business."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        return iter([(X, Y)])
+
+    def __len__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError("no"), ValueError("no")])
+def test_data_that_do_not_know_their_length_are_measured(error):
+    assert measure(net(), Unsized(error)).about["samples"] == 40
+
+
+class Once(IterableDataset):
+    """Reads a stream that ends."""
+
+    def __init__(self):
+        self.rows = iter([*zip(X, Y, strict=True)])
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_a_loader_that_is_used_up_is_told():
+    loader = DataLoader(Once(), 20)
+    with pytest.raises(
+        ValueError, match=r"gave no batch when they were read again: .* used up after one"
+    ):
+        measure(net(), loader)
+    with pytest.raises(ValueError, match="gave no batch at all; is the loader empty, or used up"):
+        measure(net(), loader)
+
+
+class InPlace(nn.Module):
+    """Writes to what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5))
+
+
+def test_a_model_that_writes_to_its_inputs_is_told():
+    with pytest.raises(
+        ValueError, match=r"the model writes to its inputs, which the data keep: .*x.clone"
+    ):
+        measure(InPlace(), [(X.clone(), Y)])
+    fresh = DataLoader(torch.utils.data.TensorDataset(X.clone(), Y), 10)
+    with pytest.warns(UserWarning, match="few samples"):
+        assert measure(InPlace(), fresh).about["samples"] == 40
+
+
+class Text(nn.Module):
+    """Reads the first token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 8), nn.Linear(8, 4)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.embed(input_ids)[:, 0])
+
+
+def texts(*, masked):
+    """Texts in another order each time, padded with token 1 to the longest of their batch."""
+    g = torch.Generator().manual_seed(3)
+    rows = [
+        (torch.randint(3, 50, (int(n),), generator=g), k)
+        for n, k in zip(torch.randint(2, 20, (80,), generator=g), [0, 1, 2, 3] * 20, strict=True)
+    ]
+
+    def pad(batch):
+        ids = nn.utils.rnn.pad_sequence([row for row, _ in batch], batch_first=True, padding_value=1)
+        mask = {"attention_mask": (ids != 1).long()} if masked else {}
+        return {"input_ids": ids, **mask, "labels": torch.tensor([k for _, k in batch])}
+
+    return DataLoader(rows, 8, shuffle=True, collate_fn=pad)
+
+
+def test_padding_is_no_augmentation():
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"padded to the longest of their batch, .* attention_mask"):
+        measure(Text(), texts(masked=False), pool="cls")
+    with pytest.warns(UserWarning, match="few samples"):
+        assert measure(Text(), texts(masked=True), pool="cls").about["samples"] == 80
+
+
+class Refuses(nn.Module):
+    """Checks its input as some models do."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.body, self.head = error, nn.Linear(8, 8), nn.Linear(8, 4)
+        self.body.register_forward_pre_hook(self._check)
+
+    def _check(self, module, args):
+        if not bool((args[0][:, 0] != 99).all()):
+            raise self.error
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("wrong size"), AssertionError("wrong size"), OSError("wrong size")]
+)
+def test_what_a_model_raises_is_told_with_layer_and_batch(error):
+    bad = X.clone()
+    bad[25, 0] = 99
+    batches = [*zip(bad.split(10), Y.split(10), strict=True)]
+    kind = type(error).__name__
+    with pytest.raises(
+        ValueError, match=f"Refuses failed in layer 'body' on batch 2 of 10 samples: {kind}: wrong size"
+    ) as caught:
+        measure(Refuses(error), batches)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (torch.eye(4)[Y], r"of one-hot labels take y.argmax\(1\)"),
+        (torch.eye(4)[Y] * 0.9 + 0.025, r"of soft labels or scores take y.argmax\(1\)"),
+        (
+            (torch.eye(4)[Y] + torch.eye(4)[Y - 1]).long(),
+            "a sample of several classes, or of none, has no class mean",
+        ),
+        (torch.zeros(40, 6, 6).long(), "pixels or patches have no class of their own here"),
+        (torch.arange(160).reshape(40, 4) - 100, "of tokens, one label each, take pool='tokens'"),
+    ],
+)
+def test_labels_of_other_tasks_are_named(labels, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        measure(net(), [(X, labels)])
+
+
+def test_errors_of_ours_come_through_and_others_are_in_words():
+    with pytest.raises(ValueError, match=r"^limit must be at least 1, got 0$"), told("something failed"):
+        measure(net(), [(X, Y)], limit=0)
+    assert in_words(KeyError()) == "KeyError"
+    with pytest.raises(KeyboardInterrupt), told("something failed"):
+        raise KeyboardInterrupt
