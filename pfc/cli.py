@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 on bad input, 130 on an interrupt, 143 if terminated.
     """
+    if arguments is None:
+        _open_streams()
     with _signals(own=arguments is None) as signals:
         try:
             _run(sys.argv[1:] if arguments is None else arguments, signals)
@@ -69,6 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
             with suppress(OSError):
                 _flush()
             raise SystemExit(code) from None
+
+
+def _open_streams() -> None:
+    """Give a stream that is closed an end, and write what its encoding does not know as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
 
 
 def _run(arguments: list[str], signals: "Signals") -> None:
@@ -111,6 +121,9 @@ def _code(error: BaseException, received: int) -> int | None:
         return 1
     if isinstance(error, ValueError | OSError | CycloptsError):
         _say(" ".join(_words(error).split()))
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own
+        _say(f"out of memory: take a smaller --batch-size or --limit ({error})".replace(" ()", ""))
         return 2
     return None
 

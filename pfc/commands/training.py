@@ -91,7 +91,8 @@ def run(
         test = measure(net, held_out, means=profile, device=options.device)
         test.save(folder / "profiles" / f"{apart}.json")
         print_beside(profile, test, (images.split, apart))
-    print(*draw.of_run(kept, theory=theory.theory), profile.verdict(), sep="\n")
+    print(profile.verdict(), flush=True)  # before the figures, which may fail
+    print(*draw.of_run(kept, theory=theory.theory), sep="\n")
 
 
 def train(

@@ -1,12 +1,15 @@
 """All figures of a profile, and of a run: a figure is one function and its line here."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pfc.figures.axes import save
 from pfc.figures.paper import layers, training
 from pfc.figures.theory import certificates, path
+from pfc.foreign import in_words, is_ours
+from pfc.warning import warn
 
 if TYPE_CHECKING:
     from pfc.line import End
@@ -65,7 +68,7 @@ def of_profile(
             certificates.
 
     Returns:
-        The paths of the files.
+        The paths of the files; a figure that matplotlib can't draw is left out, with a warning.
 
     Raises:
         ValueError: If the kind of position or the end is unknown.
@@ -81,11 +84,8 @@ def of_profile(
     """
     how = {"position": position, "end": end if theory else None, "transport": transport}
     chosen = OF_PROFILE | (OF_THEORY if theory and profile.segments else {})
-    return [
-        file
-        for name, draw in chosen.items()
-        for file in save(draw(profile, **how), Path(folder) / f"{stem}{name}")
-    ]
+    named = {f"{stem}{name}": partial(draw, profile, **how) for name, draw in chosen.items()}
+    return _drawn(named, Path(folder))
 
 
 def of_run(
@@ -106,7 +106,7 @@ def of_run(
         theory: As for `of_profile`; the transport drawn is the one that was kept with the run.
 
     Returns:
-        The paths of the files.
+        The paths of the files; a figure that matplotlib can't draw is left out, with a warning.
 
     Raises:
         ValueError: If the run has no profile, a file of it is damaged, or the kind of position or the
@@ -117,7 +117,20 @@ def of_run(
     folder = run.folder / "figures" if folder is None else Path(folder)
     epochs = run.profiles
     last = epochs[max(epochs)]
-    files = [file for name, draw in OF_RUN.items() for file in save(draw(epochs), folder / name)]
+    files = _drawn({name: partial(draw, epochs) for name, draw in OF_RUN.items()}, folder)
     transport = load_transport(run.theory_file, last) if theory else None
     how: dict[str, Any] = {"position": position, "end": end, "theory": theory, "transport": transport}
     return files + of_profile(last, folder, **how)
+
+
+def _drawn(figures: Mapping[str, Callable[[], Any]], folder: Path) -> list[Path]:
+    """Draw and write figures by name; one that fails, as by one's own settings, costs only itself."""
+    files: list[Path] = []
+    for name, draw in figures.items():
+        try:
+            files += save(draw(), folder / name)
+        except Exception as error:
+            if isinstance(error, OSError) or is_ours(error):
+                raise
+            warn(f"figure {name} is left out, since matplotlib can't draw it: {in_words(error)}")
+    return files
