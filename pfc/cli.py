@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3
 
 Example: `pfc figures runs/digits`""",
 }
+NARROWEST = 20  # columns of a terminal: the tables of the help never end in fewer; ours
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 GOES_ON = "a run keeps what it has done and goes on with --resume, a sweep by the same command"
 
@@ -74,11 +76,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _open_streams() -> None:
-    """Give a stream that is closed an end, and write what its encoding does not know as escapes."""
+    """Give a closed stream an end, escape what its encoding lacks, and help some columns to stand in."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
+    if get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
 
 def _run(arguments: list[str], signals: "Signals") -> None:
