@@ -41,7 +41,7 @@ def seconds(run: Run) -> float:
 def overview(runs: list[Run]) -> Iterator[str]:
     """A line a run: did it collapse, is each metric monotone over the last segment."""
     heads = ("seed", "epochs", "s", "accuracy", "off at the last layer", "effective depth (1 %)")
-    heads += ("tau of PFC1, PFC2, PFC3 with depth", "not monotone")
+    heads += ("on the line", "tau of PFC1, PFC2, PFC3 with depth", "not monotone")
     yield f"| {' | '.join(heads)} |"
     yield "| --- " * len(heads) + "|"
     for run in runs:
@@ -49,11 +49,13 @@ def overview(runs: list[Run]) -> Iterator[str]:
         off = round((1 - p.table()["pfc3"].iloc[-1]) * p.about["samples"])
         depth = p.effective_depth()
         where = "none" if depth is None else f"{p.layers[depth]} ({depth + 1} of {len(p.layers)})"
+        line = p.prediction().depth
+        t = "none" if line is None or line.t is None else f"t = {line.t:.3f}, {line.layer}"
         taus = ", ".join(f"{p.tau(m, -1):+.3f}" for m in METRICS)
         back_at = p.non_monotone_layers
         back = "; ".join(f"{m.upper()} at {', '.join(b)}" for m in METRICS if (b := back_at(m, -1)))
         cells = (run.config["seed"], run.recipe.epochs, f"{seconds(run):.0f}", f"{p.accuracy:.4f}", off)
-        yield f"| {' | '.join(map(str, cells))} | {where} | {taus} | {back or '-'} |"
+        yield f"| {' | '.join(map(str, cells))} | {where} | {t} | {taus} | {back or '-'} |"
 
 
 def layers(runs: list[Run], metric: str) -> Iterator[str]:
