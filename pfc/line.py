@@ -22,6 +22,7 @@ from pfc.nearest import MeansSpan, handicap, longest
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
+EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
@@ -220,8 +221,7 @@ def _intervals(
     for start, stop in pairwise(_cuts(c0, c1, c2)):
         bad = (stop > start) & (_value(c0, c1, c2, (start + stop) / 2) < 0)
         pieces.append(np.stack([sample, start, stop])[:, bad])
-    for t, f in ((0.0, c0), (1.0, c2)):  # the ends by themselves, however near a root is
-        after = max(np.nextafter(t, 2), np.finfo(np.float64).tiny)  # a denormal one may count as zero
+    for t, after, f in ((0.0, TINY, c0), (1.0, 1 + EPS, c2)):  # the ends, however near a root is
         pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, f < 0])
     return _union(np.concatenate(pieces, axis=1))
 
