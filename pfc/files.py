@@ -26,10 +26,16 @@ from pfc.schema import Form, one_line, short
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a file not fetched
 CONVERT = (
     "a pickle is never loaded: convert weights with "
     "safetensors.torch.save_file(torch.load(..., weights_only=True), ...)"
 )
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` at the start is the user's home folder, if there is one."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -227,7 +233,7 @@ def check_format(found: Any, ours: str, path: Path) -> None:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a pickle, by its ending or its first bytes, with the way to convert it.
+    """Refuse a pickle, by its ending or its first bytes, and what only points to a file.
 
     Args:
         path: Anything; what is no file is no pickle.
@@ -239,7 +245,9 @@ def refuse_pickle(path: Path) -> None:
     with suppress(OSError, ValueError):
         if path.is_file():
             with path.open("rb") as file:
-                start = file.read(9)
+                start = file.read(len(POINTER))
+    if start == POINTER:
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
     named = path.suffix.lower() in PICKLES
     if start and start[8:9] != b"{" and (named or re.match(rb"\x80[\x02-\x05]|PK\x03\x04", start)):
         raise ValueError(f"{path} is a pickle, and {CONVERT}")
