@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -72,6 +71,8 @@ def load(
         Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """
     if _bundled(spec):
+        if column := image_column or label_column:
+            raise ValueError(f"no column {column!r} in 'digits', which have none")
         return subset(_digits(split), limit, seed)
     source = replace(find(os.fspath(spec), progress), columns=(image_column, label_column))
     if split not in source.splits:
@@ -221,10 +222,12 @@ def _digits(split: str) -> Images:
     images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
     whole = Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", split)
+    whole = replace(whole, origin=Origin("digits"))
     if split == "train":
         return whole
     apart = _fifth_of_each_class(labels)
     fit = Images.of(images[~apart], labels[~apart], whole.classes, "digits", "fit")
+    fit = replace(fit, origin=whole.origin)
     if split == "fit":
         return fit
     return replace(fit, images=images[apart], labels=labels[apart], split=split)
@@ -256,7 +259,8 @@ def _cache_file(source: EncodedSet, split: str, columns: Columns) -> Path | None
     """Where a split is kept; `None` if there is no place for it."""
     folder = _cache_folder()
     if folder is None:
-        warn("no cache, so the next load decodes anew: there is no home folder; PFC_CACHE names one")
+        why = "there is no home folder; PFC_CACHE names one"
+        warn(f"no cache, so the next load decodes anew: {why}", UserWarning)
         return None
     about = [FORMAT, READER, source.path, source.stamp, columns.image, columns.label, split]
     key = sha256(json.dumps(about).encode()).hexdigest()[:20]
@@ -282,7 +286,7 @@ def _to_cache(path: Path, whole: Images) -> None:
     try:
         write_tensors(path, tensors, format=FORMAT, pfc=json.dumps(about))
     except OSError as error:
-        warnings.warn(f"no cache, so the next load decodes anew: {error}", stacklevel=4)
+        warn(f"no cache, so the next load decodes anew: {error}", UserWarning)
 
 
 def _from_cache(path: Path, spec: str, split: str) -> Images | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
 from pfc.data.listing import File, Listing, fingerprint, quoted, some, stamp
-from pfc.files import refuse_pickle
+from pfc.files import refuse_pointer
 from pfc.schema import one_line
 
 ROWS = 256  # read at a time, so that the encoded bytes are never all in memory
@@ -56,7 +56,7 @@ def _part(file: File) -> Part:
     """A file's schema and number of rows."""
     import pyarrow.parquet as pq
 
-    refuse_pickle(file.path)
+    refuse_pointer(file.path)
     with _naming(file), pq.ParquetFile(file.path) as parquet:
         part = Part(file.name, parquet.schema_arrow, parquet.metadata.num_rows)
     names = part.schema.names

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pfc.files import (
+    expanded,
     format_of,
     read_json,
     read_tensors,
@@ -166,7 +167,7 @@ def _digest(path: Path) -> str:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The fields of the `Profile` that a file holds."""
-    refuse_pickle(Path(path))
+    refuse_pickle(expanded(path))
     path = _json_path(path)
     content = read_json(path, FORMAT, SCHEMA)
     arrays = _arrays(path, content["arrays"])
@@ -283,7 +284,7 @@ def _curve(arrays: Mapping[str, Tensor], end: End, samples: int, where: str) -> 
 
 
 def _json_path(path: str | Path) -> Path:
-    path = Path(path)
+    path = expanded(path)
     if path.suffix != ".json":
         raise ValueError(f"a profile's path ends in .json, got {path}")
     return path
