@@ -80,7 +80,7 @@ class Given:
         if self.label is None and images.origin and column in images.origin.other_labels:
             images = sets.load(spec, split, self.limit, label_column=column)
         how = "; ".join(run.differences(images))
-        print(f"pfc: these are not the data of {run.folder}: {how}", file=sys.stderr)
+        _say(f"these are not the data of {run.folder}: {how}")
         return images
 
     def _same(self, run: Run, split: str) -> sets.Images | None:
@@ -107,19 +107,18 @@ class Given:
         return sets.held_out(str(spec), self.split or own)
 
     def describe(self, source: str, images: sets.Images) -> None:
-        """Say where the weights of a model come from, and by what its images were normalised."""
+        """Say what was chosen unasked: labels, weights, and by what images were normalised."""
+        if images.chosen_labels and images.origin:
+            others = ", ".join(images.origin.other_labels)
+            _say(f"the labels are {images.chosen_labels}; --label chooses {others}")
         if expanded(source).is_dir():
             return
         if self.weights is None:
-            print(f"pfc: no --weights, so the weights are those that {source} gives", file=sys.stderr)
+            _say(f"no --weights, so the weights are those that {source} gives")
         constants = images.normalisation
-        mean, std = (
-            " ".join(f"{x / 255:.4g}" for x in part) for part in (constants.mean, constants.std)
-        )
-        print(
-            f"pfc: the images are normalised by --mean {mean} --std {std} ({constants.source})",
-            file=sys.stderr,
-        )
+        parts = (" ".join(f"{x / 255:.4g}" for x in part) for part in (constants.mean, constants.std))
+        mean, std = parts
+        _say(f"the images are normalised by --mean {mean} --std {std} ({constants.source})")
 
     def _normalised(self, images: sets.Images) -> sets.Images:
         if not (self.mean or self.std):
@@ -129,6 +128,10 @@ class Given:
             raise ValueError(f"--mean and --std need {C} number(s) each, one a channel, got {m} and {s}")
         mean, std = (tuple(255 * x for x in given) for given in (self.mean, self.std))
         return replace(images, normalisation=sets.Normalisation(mean, std, "given on the command line"))
+
+
+def _say(words: str) -> None:
+    print(f"pfc: {words}", file=sys.stderr)
 
 
 def _check_name(source: str) -> None:

@@ -115,8 +115,8 @@ def _held(source: EncodedSet, column: str) -> list[Any]:
 def values(source: EncodedSet, split: str, column: str) -> Iterator[Any]:
     """The labels of a split, whole numbers or text or missing."""
     row = 0
-    for array in source.read(split, column):
-        for label in array.to_pylist():
+    for some in source.read(split, column):
+        for label in some:
             if not isinstance(label, int | str | None):
                 raise ValueError(
                     f"labels must be whole numbers or text, got {short(label)} in column {column!r}, "

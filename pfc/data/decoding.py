@@ -106,7 +106,7 @@ def _decode(
 ) -> UInt8[Tensor, "N C H W"] | None:
     """Images of a split in mode L or RGB, or `None` as soon as one does not fit mode L."""
     images, row = None, -1
-    cells = (cell for array in source.read(split, column) for cell in array.to_pylist())
+    cells = (cell for some in source.read(split, column) for cell in some)
     for row, cell in enumerate(cells):
         try:
             pixels = _pixels(cell, mode, source.paths)

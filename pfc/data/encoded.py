@@ -30,7 +30,7 @@ class EncodedSet:
         spec: What the user called it.
         path: The absolute path of its folder; its name on the hub.
         splits: The parts of each split, in order.
-        read: Yields the arrays of a column of a split, in order.
+        read: Yields the values of a column of a split in order, some rows at a time.
         stamp: Plain JSON that changes whenever the data do.
         files: Fingerprint of the names and sizes of each split's files, where it has files.
         remarks: What lies beside the images and is not read, in sentences.
@@ -41,7 +41,7 @@ class EncodedSet:
     spec: str
     path: str
     splits: Mapping[str, Sequence[Part]]
-    read: Callable[[str, str], Iterable[Any]]
+    read: Callable[[str, str], Iterable[list[Any]]]
     stamp: Any
     files: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()

@@ -21,8 +21,6 @@ Rows = list[tuple[File, str]]  # images, each with its class
 
 def image_folder(spec: str, listing: Listing) -> EncodedSet:
     """The set in a folder of images."""
-    import pyarrow as pa
-
     images = [file for file in listing.files if file.suffix in SUFFIXES]
     roots = _roots(listing, images)
     rows = {split: _by_class(listing, root, images) for split, root in roots.items()}
@@ -35,11 +33,9 @@ def image_folder(spec: str, listing: Listing) -> EncodedSet:
     splits = {split: own for split, own in rows.items() if own}
     schema = _schema(classes)
 
-    def read(split: str, column: str) -> Iterator[Any]:
-        if column == "label":
-            yield pa.array([classes.index(name) for _, name in rows[split]], pa.int64())
-        else:
-            yield pa.array([{"path": str(file.path)} for file, _ in rows[split]], schema.field(0).type)
+    def read(split: str, column: str) -> Iterator[list[Any]]:
+        for file, name in rows[split]:
+            yield [classes.index(name)] if column == "label" else [{"path": str(file.path)}]
 
     return EncodedSet(
         spec,

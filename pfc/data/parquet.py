@@ -12,6 +12,7 @@ from pfc.data.listing import File, Listing, fingerprint, quoted, some, stamp
 from pfc.files import refuse_pointer
 from pfc.schema import one_line
 
+CHECKED = {"page_checksum_verification": True}  # where a file has checksums
 ROWS = 256  # read at a time, so that the encoded bytes are never all in memory
 
 # The hub's words for a split, looked for in the names of files and folders.
@@ -36,9 +37,9 @@ def parquet_folder(spec: str, listing: Listing, remarks: Sequence[str]) -> Encod
 
     def read(split: str, column: str) -> Iterator[Any]:
         for file in splits[split]:
-            with _naming(file, column), pq.ParquetFile(file.path) as parquet:
+            with _naming(file, column), pq.ParquetFile(file.path, **CHECKED) as parquet:
                 for rows in parquet.iter_batches(ROWS, columns=[column], use_threads=False):
-                    yield rows.column(column)
+                    yield rows.column(column).to_pylist()
 
     return EncodedSet(
         spec,
@@ -72,7 +73,7 @@ def _naming(file: File, column: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:  # what pyarrow raises
+    except (pa.ArrowException, OSError, KeyError, TypeError, UnicodeError) as error:  # pyarrow's
         what = "" if column is None else f"column {column!r} of "
         raise ValueError(
             f"{what}{quoted(file.path)} can't be read as parquet: {one_line(error, 200)}"

@@ -56,7 +56,7 @@ def _hub(spec: str, progress: bool) -> EncodedSet:
 
     def read(split: str, column: str) -> Iterator[Any]:
         table = sets[split].select_columns([column]).with_format("arrow")[:]
-        yield from (rows.column(column) for rows in table.to_batches(max_chunksize=ROWS))
+        yield from (rows.column(column).to_pylist() for rows in table.to_batches(max_chunksize=ROWS))
 
     splits = {split: [Part("", sets[split].features.arrow_schema, len(sets[split]))] for split in sets}
     return EncodedSet(spec, spec, splits, read, {split: sets[split]._fingerprint for split in sets})

@@ -300,8 +300,8 @@ def _refuse_prefix(
         if key and {*weights} == {f"{prefix}{key}" for key in own}:
             raise ValueError(
                 f"{path} does not fit {name}: its names begin with {prefix!r}, a wrapper's "
-                "(DataParallel, torch.compile, Lightning); save the state_dict() of the network inside, or "
-                f"take it away: {{k.removeprefix({prefix!r}): v for k, v in weights.items()}}"
+                "(DataParallel, torch.compile, Lightning); save the state_dict() of the inner network, "
+                f"or take it away: {{k.removeprefix({prefix!r}): v for k, v in weights.items()}}"
             )
 
 
