@@ -411,7 +411,7 @@ def missing(root, columns, rng):
 
 def gone(root, columns, rng):
     rewritten(root, rng, lambda t: t.drop_columns([columns[1]]))
-    return "no "
+    return "column"
 
 
 def no_image(root, columns, rng):

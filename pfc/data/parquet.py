@@ -73,7 +73,9 @@ def _naming(file: File, column: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, TypeError, UnicodeError) as error:  # pyarrow's
+    except KeyError as error:
+        raise ValueError(f"no column {column!r} in {quoted(file.path)}") from error
+    except (pa.ArrowException, OSError, TypeError, UnicodeError) as error:  # what pyarrow raises
         what = "" if column is None else f"column {column!r} of "
         raise ValueError(
             f"{what}{quoted(file.path)} can't be read as parquet: {one_line(error, 200)}"

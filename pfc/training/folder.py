@@ -113,16 +113,21 @@ class RunFolder:
 
     def _compare(self, old: dict[str, Any], images: Images) -> None:
         by_place = "fingerprint" not in old["data"]  # as older versions kept them
-        kept, chosen = (_settings(about, by_place) for about in (old, self.about))
-        for name, was, now in _differences(kept, chosen):
-            raise ValueError(
-                f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
-            )
+        self._same(*(_settings(about, by_place) for about in (old, self.about)))
         if how := list(differences(old["data"], images)):
             here, there = (quoted(about["data"]["spec"]) for about in (self.about, old))
             raise ValueError(
                 f"{self.path} was trained on what was in {there}; the data in {here} are other ones: "
                 f"{'; '.join(how)}; resume it with the former data, or choose another folder"
+            )
+        names = ("mean", "std")
+        constants = (about["data"]["normalisation"] for about in (old, self.about))
+        self._same(*({name: own[name] for name in names} for own in constants))
+
+    def _same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        for name, was, now in _differences(old, new):
+            raise ValueError(
+                f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
             )
 
     def keep(
@@ -213,7 +218,6 @@ def _settings(about: Mapping[str, Any], by_place: bool) -> dict[str, Any]:
     """What a run that goes on must share; of its data where they lie only if nothing else is known."""
     data = about["data"]
     known = {name: data[name] for name in ("split", "limit", "seed", "label_column") if name in data}
-    known |= {"normalisation": {name: data["normalisation"][name] for name in ("mean", "std")}}
     known |= {"spec": resolved(data["spec"])} if by_place else {}
     rest = {name: about[name] for name in DEFAULTS}
     return {"recipe": {**about["recipe"], "data": None}, "data": known, **rest}
