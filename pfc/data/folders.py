@@ -139,6 +139,6 @@ def _left_out(listing: Listing, splits: Mapping[str, Rows]) -> Iterator[str]:
     """What lies beside the images of the classes: other files, and folders without any image."""
     read = {file.path for rows in splits.values() for file, _ in rows}
     yield from left_out(listing, read)
-    holding = {listing.root, *(folder for path in read for folder in path.parents)}
+    holding = {folder for file in listing.files for folder in file.path.parents}
     if empty := [folder for folder in listing.inside(listing.root) if folder not in holding]:
-        yield f"no image that is read lies in {_names(listing, empty)} of {quoted(listing.root)}"
+        yield f"no image lies in {_names(listing, empty)} of {quoted(listing.root)}"
