@@ -255,6 +255,12 @@ def test_the_recipe_on_the_command_line_keeps_the_whole_path(here, capsys, monke
     assert "12 samples, 2 classes" in capsys.readouterr().out
 
 
+def test_a_run_is_not_put_among_its_data(here, capsys):
+    folder(here / "set")
+    words = "--out set/run lies among the data in "
+    assert words in refused(capsys, "train", *SMALL, "--data", "set", "--out", "set/run")
+
+
 def test_runs_of_older_versions_are_compared_by_what_they_have_kept(kept, here):
     rewritten(here / "run/config.json", lambda c: [c["data"].pop(name) for name in LATER])
     repainted(here / "set")

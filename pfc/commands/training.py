@@ -132,6 +132,8 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     chosen = (options.split, options.limit, options.seed)
     images = sets.load(recipe.data, *chosen, label_column=options.label)
+    if images.origin and folder.absolute().is_relative_to(images.origin.path):
+        raise ValueError(f"--out {folder} lies among the data in {images.origin.path}: choose another")
     with launched(options.device) as (ranks, device):
         if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
