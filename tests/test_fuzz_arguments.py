@@ -240,12 +240,13 @@ def test_command_lines_do_what_they_say_or_say_why_not(home, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_many_command_lines_do_what_they_say_or_say_why_not(home, monkeypatch, capsys):
-    tally = cases(range(1000, 4000), home, monkeypatch, capsys)
+@pytest.mark.parametrize("start", [1000, 2000])
+def test_many_command_lines_do_what_they_say_or_say_why_not(start, home, monkeypatch, capsys):
+    tally = cases(range(start, start + 1000), home, monkeypatch, capsys)
     with capsys.disabled():
         print(tally)
-    assert tally.done >= 200
-    assert tally.compared >= 100
+    assert tally.done >= 100
+    assert tally.compared >= 50
 
 
 def test_the_folder_is_as_it_was_made(home):
