@@ -60,7 +60,6 @@ SOURCES = (
         "~",
         "~nobody/run",
         "a\0b",
-        "\udcff",
         "é:é",
         "run/config.json",
         "net.py",
