@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -227,8 +228,8 @@ def cases(seeds, home, monkeypatch, capsys):
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {arguments}: {error!r}") from error
         assert (home / "run/config.json").read_bytes() == before
-        for name in ("o.json", "o.safetensors", "o-theory.json", "o-test.json"):
-            (home / name).unlink(missing_ok=True)
+        for path in home.glob("o*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return tally
 
 
