@@ -18,7 +18,7 @@ from PIL import Image
 from record import keep, one_thread, ratios, side_by_side
 
 from pfc.data import load
-from pfc.data.decoding import decoded
+from pfc.data.decoding import columns_of, decoded
 from pfc.data.sources import find
 
 REPEATS = 3
@@ -40,7 +40,8 @@ def bare(blobs: list[bytes]) -> None:
 
 def whole(folder: Path) -> None:
     """Find the folder, read it, decode it, fill the tensor, sum up its pixels."""
-    decoded(find(str(folder), progress=False), "train", progress=False)
+    source = find(str(folder), progress=False)
+    decoded(source, "train", columns_of(source, "train"), progress=False)
 
 
 def cached(folder: Path) -> float:

@@ -28,10 +28,16 @@ from pfc.schema import Form, one_line, short
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a file not fetched
 CONVERT = (
     "a pickle is never loaded: convert weights with "
     "safetensors.torch.save_file(torch.load(..., weights_only=True), ...)"
 )
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` at the start is the user's home folder, if there is one."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -242,7 +248,7 @@ def check_format(found: Any, ours: str, path: Path) -> None:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a pickle, by its ending or its first bytes, with the way to convert it.
+    """Refuse a pickle, by its ending or its first bytes, with the way to convert it, and a pointer.
 
     Args:
         path: Anything; what is no file is no pickle.
@@ -250,14 +256,25 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         ValueError: If it is one.
     """
-    start = b""
-    with suppress(OSError, ValueError):
-        if path.is_file():
-            with path.open("rb") as file:
-                start = file.read(9)
+    refuse_pointer(path)
+    start = _first_bytes(path)[:9]
     named = path.suffix.lower() in PICKLES
     if start and start[8:9] != b"{" and (named or re.match(rb"\x80[\x02-\x05]|PK\x03\x04", start)):
         raise ValueError(f"{path} is a pickle, and {CONVERT}")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git LFS leaves in place of a file that was not fetched."""
+    if _first_bytes(path) == POINTER:
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(len(POINTER))
+    return b""
 
 
 def read_json(path: Path, ours: str, schema: Form) -> dict[str, Any]:

@@ -76,6 +76,13 @@ def test_train_keeps_what_was_asked(run_folder):
     assert config["recipe"]["momentum"] == pfc.RECIPES["digits"].momentum
 
 
+def test_a_profile_replaces_no_other_file(run_folder, capsys):
+    before = (run_folder / "config.json").read_bytes()
+    message = refused(capsys, "measure", run_folder, "--out", run_folder / "config.json")
+    assert "config.json holds no profile and would be replaced by one: choose another name" in message
+    assert (run_folder / "config.json").read_bytes() == before
+
+
 def test_measure_a_run(run_folder, capsys, tmp_path):
     main(["measure", str(run_folder), "--out", str(tmp_path / "p.json")])
     kept = pfc.training.Run(run_folder).profiles[3]

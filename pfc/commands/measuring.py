@@ -9,13 +9,15 @@ from cyclopts import Parameter
 from pfc import data as sets
 from pfc.commands.given import Given
 from pfc.commands.theory import ALL_THEORY, GapOf, Theory, of_arrays, of_model, tell
-from pfc.files import check_place
+from pfc.data.classes import renamed_classes
+from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
 from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import Processes, launched
 from pfc.profile import Profile, load
 from pfc.profile.storage import refuse_foreign
+from pfc.warning import warn
 
 FEATURES = {".npz", ".safetensors"}
 BESIDE = ("pfc1", "pfc2", "pfc3", "nc4")  # what training and test data are compared by
@@ -101,9 +103,10 @@ def measure(
     Raises:
         ValueError: If an argument has no meaning.
     """
+    out = None if out is None else expanded(out)
     beside = _checked(out, batch_size)
     if Path(source).suffix in FEATURES:
-        found = _of_file(Path(source), options, about)
+        found = _of_file(expanded(source), options, about)
     elif about.labels is not None:
         raise ValueError(
             f"--labels belongs to an .npz or .safetensors file of features, not to {source}"
@@ -166,6 +169,10 @@ def _of_model(
 ) -> Found:
     """Measure a model, and its test data about the means of what was measured."""
     model, images = given.model(source), given.images(source)
+    if ranks.is_main:
+        given.describe(source, images)
+    if how := renamed_classes(model, images.classes):
+        warn(f"the labels of {images.batches().name} are not those of the model's id2label: {how}")
 
     def measured(images: sets.Images, means: Profile | None = None) -> Profile:
         own = images.part(ranks.rank, ranks.size).batches(batch_size)
@@ -175,7 +182,7 @@ def _of_model(
     means = None
     if about.means is not None:
         of_file = about.means.endswith(".json")
-        means = load(about.means) if of_file else measured(given.images(source, about.means))
+        means = load(expanded(about.means)) if of_file else measured(given.images(source, about.means))
     profile = measured(images, means)
     gap = of_model(profile, model, images, device)
     if means is None and about.test and options.passes == 2 and (apart := given.held_out(source)):
@@ -200,7 +207,7 @@ def _of_file(path: Path, options: Options, about: About) -> Found:
         raise ValueError(f"{path} needs --labels: the name of an array in it, or an .npy file")
     if about.means is not None and not about.means.endswith(".json"):
         raise ValueError(f"of features in a file --means must be a profile's .json, got {about.means}")
-    means = None if about.means is None else load(about.means)
+    means = None if about.means is None else load(expanded(about.means))
     given = sets.Features.read(path, about.labels, classifier=options.classifier, layers=options.layers)
     how = {name: getattr(options, name) for name in ("classes", "weighting", "passes", "segments")}
     profile = measure_features(

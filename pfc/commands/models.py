@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pfc import data as sets
 from pfc.experiments import mufm as experiment
 from pfc.experiments.mufm import Constants, Dataset, Task
-from pfc.files import check_place
+from pfc.files import check_place, expanded
 from pfc.training import Run
 
 LAMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0)  # inferred; the paper's are lost
@@ -28,6 +28,7 @@ class Given:
             images; pixels are scaled to 0..1 and flattened.
         split: Of the images.
         limit: Use at most this many samples, as equal a class as can be.
+        label: The column with the labels, where the images have several, such as coarse_label.
         features: A run's folder: the features of its network on its images are the data.
         layer: Of that network; the first of its last run of layers of one shape if not given.
         epoch: Of that run: weights are kept at 0, in the middle and at the end (the default).
@@ -36,6 +37,7 @@ class Given:
     data: str | None = None
     split: str = "train"
     limit: int | None = None
+    label: str | None = None
     features: Path | None = None
     layer: str | None = None
     epoch: int | None = None
@@ -44,15 +46,18 @@ class Given:
         """The data that were asked for."""
         if self.features is None and (self.layer is not None or self.epoch is not None):
             raise ValueError("--layer and --epoch go with --features RUN")
+        if self.label is not None and self.data is None:
+            raise ValueError("--label goes with --data")
         if self.features is not None:
             run = Run(self.features)
             if self.data is None:
                 images = run.data(self.split)
             else:
-                images = run.normalised(sets.load(self.data, self.split))
+                images = run.normalised(sets.load(self.data, self.split, label_column=self.label))
             return Dataset.features(run, sets.subset(images, self.limit), self.layer, self.epoch)
         if self.data is not None:
-            return Dataset.pixels(sets.load(self.data, self.split, self.limit, constants.seed))
+            chosen = (self.split, self.limit, constants.seed)
+            return Dataset.pixels(sets.load(self.data, *chosen, label_column=self.label))
         if self.limit is not None:
             raise ValueError("--limit goes with --data or --features; toy data have --per-class")
         return Dataset.toy(constants)
@@ -91,7 +96,7 @@ def mufm(
         raise ValueError("--lams are the coefficients of a --sweep; without one there is --lam")
     if bias and constants.loss == "ce":
         raise ValueError("--bias goes with --loss mse only")
-    chosen = experiment.coefficients(LAMS if lams is None else lams)
+    chosen, out = experiment.coefficients(LAMS if lams is None else lams), expanded(out)
     check_place(out / f"figure{5 if sweep else 4}.json")
     found = given.dataset(constants)
     work = found.X.numel() * constants.steps * (len(chosen) if sweep else 1)

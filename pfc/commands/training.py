@@ -12,11 +12,13 @@ from pfc import data as sets
 from pfc import figures as draw
 from pfc.commands.measuring import print_beside
 from pfc.commands.theory import ALL_THEORY, Theory, of_model, tell
+from pfc.files import expanded
 from pfc.measuring import measure
 from pfc.processes import launched
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
+from pfc.training.same_data import resolved
 from pfc.training.trainer import ForwardPrecision
 
 Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
@@ -41,6 +43,7 @@ class Options:
         data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
         split: Of the data: train, or fit of the digits, whose held-out part is the test set then.
         limit: Train on a class-balanced subset of so many samples.
+        label: The column with the labels, where the data have several, such as coarse_label.
         seed: Of the first weights, the order of the samples and the subset.
         device: Such as cpu or cuda.
         precision: Of the forward passes.
@@ -52,6 +55,7 @@ class Options:
     data: str | None = None
     split: str = "train"
     limit: int | None = None
+    label: str | None = None
     seed: int = 0
     device: str | None = None
     precision: ForwardPrecision = "float32"
@@ -121,12 +125,16 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
     changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
+    changed |= {"data": resolved(changed["data"])} if "data" in changed else {}
     recipe = replace(RECIPES[name], **changed)
-    folder = options.out or Path("runs") / name
+    folder = expanded(options.out or Path("runs") / name)
     named = ("seed", "precision", "threads", "measure_every")
     how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
-    images = sets.load(recipe.data, options.split, options.limit, options.seed)
+    chosen = (options.split, options.limit, options.seed)
+    images = sets.load(recipe.data, *chosen, label_column=options.label)
+    if images.origin and folder.absolute().is_relative_to(images.origin.path):
+        raise ValueError(f"--out {folder} lies among the data in {images.origin.path}: choose another")
     with launched(options.device) as (ranks, device):
         if ranks.is_main:
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pfc.files import reading, refuse_pickle
+from pfc.files import expanded, reading, refuse_pickle, refuse_pointer
 
 SHOWN = 20  # names in a message; ours
 
@@ -47,7 +47,8 @@ def arrays(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, it is damaged or of another format, or it would run code.
     """
-    path = Path(path)
+    path = expanded(path)
+    refuse_pointer(path)
     if path.suffix == ".npz":
         return _of_npz(path)
     if path.suffix == ".safetensors":
@@ -131,9 +132,11 @@ def _labels(labels: str, found: Mapping[str, Any], path: str | Path) -> Any:
         return found[labels][:]
     if not labels.endswith(".npy"):
         raise ValueError(f"{path} has no array {labels!r}; it has {_some(found)}")
-    with reading(Path(labels)):
+    file = expanded(labels)
+    refuse_pointer(file)
+    with reading(file):
         try:
-            return np.load(labels, allow_pickle=False)
+            return np.load(file, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{labels} is no .npy file of labels: {error}") from None
 

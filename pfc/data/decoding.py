@@ -1,8 +1,9 @@
 """Decode columns of encoded images into one tensor: a loop over Pillow on one thread."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +11,68 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from pfc.data.classes import Numbering, kinds, numbering, values
+from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images
-from pfc.data.sources import EncodedSet
+from pfc.files import POINTER
 from pfc.progress import Step, shown
+from pfc.schema import one_line
 
 MANY = 5_000  # images worth a progress bar
 IMAGE_NAMES = ("image", "img", "images")
 LABEL_NAMES = ("fine_label", "label", "labels", "target", "class")  # CIFAR-100: 100 fine classes
 
 
-def decoded(source: EncodedSet, split: str, progress: bool) -> Images:
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a split that are read.
+
+    Args:
+        image: With the images.
+        label: With the labels.
+        others: Other columns that could have been the labels'.
+    """
+
+    image: str
+    label: str
+    others: tuple[str, ...] = ()
+
+
+def decoded(source: EncodedSet, split: str, columns: Columns, progress: bool) -> Images:
     """Read and decode a split."""
-    image_column, label_column = _columns(source, split)
-    labels, classes = _labels(source, split, label_column)
+    labels, numbers = _labels(source, split, columns.label)
     N, where = len(labels), source.where(split)
     with shown(f"decoding {where}", N, enabled=progress and N >= MANY) as step:
         for mode in ("L", "RGB"):
-            images = _decode(mode, _values(source, split, image_column), N, where, step)
+            images = _decode(mode, source, split, columns.image, N, step)
             if images is not None:
                 break
     assert images is not None, "every image can be RGB"
-    return Images.of(images, torch.tensor(labels), classes, source.spec, split)
+    whole = Images.of(images, torch.tensor(labels), numbers.names, source.spec, split)
+    return replace(whole, unused=numbers.unused, remarks=numbers.remarks)
 
 
-def _kinds(schema: Any) -> dict[str, dict[str, Any]]:
-    """The hub's feature types by column; empty where the file has none."""
-    text = (schema.metadata or {}).get(b"huggingface", b"{}")
-    kinds: dict[str, dict[str, Any]] = json.loads(text).get("info", {}).get("features", {})
-    return {name: kind for name, kind in kinds.items() if isinstance(kind, dict)}
-
-
-def _columns(source: EncodedSet, split: str) -> tuple[str, str]:
+def columns_of(source: EncodedSet, split: str) -> Columns:
     """The image and the label column: as given, else by feature type, else by content or name."""
-    schema, where = source.schemas[split], source.where(split)
-    kinds = {name: kind.get("_type") for name, kind in _kinds(schema).items()}
-    images = [name for name in schema.names if kinds.get(name) == "Image"]
-    images = images or [column.name for column in schema if "binary" in str(column.type)]
-    labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    labels = labels or [name for name in schema.names if name in LABEL_NAMES]
+    first, *rest = source.splits[split]
+    names, where = first.schema.names, source.where(split)
+    types = {name: kind.get("_type") for name, kind in kinds(first).items() if name in names}
+    images = [name for name in names if types.get(name) == "Image"]
+    images = images or [column.name for column in first.schema if "binary" in str(column.type)]
+    labels = [name for name in names if types.get(name) == "ClassLabel"]
+    labels = labels or [name for name in names if name in LABEL_NAMES]
     for name in source.columns:
-        if name is not None and name not in schema.names:
-            raise ValueError(f"no column {name!r} in {where}; it has {', '.join(schema.names)}")
-    return (
-        source.columns[0] or _one("image", images, IMAGE_NAMES, schema.names, where),
-        source.columns[1] or _one("label", labels, LABEL_NAMES, schema.names, where),
-    )
+        if name is not None and name not in names:
+            raise ValueError(f"no column {name!r} in {where}; it has {', '.join(names)}")
+    image = source.columns[0] or _one("image", images, IMAGE_NAMES, names, where)
+    label = source.columns[1] or _one("label", labels, LABEL_NAMES, names, where)
+    for part in rest:
+        if part.schema is not first.schema and (lacks := {image, label} - {*part.schema.names}):
+            raise ValueError(
+                f"no column {min(lacks)!r} in {part.name} of {where}, as {first.name} has; it has "
+                f"{', '.join(part.schema.names)}"
+            )
+    return Columns(image, label, tuple(name for name in labels if name != label))
 
 
 def _one(what: str, found: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str) -> str:
@@ -68,83 +86,92 @@ def _one(what: str, found: Sequence[str], usual: Sequence[str], names: Sequence[
     return candidates[0]
 
 
-def _values(source: EncodedSet, split: str, column: str) -> Iterator[Any]:
-    return (value for array in source.read(split, column) for value in array.to_pylist())
-
-
-def _labels(source: EncodedSet, split: str, column: str) -> tuple[list[int], tuple[str, ...]]:
-    """Class indices of all rows, and the names of the classes."""
-    values, where = list(_values(source, split, column)), source.where(split)
-    if not values:
+def _labels(source: EncodedSet, split: str, column: str) -> tuple[list[int], Numbering]:
+    """Class numbers of all rows, and the numbering."""
+    found, where = list(values(source, split, column)), source.where(split)
+    if not found:
         raise ValueError(f"{where} is empty")
-    names = _kinds(source.schemas[split]).get(column, {}).get("names")
-    known = range(len(names)) if names else _held(source, column)
-    names = tuple(names or map(str, known))
-    index = {value: k for k, value in enumerate(known)}
-    labels = [index.get(value, -1) for value in values]
+    known = numbering(source, split, column)
+    labels = [known.numbers.get(label, -1) for label in found]
     if -1 in labels:
         row = labels.index(-1)
-        raise ValueError(f"row {row} of {where} has no label: {values[row]} is none of the classes")
+        raise ValueError(f"{source.row(split, row)} has no label: {found[row]!r} is none of the classes")
     if len(set(labels)) < 2:
-        raise ValueError(f"{where} has only one class, {names[labels[0]]!r}; need at least two")
-    return labels, names
-
-
-def _held(source: EncodedSet, column: str) -> list[Any]:
-    """Sorted labels of all splits: the classes of a column without class names."""
-    splits = [split for split, schema in source.schemas.items() if column in schema.names]
-    values = [value for split in splits for value in _values(source, split, column)]
-    if odd := [value for value in values if not isinstance(value, int | str | None)]:
-        raise ValueError(
-            f"labels must be whole numbers or text, got {odd[0]!r} in column {column!r} of "
-            f"{source.spec!r}"
-        )
-    return sorted({v for v in values if isinstance(v, str) or (v is not None and v >= 0)})
+        raise ValueError(f"{where} has only one class, {known.names[labels[0]]!r}; need at least two")
+    return labels, known
 
 
 def _decode(
-    mode: str, cells: Iterable[Any], N: int, where: str, step: Step
+    mode: str, source: EncodedSet, split: str, column: str, N: int, step: Step
 ) -> UInt8[Tensor, "N C H W"] | None:
-    """Images of encoded cells in mode L or RGB, or `None` as soon as one does not fit mode L."""
-    images = None
+    """Images of a split in mode L or RGB, or `None` as soon as one does not fit mode L."""
+    images, row = None, -1
+    cells = (cell for some in source.read(split, column) for cell in some)
     for row, cell in enumerate(cells):
-        pixels = _pixels(cell, mode, f"row {row} of {where}")
+        try:
+            pixels = _pixels(cell, mode, source.paths)
+        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
+            raise ValueError(f"{source.row(split, row)} cannot be decoded: {_why(error)}") from error
         if pixels is None:
             return None
-        if images is None:
-            images = torch.empty(N, *pixels.shape, dtype=torch.uint8)
-            out = images.numpy()
-        if pixels.shape != out.shape[1:]:
-            sizes = [f"{H} x {W}" for _, H, W in (out.shape[1:], pixels.shape)]
+        images = _room(N, pixels.shape, source.where(split)) if images is None else images
+        if pixels.shape != images.shape[1:]:
+            sizes = [f"{H} x {W}" for _, H, W in (images.shape[1:], pixels.shape)]
             raise ValueError(
-                f"images must have one size: in {where}, row 0 is {sizes[0]}, row {row} {sizes[1]}"
+                f"images must have one size: in {source.where(split)}, row 0 is {sizes[0]}, row {row} "
+                f"{sizes[1]}: {source.row(split, row)}"
             )
-        out[row] = pixels
+        images.numpy()[row] = pixels
         if row % 500 == 0:
             step(row)
+    if row + 1 != N:
+        raise ValueError(f"{source.where(split)} has {N} labels and {row + 1} images")
     return images
 
 
-def _pixels(cell: Any, mode: str, where: str) -> Any:
+def _why(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return one_line(error) or type(error).__name__
+
+
+def _room(N: int, shape: tuple[int, ...], where: str) -> UInt8[Tensor, "N C H W"]:
+    """An empty tensor for all images."""
+    try:
+        return torch.empty(N, *shape, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise ValueError(
+            f"no memory for {N:,} images of {where}, {N * prod(shape) / 1e9:,.1f} GB: make them smaller"
+        ) from error
+
+
+def _pixels(cell: Any, mode: str, paths: bool) -> Any:
     """One image as a C x H x W array, or `None` if it does not fit mode L."""
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
+    image: Any = Image.open(BytesIO(_bytes(cell, paths)))
+    if mode == "L" and image.mode != "L":
+        return None
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    pixels = np.asarray(image if image.mode == mode else _rgb(image))
+    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def _bytes(cell: Any, paths: bool) -> bytes:
+    """The encoded image of a cell, or of the file that it names."""
     cell = cell if isinstance(cell, dict) else {"bytes": cell}
     blob, path = cell.get("bytes"), cell.get("path")
-    try:
-        blob = Path(path).read_bytes() if path and blob is None else blob
-        image: Any = Image.open(BytesIO(blob or b""))
-        if mode == "L" and image.mode != "L":
-            return None
-        if "exif" in image.info:
-            image = ImageOps.exif_transpose(image)
-        pixels = np.asarray(image if image.mode == mode else _rgb(image))
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
-        why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-        name = f" ({path})" if path else ""
-        raise ValueError(f"{where}{name} cannot be decoded: {why}") from error
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+    if blob is None and path:
+        if not paths:
+            raise ValueError(f"it names the file {path!r} and does not hold its bytes")
+        blob = Path(path).read_bytes()
+    if blob and blob.startswith(POINTER):
+        raise ValueError("it is a Git LFS pointer, not the image itself: run `git lfs pull`")
+    return blob or b""
 
 
 def _rgb(image: Any) -> Any:

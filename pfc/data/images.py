@@ -1,8 +1,12 @@
 """Labelled images as one uint8 tensor, and the constants that normalise them."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -48,6 +52,27 @@ def _moments(channel: UInt8[Tensor, "N H W"]) -> tuple[float, float]:
     return first / n, math.sqrt(spread) / n if spread else 1.0
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where images come from: enough to load them again, and to tell whether they are the same.
+
+    Args:
+        path: Absolute path of their folder; a hub name or `digits` as it is.
+        counts: Images of each split there, by name.
+        files: Of each split that has files a fingerprint of their names in the folder and their sizes.
+        image_column: The column with the images; `None` where there are no columns.
+        label_column: The column with the labels.
+        other_labels: Columns that could have been the labels' too.
+    """
+
+    path: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    image_column: str | None = None
+    label_column: str | None = None
+    other_labels: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled images in memory, and how to normalise them.
@@ -61,6 +86,9 @@ class Images:
         split: Which split this is.
         limit: The limit it was loaded with, if any.
         seed: The seed that chose the images under that limit.
+        origin: Where they come from; `None` of images that were not loaded.
+        unused: Numbers of classes that no split has, where the labels are whole numbers without names.
+        remarks: What a reader of the numbers and names of the classes may expect otherwise.
 
     Raises:
         ValueError: If the parts do not belong together.
@@ -74,6 +102,9 @@ class Images:
     split: str
     limit: int | None = None
     seed: int = 0
+    origin: Origin | None = None
+    unused: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
     _mean: Float32[Tensor, "C 1 1"] = field(init=False, repr=False)
     _std: Float32[Tensor, "C 1 1"] = field(init=False, repr=False)
 
@@ -106,10 +137,25 @@ class Images:
     def __repr__(self) -> str:
         C, H, W = self.shape
         names = self.classes if len(self.classes) <= 10 else (*self.classes[:9], "...")
+        chosen = f" by {self.chosen_labels}" if self.chosen_labels else ""
         return (
             f"Images({self.spec!r}, {self.split!r}: {len(self):,} of {C} x {H} x {W}, "
-            f"{len(self.classes)} classes: {', '.join(names)})"
+            f"{len(self.classes)} classes{chosen}: {', '.join(names)})"
         )
+
+    @property
+    def chosen_labels(self) -> str | None:
+        """The column of the labels, where there was a choice."""
+        return self.origin.label_column if self.origin and self.origin.other_labels else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of pixels, labels, their order, and the names of the classes: other images have another."""
+        known = [list(self.images.shape), self.labels.tolist(), list(self.classes)]
+        digest = sha256(json.dumps(known).encode())
+        for start in range(0, len(self), 4096):
+            digest.update(self.images[start : start + 4096].cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -170,9 +216,13 @@ class Batches:
 
     @property
     def name(self) -> str:
-        """The set's name without its folder, and the split unless it is the training one."""
-        name = self.images.spec.rstrip("/").rpartition("/")[2]
-        return name if self.images.split == "train" else f"{name} ({self.images.split})"
+        """The set's name without its folder, and the split and the labels where there was a choice."""
+        origin, split = self.images.origin, self.images.split
+        name = Path(self.images.spec if origin is None else origin.path).name
+        chosen = [
+            part for part in (split if split != "train" else None, self.images.chosen_labels) if part
+        ]
+        return f"{name} ({', '.join(chosen)})" if chosen else name
 
     @property
     def classes(self) -> tuple[str, ...]:

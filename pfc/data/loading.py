@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,16 +13,23 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from pfc.data.decoding import decoded
-from pfc.data.images import Images, Normalisation
-from pfc.data.sources import EncodedSet, find
-from pfc.files import parse_json, read_tensors, write_tensors
-from pfc.schema import FINITE, TEXT, Array, check_arrays, list_of, object_of
+from pfc.data.decoding import Columns, columns_of, decoded
+from pfc.data.encoded import EncodedSet
+from pfc.data.images import Images, Normalisation, Origin
+from pfc.data.listing import quoted, some
+from pfc.data.sources import find
+from pfc.files import expanded, parse_json, read_tensors, write_tensors
+from pfc.schema import COUNT, FINITE, TEXT, Array, check_arrays, list_of, object_of
+from pfc.warning import warn
 
 FORMAT = "pfc-images-1"
+READER = 2  # counts up whenever the same files give other images
 DIGITS = ("train", "fit", "held-out")
 NUMBERS = list_of(FINITE)
-SCHEMA = object_of({"classes": list_of(TEXT), "mean": NUMBERS, "std": NUMBERS, "source": TEXT})
+SCHEMA = object_of({
+    **{"classes": list_of(TEXT), "mean": NUMBERS, "std": NUMBERS, "source": TEXT},
+    **{"unused": list_of(COUNT), "remarks": list_of(TEXT)},
+})
 TENSORS = {"images": Array("N C H W", torch.uint8), "labels": Array("N", torch.int64)}
 
 
@@ -63,16 +70,47 @@ def load(
         >>> load("digits", limit=100)
         Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """
-    if str(spec) == "digits":
+    if _bundled(spec):
+        if column := image_column or label_column:
+            raise ValueError(f"no column {column!r} in 'digits', which have none")
         return subset(_digits(split), limit, seed)
-    source = replace(find(str(spec), progress), columns=(image_column, label_column))
-    if split not in source.schemas:
-        have = ", ".join(sorted(source.schemas))
-        raise ValueError(f"no split {split!r} in {source.spec!r}; it has {have}")
+    source = replace(find(os.fspath(spec), progress), columns=(image_column, label_column))
+    if split not in source.splits:
+        have = ", ".join(sorted(source.splits)) or "none"
+        raise ValueError(f"no split {split!r} in {quoted(source.spec)}; it has {have}")
     whole = _whole(source, split, progress)
-    if split != "train" and "train" in source.schemas:
-        whole = replace(whole, normalisation=_whole(source, "train", progress).normalisation)
+    if split != "train" and "train" in source.splits:
+        whole = _as_training(whole, _whole(source, "train", progress), source)
+    for sentence in (*source.remarks, *whole.remarks, *_absent(whole)):
+        warn(sentence, UserWarning)
     return subset(whole, limit, seed)
+
+
+def _bundled(spec: str | Path) -> bool:
+    """Whether the digits are meant, and no folder that is called so."""
+    return os.fspath(spec) == "digits" and not (isinstance(spec, Path) and spec.is_dir())
+
+
+def _as_training(whole: Images, train: Images, source: EncodedSet) -> Images:
+    """A split with the channels and the constants of the training split."""
+    C, known = whole.shape[0], train.shape[0]
+    if C > known:
+        raise ValueError(
+            f"{source.where(whole.split)} has colour images, and the training split grey ones alone: "
+            "make them all of one kind"
+        )
+    images = whole.images.expand(-1, known, -1, -1).contiguous() if C < known else whole.images
+    return replace(whole, images=images, normalisation=train.normalisation)
+
+
+def _absent(whole: Images) -> Iterator[str]:
+    """A sentence on classes without an image."""
+    missing = sorted(set(range(len(whole.classes))) - set(whole.labels.tolist()))
+    if missing:
+        yield (
+            f"split {whole.split!r} of {quoted(whole.spec)} has no image of {len(missing)} of the "
+            f"{len(whole.classes)} classes: {some(whole.classes[k] for k in missing)}"
+        )
 
 
 def splits(spec: str | Path = "digits", *, progress: bool = True) -> tuple[str, ...]:
@@ -92,7 +130,7 @@ def splits(spec: str | Path = "digits", *, progress: bool = True) -> tuple[str, 
         >>> splits("digits")
         ('train', 'fit', 'held-out')
     """
-    return DIGITS if str(spec) == "digits" else tuple(find(str(spec), progress).schemas)
+    return DIGITS if _bundled(spec) else tuple(find(os.fspath(spec), progress).splits)
 
 
 def held_out(spec: str | Path, split: str = "train", *, progress: bool = True) -> str | None:
@@ -184,10 +222,12 @@ def _digits(split: str) -> Images:
     images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
     whole = Images.of(images, labels, tuple(map(str, digits.target_names)), "digits", split)
+    whole = replace(whole, origin=Origin("digits"))
     if split == "train":
         return whole
     apart = _fifth_of_each_class(labels)
     fit = Images.of(images[~apart], labels[~apart], whole.classes, "digits", "fit")
+    fit = replace(fit, origin=whole.origin)
     if split == "fit":
         return fit
     return replace(fit, images=images[apart], labels=labels[apart], split=split)
@@ -204,29 +244,49 @@ def _fifth_of_each_class(labels: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
 
 
 def _whole(source: EncodedSet, split: str, progress: bool) -> Images:
-    path = _cache_file(source, split)
-    whole = _from_cache(path, source.spec, split)
+    columns = columns_of(source, split)
+    path = _cache_file(source, split, columns)
+    whole = None if path is None else _from_cache(path, source.spec, split)
     if whole is None:
-        whole = decoded(source, split, progress)
-        _to_cache(path, whole)
-    return whole
+        whole = decoded(source, split, columns, progress)
+        if path is not None:
+            _to_cache(path, whole)
+    names = (columns.image, columns.label, columns.others)
+    return replace(whole, origin=Origin(source.path, source.counts, source.files, *names))
 
 
-def _cache_file(source: EncodedSet, split: str) -> Path:
+def _cache_file(source: EncodedSet, split: str, columns: Columns) -> Path | None:
+    """Where a split is kept; `None` if there is no place for it."""
+    folder = _cache_folder()
+    if folder is None:
+        why = "there is no home folder; PFC_CACHE names one"
+        warn(f"no cache, so the next load decodes anew: {why}", UserWarning)
+        return None
+    about = [FORMAT, READER, source.path, source.stamp, columns.image, columns.label, split]
+    key = sha256(json.dumps(about).encode()).hexdigest()[:20]
+    name = re.sub(r"\W+", "-", f"{Path(source.path).name[:80]}-{split[:80]}-{key}")
+    return folder / f"{name}.safetensors"
+
+
+def _cache_folder() -> Path | None:
     from platformdirs import user_cache_path
 
-    key = sha256(json.dumps([FORMAT, source.stamp, source.columns, split]).encode()).hexdigest()[:20]
-    name = re.sub(r"\W+", "-", f"{Path(source.spec).name}-{split}-{key}")
-    return Path(os.environ.get("PFC_CACHE") or user_cache_path("pfc")) / f"{name}.safetensors"
+    if named := os.environ.get("PFC_CACHE"):
+        return expanded(named).absolute()
+    try:
+        return expanded(user_cache_path("pfc"))
+    except RuntimeError:  # of a user without a home folder
+        return None
 
 
 def _to_cache(path: Path, whole: Images) -> None:
-    about = asdict(whole.normalisation) | {"classes": whole.classes}
+    about = {name: getattr(whole, name) for name in ("classes", "unused", "remarks")}
+    about |= asdict(whole.normalisation)
     tensors = {"images": whole.images, "labels": whole.labels}
     try:
         write_tensors(path, tensors, format=FORMAT, pfc=json.dumps(about))
     except OSError as error:
-        warnings.warn(f"no cache, so the next load decodes anew: {error}", stacklevel=4)
+        warn(f"no cache, so the next load decodes anew: {error}", UserWarning)
 
 
 def _from_cache(path: Path, spec: str, split: str) -> Images | None:
@@ -242,6 +302,7 @@ def _from_cache(path: Path, spec: str, split: str) -> Images | None:
             return None
         mean, std = (tuple(map(float, about[name])) for name in ("mean", "std"))
         constants = Normalisation(mean, std, about["source"])
-        return Images(images, labels, classes, constants, spec, split)
+        whole = Images(images, labels, classes, constants, spec, split)
+        return replace(whole, unused=tuple(about["unused"]), remarks=tuple(about["remarks"]))
     except ValueError:
         return None

@@ -110,9 +110,9 @@ def save(figure: "Figure", path: str | Path) -> tuple[Path, ...]:
     Raises:
         ValueError: If the path ends in another format of images.
     """
-    from pfc.files import replace_file
+    from pfc.files import expanded, replace_file
 
-    path = Path(path)
+    path = expanded(path)
     kind = path.suffix.lower()[1:]
     if kind not in FORMATS and kind in figure.canvas.get_supported_filetypes():
         raise ValueError(f"figures are written as .png, .svg or .pdf, got {path}")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from pfc.files import read_json, sealed, write_json
+from pfc.files import expanded, read_json, sealed, write_json
 from pfc.line import End
 from pfc.metrics import effective_depth
 from pfc.profile.segment import Position, Segment
@@ -178,7 +178,7 @@ class Prediction:
             profile: Whose prediction it is: the file keeps a checksum of its columns.
         """
         content = {"format": FORMAT, "profile": _checksum(profile), **self.to_dict()}
-        write_json(FilePath(path), content)
+        write_json(expanded(path), content)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers and sentences, as they are kept in a file."""
@@ -255,7 +255,7 @@ def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
     """
     from pfc.theory.transport import Gap, restored
 
-    path = FilePath(path)
+    path = expanded(path)
     if not path.exists() or not profile.segments:
         return None
     known = {"profile": TEXT, "transport": optional(form_of(Gap))}

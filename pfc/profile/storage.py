@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from pfc.files import (
+    expanded,
     format_of,
+    parse_json,
     read_json,
     read_tensors,
     reading,
@@ -138,7 +140,7 @@ def _write_both(path: Path, content: Mapping[str, Any], arrays: Mapping[str, Ten
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse to write a profile whose arrays would replace a file of other tensors.
+    """Refuse to write a profile that would replace a file of something else.
 
     Args:
         path: The profile's .json file.
@@ -146,11 +148,22 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         ValueError: If there is such a file.
     """
+    if _json_format(path) not in {FORMAT, None}:
+        raise ValueError(f"{path} holds no profile and would be replaced by one: choose another name")
     beside, _ = _places(path)
     if beside.exists() and format_of(beside) not in {FORMAT, None}:
         raise ValueError(
             f"{beside} holds other tensors, and {path} would replace it: choose another name"
         )
+
+
+def _json_format(path: Path) -> Any:
+    """What a JSON file calls its format, empty if nothing; `None` of no file or a damaged one."""
+    try:
+        with reading(path):
+            return parse_json(path.read_bytes(), str(path)).get("format", "")
+    except ValueError:
+        return None
 
 
 def _places(path: Path) -> tuple[Path, Path]:
@@ -166,7 +179,7 @@ def _digest(path: Path) -> str:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The fields of the `Profile` that a file holds."""
-    refuse_pickle(Path(path))
+    refuse_pickle(expanded(path))
     path = _json_path(path)
     content = read_json(path, FORMAT, SCHEMA)
     arrays = _arrays(path, content["arrays"])
@@ -283,7 +296,7 @@ def _curve(arrays: Mapping[str, Tensor], end: End, samples: int, where: str) -> 
 
 
 def _json_path(path: str | Path) -> Path:
-    path = Path(path)
+    path = expanded(path)
     if path.suffix != ".json":
         raise ValueError(f"a profile's path ends in .json, got {path}")
     return path

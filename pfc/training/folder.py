@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pfc import files
 from pfc.data import Images
+from pfc.data.listing import quoted
 from pfc.schema import (
     COUNT,
     FINITE,
@@ -30,6 +31,7 @@ from pfc.schema import (
     optional,
 )
 from pfc.training.recipes import Recipe
+from pfc.training.same_data import differences, resolved
 from pfc.training.trainer import Epoch, Trainer
 
 FORMAT = "pfc-run-1"
@@ -43,11 +45,20 @@ CONFIG_SCHEMA = object_of(  # what config.json must hold; all else is free
                 **{"spec": TEXT, "split": TEXT, "shape": list_of(POSITIVE, 3), "classes": POSITIVE},
                 "normalisation": object_of({"mean": NUMBERS, "std": NUMBERS, "source": TEXT}),
             },
-            optional={"limit": optional(POSITIVE), "seed": COUNT},
+            optional={
+                **{"limit": optional(POSITIVE), "seed": COUNT, "samples": POSITIVE, "fingerprint": TEXT},
+                **{
+                    "names": list_of(TEXT),
+                    "image_column": optional(TEXT),
+                    "label_column": optional(TEXT),
+                },
+                **{"counts": object_of({}, others=COUNT), "files": object_of({}, others=TEXT)},
+            },
         ),
     },
     optional={"seed": COUNT, "precision": TEXT},
 )
+DATA_DEFAULTS = {"limit": None, "seed": 0}
 DEFAULTS = {"seed": 0, "precision": "float32", "measure_every": None}  # of `train`
 HISTORY_SCHEMA = object_of(  # a line of history.jsonl, whose format config.json tells
     {
@@ -82,7 +93,7 @@ class RunFolder:
         """
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
-            self._compare(read_config(self.path))
+            self._compare(read_config(self.path), run.data)
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
             self._sweep()
@@ -100,9 +111,21 @@ class RunFolder:
             for pattern in TORN:
                 files.remove_torn(place, pattern)
 
-    def _compare(self, old: dict[str, Any]) -> None:
-        chosen = {name: value for name, value in self.about.items() if name != "sources"}  # which follow
-        for name, was, now in _differences(old, chosen):
+    def _compare(self, old: dict[str, Any], images: Images) -> None:
+        by_place = "fingerprint" not in old["data"]  # as older versions kept them
+        self._same(*(_settings(about, by_place) for about in (old, self.about)))
+        if how := list(differences(old["data"], images)):
+            here, there = (quoted(about["data"]["spec"]) for about in (self.about, old))
+            raise ValueError(
+                f"{self.path} was trained on what was in {there}; the data in {here} are other ones: "
+                f"{'; '.join(how)}; resume it with the former data, or choose another folder"
+            )
+        names = ("mean", "std")
+        constants = (about["data"]["normalisation"] for about in (old, self.about))
+        self._same(*({name: own[name] for name in names} for own in constants))
+
+    def _same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        for name, was, now in _differences(old, new):
             raise ValueError(
                 f"{self.path} holds another run: its {name} is {was}, not {now}; choose another folder"
             )
@@ -187,9 +210,17 @@ class RunFolder:
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; what an older version did not write has its default."""
     config = files.read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
-    parts = {"recipe": Recipe, "data": Images}
-    whole = {name: files.plain(defaults_of(part)) | config[name] for name, part in parts.items()}
-    return {**DEFAULTS, **config, **whole}
+    recipe = files.plain(defaults_of(Recipe)) | config["recipe"]
+    return {**DEFAULTS, **config, "recipe": recipe, "data": DATA_DEFAULTS | config["data"]}
+
+
+def _settings(about: Mapping[str, Any], by_place: bool) -> dict[str, Any]:
+    """What a run that goes on must share; of its data where they lie only if nothing else is known."""
+    data = about["data"]
+    known = {name: data[name] for name in ("split", "limit", "seed", "label_column") if name in data}
+    known |= {"spec": resolved(data["spec"])} if by_place else {}
+    rest = {name: about[name] for name in DEFAULTS}
+    return {"recipe": {**about["recipe"], "data": None}, "data": known, **rest}
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
@@ -199,8 +230,8 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two configurations differ: the innermost name, the old value and the new."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key, value in new.items():
-            yield from _differences(old.get(key), value, key)
+        for key in (key for key in new if key in old):
+            yield from _differences(old[key], new[key], key)
     elif old != new:
         yield name, old, new
 
@@ -251,6 +282,7 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = 
         ValueError: If they do not fit.
     """
     own = {key: tensor for key, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    _refuse_prefix(own, weights, path, name)
     for key, tensor in own.items():
         if key in weights and weights[key].is_floating_point() != tensor.is_floating_point():
             raise ValueError(
@@ -260,6 +292,21 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str = 
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {name}: {one_line(error)}") from None
+
+
+def _refuse_prefix(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path, name: str
+) -> None:
+    """Refuse names of a wrapper, such as `module.` of DataParallel, before those of the network."""
+    for wrapped in list(weights)[:1]:
+        key = next((key for key in own if wrapped.endswith(f".{key}")), "")
+        prefix = wrapped.removesuffix(key)
+        if key and {*weights} == {f"{prefix}{key}" for key in own}:
+            raise ValueError(
+                f"{path} does not fit {name}: its names begin with {prefix!r}, a wrapper's "
+                "(DataParallel, torch.compile, Lightning); save the state_dict() of the inner network, "
+                f"or take it away: {{k.removeprefix({prefix!r}): v for k, v in weights.items()}}"
+            )
 
 
 def environment() -> dict[str, Any]:
@@ -282,7 +329,7 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If a line that is not torn is damaged.
     """
-    path = Path(folder) / "history.jsonl"
+    path = files.expanded(folder) / "history.jsonl"
     if not path.exists():
         return []
     with files.reading(path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from pfc.data import Images
 from pfc.device import device_of
+from pfc.files import expanded
 from pfc.lock import locked
 from pfc.processes import together
 from pfc.progress import shown
@@ -96,9 +97,10 @@ def train(
     due = measured_epochs(recipe.epochs, measure_every)
     with together(group) as ranks:
         ranks.use_device(device_of(device, net))
-        ranks.agree(seed=seed, precision=precision, measured=due, samples=len(data), recipe=str(recipe))
+        chosen = {"seed": seed, "precision": precision, "measured": due, "recipe": str(recipe)}
+        ranks.agree(**chosen, samples=len(data), data=data.fingerprint)
         run = Trainer(net, data, recipe, seed, device, precision, threads, ranks)
-        home = RunFolder(Path(folder), run.about(measure_every)) if folder is not None else None
+        home = RunFolder(expanded(folder), run.about(measure_every)) if folder is not None else None
         mine = home if ranks.is_main else None  # only the first process writes
         bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress and ranks.is_main)
         with locked(mine.path) if mine else nullcontext(), bar as step:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.files import read_tensors, refuse_pickle
+from pfc.data.listing import quoted
+from pfc.files import expanded, read_tensors, refuse_pickle
 from pfc.profile import Profile, load
 from pfc.schema import restored
 from pfc.training.folder import FORMAT, fill, history, read_config
 from pfc.training.recipes import Recipe
+from pfc.training.same_data import changes, differences, moved
 
 
 class Run:
@@ -29,7 +32,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
         refuse_pickle(self.folder)
         if not (self.folder / "config.json").exists():
             raise ValueError(f"{folder} holds no run: there is no config.json in it")
@@ -73,19 +76,53 @@ class Run:
         paths = sorted(self.folder.glob(pattern))
         return {int(path.stem[6:]): path for path in paths if re.fullmatch(r"epoch-\d{4,9}", path.stem)}
 
-    def data(self, split: str | None = None) -> sets.Images:
+    def data(self, split: str | None = None, *, spec: str | Path | None = None) -> sets.Images:
         """The images of the run; of another split all of them.
 
         Args:
             split: The run's own if `None`.
+            spec: Where the same data lie now, if they are no longer where they were.
 
         Returns:
             The images, normalised as in training.
+
+        Raises:
+            ValueError: If there are no such data any more, or they have changed since.
         """
-        told = self.config["data"]
-        if split in {None, told["split"]}:
-            return sets.load(told["spec"], told["split"], told["limit"], told["seed"])
-        return self.normalised(sets.load(told["spec"], str(split)))
+        known = self.config["data"]
+        if spec is None and moved(known):
+            raise ValueError(
+                f"{self.folder} was trained on what was in {quoted(known['spec'])}, which is no folder "
+                "now: say by --data (in Python by spec=) where it has gone"
+            )
+        images = self._loaded(known["spec"] if spec is None else spec, split or known["split"])
+        if how := list(self.differences(images)):
+            raise ValueError(
+                f"{self.folder} was trained on other data than those in {quoted(known['spec'])} now: "
+                f"{'; '.join(how)}; put the former data back, or measure these ones by --data"
+            )
+        return self.normalised(images)
+
+    def _loaded(self, spec: str | Path, split: str) -> sets.Images:
+        """A split as the run would have loaded it."""
+        known = self.config["data"]
+        columns = {name: known.get(name) for name in ("image_column", "label_column")}
+        if split != known["split"]:
+            return sets.load(spec, split, **columns)
+        return sets.load(spec, split, known["limit"], known["seed"], **columns)
+
+    def differences(self, images: sets.Images) -> Iterator[str]:
+        """How images differ from those of the run.
+
+        Args:
+            images: Of its split, limit and seed; or of another split.
+
+        Yields:
+            Each difference in words; none of what an older version has not kept.
+        """
+        known = self.config["data"]
+        own = images.split == known["split"]
+        yield from differences(known, images) if own else changes(known, images, images.split)
 
     def normalised(self, images: sets.Images) -> sets.Images:
         """Other images with the constants that this run was trained with.

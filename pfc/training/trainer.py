@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfc.data import Images
+from pfc.data.listing import quoted, some
 from pfc.device import device_of
 from pfc.measuring import measure
 from pfc.nets import one_of
@@ -19,6 +20,7 @@ from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
 from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
+from pfc.training.same_data import about_data
 
 ForwardPrecision = Literal["float32", "bfloat16"]
 
@@ -67,6 +69,11 @@ class Trainer:
     ) -> None:
         one_of(ForwardPrecision, precision=precision)
         at_least(1, threads=1 if threads is None else threads)
+        if data.unused:
+            raise ValueError(
+                f"the labels of {quoted(data.spec)} are whole numbers without names, and no split has "
+                f"{some(map(str, data.unused))}: number the classes from 0 without gaps to train on them"
+            )
         if not 0 <= seed < 2**40:
             raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
         self.device = device_of(device, net)
@@ -106,13 +113,7 @@ class Trainer:
         return {
             "recipe": asdict(self.recipe),
             "sources": self.recipe.sources,
-            "data": {
-                **{name: getattr(self.data, name) for name in ("spec", "split", "limit", "seed")},
-                "samples": len(self.data),
-                "shape": list(self.data.shape),
-                "classes": len(self.data.classes),
-                "normalisation": asdict(self.data.normalisation),
-            },
+            "data": about_data(self.data),
             "seed": self.seed,
             "precision": self.precision,
             "measure_every": measure_every,

@@ -1,0 +1,70 @@
+"""An image set that has been found but not read."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pfc.data.listing import quoted
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a split, as one file has them.
+
+    Args:
+        name: The file's; empty where the rows are no file's.
+        schema: Arrow schema, with the hub's feature types in its metadata if known.
+        rows: How many there are.
+    """
+
+    name: str
+    schema: Any
+    rows: int
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """An image set that has been found but not read.
+
+    Args:
+        spec: What the user called it.
+        path: The absolute path of its folder; its name on the hub.
+        splits: The parts of each split, in order.
+        read: Yields the values of a column of a split in order, some rows at a time.
+        stamp: Plain JSON that changes whenever the data do.
+        files: Fingerprint of the names and sizes of each split's files, where it has files.
+        remarks: What lies beside the images and is not read, in sentences.
+        paths: Whether an image may stand in a file of its own, which its row names.
+        columns: Names of the image and the label column, if the user gave them.
+    """
+
+    spec: str
+    path: str
+    splits: Mapping[str, Sequence[Part]]
+    read: Callable[[str, str], Iterable[list[Any]]]
+    stamp: Any
+    files: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    paths: bool = True
+    columns: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: sum(part.rows for part in parts) for split, parts in self.splits.items()}
+
+    def where(self, split: str) -> str:
+        """Name a split in a message."""
+        return f"split {split!r} of {quoted(self.spec)}"
+
+    def row(self, split: str, number: int) -> str:
+        """Name a row in a message, with its file."""
+        return f"row {number} of {self.where(split)}{self._file(split, number)}"
+
+    def _file(self, split: str, number: int) -> str:
+        for part in self.splits[split]:
+            if number < part.rows and part.name:
+                alone = part.rows == 1 or len(self.splits[split]) == 1
+                return f" ({part.name})" if alone else f" (row {number} of {part.name})"
+            number -= part.rows
+        return ""
