@@ -224,3 +224,32 @@ def test_errors_of_ours_come_through_and_others_are_in_words():
     assert in_words(KeyError()) == "KeyError"
     with pytest.raises(KeyboardInterrupt), told("something failed"):
         raise KeyboardInterrupt
+
+
+class Named(Dataset):
+    """Rows as Hugging Face data sets give them, which know the names of their classes."""
+
+    features = {"label": type("ClassLabel", (), {"names": ["ant", "bee", "cat", "dog"]})()}
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i], Y[i]
+
+
+@pytest.mark.parametrize(
+    "names", ["ant bee cat dog", "Ant Bee Cat Dog", "LABEL_0 LABEL_1 LABEL_2 LABEL_3"]
+)
+def test_classes_that_are_the_networks_own_need_no_word(names):
+    model = net()
+    model.config = type("Config", (), {"id2label": dict(enumerate(names.split()))})()
+    assert measure(model, DataLoader(Named(), 10)).about["samples"] == 40
+
+
+def test_classes_that_the_network_names_differently_are_told():
+    model = net()
+    model.config = type("Config", (), {"id2label": dict(enumerate(["bee", "ant", "cat", "dog"]))})()
+    words = "not those of the model's id2label: class 0 is 'ant' in the one and 'bee' in the other"
+    with pytest.warns(UserWarning, match=words):
+        measure(model, DataLoader(Named(), 10))

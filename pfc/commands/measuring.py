@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from pfc import data as sets
 from pfc.commands.given import Given
 from pfc.commands.theory import ALL_THEORY, GapOf, Theory, of_arrays, of_model, tell
-from pfc.data.classes import renamed_classes
 from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
@@ -17,7 +16,6 @@ from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import Processes, launched
 from pfc.profile import Profile, load
 from pfc.profile.storage import refuse_foreign
-from pfc.warning import warn
 
 FEATURES = {".npz", ".safetensors"}
 BESIDE = ("pfc1", "pfc2", "pfc3", "nc4")  # what training and test data are compared by
@@ -171,8 +169,6 @@ def _of_model(
     model, images = given.model(source), given.images(source)
     if ranks.is_main:
         given.describe(source, images)
-    if how := renamed_classes(model, images.classes):
-        warn(f"the labels of {images.batches().name} are not those of the model's id2label: {how}")
 
     def measured(images: sets.Images, means: Profile | None = None) -> Profile:
         own = images.part(ranks.rank, ranks.size).batches(batch_size)

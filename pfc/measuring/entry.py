@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.data.classes import renamed_classes
 from pfc.device import device_of
 from pfc.evaluation import Precision, undisturbed
 from pfc.layers import Layers
@@ -27,6 +28,7 @@ from pfc.processes import ALONE, Processes, together
 from pfc.profile.profile import Profile
 from pfc.progress import shown
 from pfc.taps import Pool, unwrapped
+from pfc.warning import warn
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -143,6 +145,8 @@ def measure(
             tokens = batches.tokens = _vocabulary(batches, tokens, reference, ranks)
             labels = tuple(tokens.vocabulary.tolist())
             how = replace(how, classes=len(labels), labels=labels)
+        if ranks.is_main and (how_named := renamed_classes(unwrapped(model), batches.class_names)):
+            warn(f"the data's classes are not those of the model's id2label: {how_named}")
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, limit, reference, ranks)

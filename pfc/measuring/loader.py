@@ -26,6 +26,7 @@ USED_UP = (
     "is used up after one reading; let its __iter__ begin anew"
 )
 END = object()
+LABELS = ("labels", "label")  # what a batch and a data set call them
 ROOM = 0.7  # part of a device's free memory that statistics may take; ours
 
 
@@ -142,6 +143,18 @@ class MeasuredBatches:
         return None
 
     @property
+    def class_names(self) -> list[str]:
+        """The data's own names of the classes, as image folders and Hugging Face data sets have them."""
+        dataset = getattr(self.data, "dataset", None)
+        features = getattr(dataset, "features", None)
+        labels = [features.get(name) for name in LABELS] if isinstance(features, Mapping) else []
+        owners = [getattr(owner, "classes", None) for owner in (self.data, dataset)]
+        for names in (*owners, *(getattr(label, "names", None) for label in labels)):
+            if isinstance(names, list | tuple) and names:
+                return [*map(str, names)]
+        return []
+
+    @property
     def name(self) -> str | None:
         """The data's own name, if they have one."""
         name = getattr(self.data, "name", None)
@@ -254,10 +267,10 @@ def statistics_device(device: torch.device, place: str | None, size: int) -> tor
 
 def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     if isinstance(item, Mapping):
-        name = next((name for name in ("labels", "label") if name in item), None)
+        name = next((name for name in LABELS if name in item), None)
         if name is None:
             raise ValueError(f"batch {number} is a dict without 'labels'; it has {list(item)}")
-        inputs = {key: value for key, value in item.items() if key not in {"labels", "label"}}
+        inputs = {key: value for key, value in item.items() if key not in LABELS}
         return (), inputs, item[name]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
