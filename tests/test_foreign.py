@@ -229,7 +229,9 @@ def test_errors_of_ours_come_through_and_others_are_in_words():
 class Named(Dataset):
     """Rows as Hugging Face data sets give them, which know the names of their classes."""
 
-    features = {"label": type("ClassLabel", (), {"names": ["ant", "bee", "cat", "dog"]})()}
+    def __init__(self):
+        label = type("ClassLabel", (), {"names": ["ant", "bee", "cat", "dog"]})()
+        self.features = {"label": label}
 
     def __len__(self):
         return len(X)

@@ -341,7 +341,7 @@ def test_names_other_than_the_networks_own_are_told(here, capsys):
     folder(here / "set")
     (here / "mynet2.py").write_text(MODULE)
     main(["measure", "mynet2:named", "--data", "set", *QUIET])
-    words = "pfc: the data's classes are not those of the model's id2label: class 0 is 'a' in the one and 'b'"
+    words = "pfc: the data's classes are not those of the model's id2label: class 0 is 'a' in the one"
     assert words in capsys.readouterr().err
     main(["measure", "mynet2:unnamed", "--data", "set", *QUIET])
     assert "id2label" not in capsys.readouterr().err
