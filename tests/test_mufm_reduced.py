@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfc.theory.mufm import search as module
 from pfc.theory.mufm.reduced import Problem
-from pfc.theory.mufm.search import Effort, lower_bound, search, settle
+from pfc.theory.mufm.search import Effort, relaxed, search, settle
 from pfc.theory.mufm.source import Source, checked
 from tests import mufm_twins as twins
 from tests import problems
@@ -26,6 +26,12 @@ def reduced(X, y, lam, weight_decay=twins.LW, *, centre=False, free=False):
     source = Source.of(checked(X, y), centre=centre, free=free)
     problem, V = source.problem(lam=lam, weight_decay=weight_decay)
     return problem, V.numpy()
+
+
+def lower_bound(point, effort):
+    """Of the minimum, by the problem with K zero features more."""
+    end = relaxed(point, effort)
+    return end.value * (1 - end.gap)
 
 
 def anywhere(problem, seed):
@@ -312,7 +318,7 @@ def test_at_a_minimum_no_escape_is_left():
 
 def test_the_budget_is_kept():
     problem, _ = reduced(*twins.toy(), 1e-4)
-    counted = Problem(problem.e, problem.Z, problem.rest, problem.samples, 1e-4, twins.LW)
+    counted = Problem(problem.root, problem.Z, problem.rest, problem.samples, 1e-4, twins.LW)
     calls = []
     inner = counted.value_and_gradient
     object.__setattr__(counted, "value_and_gradient", lambda W: calls.append(1) or inner(W))

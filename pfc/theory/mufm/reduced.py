@@ -23,15 +23,15 @@ class Problem:
     """The reduced problem (13) of arXiv 2405.00985 in the eigenbasis of X^T X.
 
     Args:
-        e: Eigenvalues; of the zero ones at most K, for more cannot matter.
-        Z: Y X^T in the eigenbasis over the square roots of `e`; zero where `e` is.
+        root: Singular values of X; of the zero ones at most K, for more cannot matter.
+        Z: Y X^T in the eigenbasis over `root`; zero where that is.
         rest: Y Y^T - Z Z^T, what no W can fit.
         samples: N.
         lam: Coefficient of the change of the data.
         weight_decay: Coefficient of W.
     """
 
-    e: Float64[np.ndarray, " R"]
+    root: Float64[np.ndarray, " R"]
     Z: Classifier
     rest: Float64[np.ndarray, "K K"]
     samples: float
@@ -39,9 +39,9 @@ class Problem:
     weight_decay: float
 
     @cached_property
-    def root(self) -> Float64[np.ndarray, " R"]:
-        """Square roots of the eigenvalues, the singular values of X."""
-        return np.sqrt(self.e)
+    def e(self) -> Float64[np.ndarray, " R"]:
+        """Eigenvalues of X^T X."""
+        return self.root**2
 
     @property
     def beta(self) -> float:
@@ -78,7 +78,7 @@ class Problem:
         """The problem with K zero features more: its minimum is that of a convex relaxation."""
         K = len(self.Z)
         wide = np.concatenate([self.Z, np.zeros((K, K))], axis=1)
-        return replace(self, e=np.concatenate([self.e, np.zeros(K)]), Z=wide)
+        return replace(self, root=np.concatenate([self.root, np.zeros(K)]), Z=wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class Point:
 
     @property
     def gap(self) -> float:
-        """A rigorous bound of (F - F*)/F at any W: 4 max(0, -certificate) + the residue, at most 1."""
+        """A bound of (F - F*)/F at any W, but for rounding: 4 max(0, -certificate) + the residue."""
         return min(1.0, 4 * max(0.0, -self.certificate) + self.residue)
 
     def hessian(self, V: Float64[np.ndarray, "*batch K R"]) -> Float64[np.ndarray, "*batch K R"]:

@@ -10,7 +10,7 @@ from pfc.progress import shown
 from pfc.samples import ArrayLike
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
-from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
+from pfc.theory.mufm.search import PROVEN, Effort, Found, relaxed, search
 from pfc.theory.mufm.solution import Solution, distances, metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Samples, Statistics
@@ -188,23 +188,25 @@ def _solve(
     effort = options.effort(problem.Z.size)
     with one_thread():
         found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
-        gap = found.best.gap
-        if options.relax and gap > PROVEN:
-            gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
+        best, hidden = found.best, Hidden.of(source, found.best, V)
+        objective, upper = source.upper(best, hidden.W, V)
+        lower, certificate = source.lower(best, V)
+        if options.relax and 1 - lower / upper > PROVEN:
+            lower = max(lower, source.lower(relaxed(best, effort), V)[0])
+    gap = 1 - lower / upper
     if gap > PROVEN:
         _warn(found, source)
-    best, hidden = found.best, Hidden.of(source, found.best, V)
     return Solution(
         loss="mse",
         lam=lam,
         weight_decay=options.weight_decay,
-        objective=best.value,
+        objective=objective,
         gradient_norm=best.gradient_norm,
-        certificate=best.certificate,
+        certificate=certificate,
         gap=gap,
         spread=found.spread,
         starts=len(found.values),
-        proven=_words(found, gap),
+        proven=_words(found, gap, certificate),
         W=hidden.classifier,
         bias=hidden.bias if source.free else None,
         **metrics(source, hidden, best, options.weighting),
@@ -243,9 +245,9 @@ def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress:
     )
 
 
-def _words(found: Found, gap: float) -> str:
+def _words(found: Found, gap: float, least: float) -> str:
     best, starts = found.best, len(found.values)
-    certificate = f"certificate {best.certificate:+.2g}"
+    certificate = f"certificate {least:+.2g}"
     if gap <= PROVEN:
         return f"global minimum to a relative {PROVEN:.0e} ({certificate})"
     if gap <= NEAR:
