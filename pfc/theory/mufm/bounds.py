@@ -16,11 +16,12 @@ offset of the data or columns of different size make them wider, never false.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 Vector = Float64[np.ndarray, " D"]
 Square = Float64[np.ndarray, "K K"]
 Wide = Float64[np.ndarray, "K D"]
+Samples = Float64[np.ndarray, "N D"]
 Rows = Float64[np.ndarray, "J D"]  # of samples' residuals, and
 Columns = Float64[np.ndarray, "J K"]  # of classes, for any number of rows
 SHORTER = 1 - np.concatenate([[0.0], np.geomspace(1e-15, 0.9, 60)])  # lengths of U tried; ours
@@ -163,3 +164,52 @@ def squared_lower(data: Data, V: Wide, T: Square, *, lam: float, weight_decay: f
     conjugate = a * along.sum() + a**2 * N / 2 * (dual.gram.trace() + dual.slack)
     wrong = data.error * (a * np.abs(along).sum() + a**2 * N / 2 * dual.gram.trace() + penalty)
     return max(0.0, float((-conjugate - penalty - wrong).max(initial=0.0))), dual.certificate
+
+
+def entropy_bounds(
+    X: Samples,
+    y: Int64[np.ndarray, " N"],
+    W: Wide,
+    H: Samples,
+    size: Vector,
+    *,
+    lam: float,
+    weight_decay: float,
+) -> tuple[float, float, float]:
+    """Bounds from above at W and H and from below of the least objective, and the certificate."""
+    N, e = len(X), rounding(float(len(X)), X.shape[1])
+    p, loss = _wrong_answers(H @ W.T, y)
+    U = p / N
+    U[np.arange(N), y] = -U.sum(1)
+    length, logits = float(np.linalg.norm(U)), np.linalg.norm(W, axis=0)
+    wrong = e * logits @ (np.linalg.norm(H, axis=0) + size)  # in the logits, whose curvature is 1/(2N)
+    rest = weight_decay * (W**2).sum() + lam * ((H - X) ** 2).sum()
+    upper = (loss + rest / 2) * (1 + e) + length * wrong + wrong**2 / (4 * N)
+    known = {"size": size, "error": e, "lam": lam, "weight_decay": weight_decay}
+    dual = Dual(gram=U.T @ U, pulled=U.T @ X, length=length, slack=e * length**2, **known)
+    best = 0.0
+    for a, penalty in zip(*dual.penalties(), strict=True):
+        if a * p.sum(1).max() * (1 + e) < 1:
+            gained, doubt = _entropy(a * p)
+            best = max(best, gained - penalty - e * (doubt + penalty))
+    return float(upper), best, dual.certificate
+
+
+def _wrong_answers(
+    Z: Float64[np.ndarray, "N K"], y: Int64[np.ndarray, " N"]
+) -> tuple[Float64[np.ndarray, "N K"], float]:
+    """Probabilities with zeros for the own classes, and the mean cross-entropy, to relative rounding."""
+    own = np.arange(len(y)), y
+    M = Z - Z[own][:, None]
+    M[own] = -np.inf
+    norm = np.logaddexp(0.0, np.logaddexp.reduce(M, axis=1))
+    return np.exp(M - norm[:, None]), float(norm.mean())
+
+
+def _entropy(p: Float64[np.ndarray, "N K"]) -> tuple[float, float]:
+    """Mean entropy of probabilities that lack those of the own classes, and what rounds in it."""
+    from scipy.special import xlog1py, xlogy
+
+    q = p.sum(1)
+    terms = -xlogy(p, p).sum(1) - xlog1py(1 - q, -q)
+    return float(terms.mean()), float((np.abs(terms) + q).mean())
