@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from pfc.metrics import etf_distance, scatter_ratio
 from pfc.moments import ClassMoments
 from pfc.theory import mufm
-from pfc.theory.mufm import SpuriousMinimaWarning, gather, solve, sweep
-from pfc.theory.mufm import cross_entropy
+from pfc.theory.mufm import SpuriousMinimaWarning, cross_entropy, gather, solve, sweep
 from pfc.theory.mufm import solution as solution_module
 from pfc.theory.mufm import statistics as statistics_module
 from pfc.theory.mufm.source import Source, checked

@@ -67,16 +67,12 @@ def minima(
     starts: Iterable[Vector],
     total: int,
     *,
-    size: int,
+    size: int,  # of the data
     progress: bool,
     turned: Callable[[Vector], Vector] | None = None,
     enough: Callable[[Vector], bool] | None = None,
 ) -> list[Minimum]:
-    """The minima that `total` starts lead to, of a problem whose data are `size` numbers.
-
-    With `turned` each goes on from where that leads as long as it leads down, and no start follows one
-    that is `enough`.
-    """
+    """The minima of `total` starts, `turned` while that is lower, up to one that is `enough`."""
     found: list[Minimum] = []
     with one_thread(size), shown("solve", total, enabled=progress) as step:
         for start in starts:

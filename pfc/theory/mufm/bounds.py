@@ -147,7 +147,9 @@ def squared_upper(
     return value, float((most / N + (moved + slack) / lam + decay) / 2 * (1 + e))
 
 
-def squared_lower(data: Data, V: Wide, T: Square, *, lam: float, weight_decay: float) -> tuple[float, float]:
+def squared_lower(
+    data: Data, V: Wide, T: Square, *, lam: float, weight_decay: float
+) -> tuple[float, float]:
     """A bound from below of the least objective, and the certificate of U."""
     dual = Dual(
         gram=data.gram(V, T),
@@ -185,8 +187,8 @@ def entropy_bounds(
     wrong = e * logits @ (np.linalg.norm(H, axis=0) + size)  # in the logits, whose curvature is 1/(2N)
     rest = weight_decay * (W**2).sum() + lam * ((H - X) ** 2).sum()
     upper = (loss + rest / 2) * (1 + e) + length * wrong + wrong**2 / (4 * N)
-    known = {"size": size, "error": e, "lam": lam, "weight_decay": weight_decay}
-    dual = Dual(gram=U.T @ U, pulled=U.T @ X, length=length, slack=e * length**2, **known)
+    gram, pulled, slack = U.T @ U, U.T @ X, e * length**2
+    dual = Dual(gram, pulled, length, slack, size, e, lam, weight_decay)
     best = 0.0
     for a, penalty in zip(*dual.penalties(), strict=True):
         if a * p.sum(1).max() * (1 + e) < 1:

@@ -85,10 +85,7 @@ def proof(
     weight_decay: float,
     size: Float64[Tensor, " D"] | None = None,
 ) -> tuple[float, float, float]:
-    """Bounds of the objective and of its least value, and the certificate.
-
-    `size` is the norm of each feature before the samples lost their mean, if they did.
-    """
+    """Bounds of the objective and its least value, and the certificate; `size` of X not yet centred."""
     X, y = samples[0].numpy(), samples[1].numpy()
     norms = np.linalg.norm(X, axis=0) if size is None else size.numpy()
     return entropy_bounds(X, y, W, H, norms, lam=lam, weight_decay=weight_decay)

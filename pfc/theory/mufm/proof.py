@@ -42,9 +42,9 @@ class Proof:
         ran = f"best of {self.starts} starts, {'which disagree: ' * apart}spread {self.spread:.1e}"
         ran = ran if self.starts > 1 else "one start"
         if self.gap <= NEAR:
-            near = f"within a relative {self.gap:.1e} of the global minimum"
-            told = f"{told}; {ran}" if apart else told
-            return f"{f'global minimum to a relative {PROVEN:.0e}' if self.gap <= PROVEN else near} ({told})"
+            known = f"within a relative {self.gap:.1e} of the global minimum"
+            known = f"global minimum to a relative {PROVEN:.0e}" if self.gap <= PROVEN else known
+            return f"{known} ({told}; {ran})" if apart else f"{known} ({told})"
         if self.residue <= STATIONARY:
             return f"stationary point; not certified: {told}, gap {self.gap:.2g}, {ran}"
         return f"not converged: gradient norm {self.gradient_norm:.1e}; {told}, {ran}"

@@ -13,9 +13,8 @@ from pfc.progress import shown
 from pfc.samples import ArrayLike
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
-from pfc.theory.mufm.search import PROVEN, Effort, relaxed, search
 from pfc.theory.mufm.proof import Proof
-from pfc.theory.mufm.proof import SpuriousMinimaWarning as SpuriousMinimaWarning
+from pfc.theory.mufm.search import PROVEN, Effort, relaxed, search
 from pfc.theory.mufm.solution import Solution, distances, metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Samples, Statistics
@@ -211,6 +210,7 @@ def _solve(
         spread=found.spread,
     )
     proof.warn(square=source.features == len(source.statistics.count))
+    numbers: Any = metrics(source, hidden, best, options.weighting)
     return Solution(
         loss="mse",
         lam=lam,
@@ -219,7 +219,7 @@ def _solve(
         **proof.told(),
         W=hidden.classifier,
         bias=hidden.bias if source.free else None,
-        **metrics(source, hidden, best, options.weighting),
+        **numbers,
         hidden=hidden,
         data=source.samples,
     )
@@ -244,6 +244,7 @@ def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool
     )
     proof.warn(square=X.shape[1] == len(found.W))
     row = measured(found.H, y, options.weighting)
+    numbers: Any = distances(X, found.H)
     return Solution(
         loss="ce",
         lam=lam,
@@ -255,7 +256,7 @@ def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool
         pfc1=row.pfc1,
         pfc2=row.pfc2,
         pfc3=row.pfc3,
-        **distances(X, found.H),
+        **numbers,
         hidden=found.H,
         data=rows.samples,
     )

@@ -80,21 +80,20 @@ class Source:
         self, point: Point, W: Float64[Tensor, "K D"], V: Float64[Tensor, "D R"]
     ) -> tuple[float, float]:
         """The objective at `W`, to which a point was rounded, and a bound of it from above."""
-        return squared_upper(self.data, W.numpy(), *self._slope(point, V), **_coefficients(point))
+        lam, decay = point.problem.lam, point.problem.weight_decay
+        slope = self._slope(point, V)
+        return squared_upper(self.data, W.numpy(), *slope, lam=lam, weight_decay=decay)
 
     def lower(self, point: Point, V: Float64[Tensor, "D R"]) -> tuple[float, float]:
         """A bound from below of the least objective, and the certificate of a point."""
-        return squared_lower(self.data, *self._slope(point, V), **_coefficients(point))
+        lam, decay = point.problem.lam, point.problem.weight_decay
+        return squared_lower(self.data, *self._slope(point, V), lam=lam, weight_decay=decay)
 
     def _slope(self, point: Point, V: Float64[Tensor, "D R"]) -> tuple[Wide, Square]:
         """The slope of the loss at a point: of a sample's residual, and of each class."""
         seen, P = slice(V.shape[1]), point.problem.lam * point.P  # further features are zero in the data
         fit = (point.W * point.problem.root)[:, seen] @ point.problem.Z[:, seen].T
         return P @ point.W[:, seen] @ V.mT.numpy(), P @ (fit / self.data.count - self.data.target)
-
-
-def _coefficients(point: Point) -> dict[str, float]:
-    return {"lam": point.problem.lam, "weight_decay": point.problem.weight_decay}
 
 
 def checked(X: Any, y: Any) -> Samples | Statistics:
