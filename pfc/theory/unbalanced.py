@@ -94,7 +94,7 @@ def unbalanced(
         >>> found = unbalanced([100, 100, 5], 4, weight_decay=0.01, feature_decay=0.02)
         >>> print(found)
         Classes that vanish, of no more than N^2 lW lH = 8.405 samples: 2.
-        >>> print(unbalanced([100, 5, 5], 2, weight_decay=0.01, feature_decay=0.02, bias="free"))
+        >>> print(unbalanced([100, 4, 4], 2, weight_decay=0.02, feature_decay=0.02, bias="free"))
         Classes whose features coincide: 1 and 2.
     """
     n = _check(counts, features, weight_decay, feature_decay, bias)
