@@ -85,15 +85,15 @@ class Sweep:
         data: PFC1-3 of the data.
         solutions: A row for each coefficient: objective, metrics, alignment with the data, proof.
         descent: What plain gradient descent ended at, if it ran: rows of the same names.
-        expected: The closed form for orthogonal means, where it has one: rows of the same names.
         files: What was written.
+        expected: The closed form for orthogonal means, where it has one: rows of the same names.
     """
 
     data: Mapping[str, float]
     solutions: Sequence[Row]
     descent: Sequence[Row]
-    expected: Sequence[Row] = ()
     files: tuple[Path, ...] = ()
+    expected: Sequence[Row] = ()
 
     def table(self) -> "pd.DataFrame":
         """One row a coefficient, one column a number."""
@@ -242,7 +242,7 @@ def sweep(task: Task, lams: Iterable[float]) -> Sweep:
     expected = [_expected(lam, found) for lam in chosen if (found := task.expected(lam))]
     figure = figures.sweep(solutions, kept["data"], descent, expected, title=task.title)
     files = (path, *figures.save(figure, path.with_suffix("")))
-    return Sweep(kept["data"], solutions, descent, expected, files)
+    return Sweep(kept["data"], solutions, descent, files, expected)
 
 
 def _solve(task: Task, lams: Sequence[float], kept: dict[str, Any], path: Path) -> None:

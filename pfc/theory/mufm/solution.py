@@ -28,9 +28,9 @@ class Solution:
         weight_decay: Coefficient of W.
         objective: The value of the problem.
         gradient_norm: Frobenius norm of the gradient (in W; for cross-entropy in W and H).
-        certificate: Least eigenvalue of lW I - lam P Q P over lW, in (-inf, 1]: from 0 on a critical
-            point is proven to be a global minimum. NaN for cross-entropy.
-        gap: A rigorous bound of (F - F*)/F, in [0, 1]. NaN for cross-entropy.
+        certificate: Least eigenvalue of lW I - U U^T / lam over lW, less its rounding, in (-inf, 1], U
+            being the slope of the loss: from 0 on a critical point is proven to be a global minimum.
+        gap: A rigorous bound of (F - F*)/F, rounding included, in [0, 1].
         spread: Relative distance of the worst start's objective from the best's; 0 for one start.
         starts: How many starts were made.
         proven: What all this proves, in words.

@@ -79,8 +79,8 @@ def solve(
     $$ \frac1{2N}\|H W^\top - Y\|_F^2 + \frac{\lambda_W}{2}\|W\|_F^2 + \frac\lambda2\|H - X\|_F^2, $$
 
     Problem (13) of arXiv 2405.00985, or the same with mean cross-entropy; the constants are inferred.
-    Rows of X and H are samples. With squared loss it is solved in W alone, from statistics, and tells
-    what it can prove.
+    Rows of X and H are samples. With squared loss it is solved in W alone, from statistics. Either way
+    it tells what it can prove.
 
     Args:
         X: Samples N x ... of any type, each flattened to a row, or what `gather` made of them.
