@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfc.theory.mufm import SpuriousMinimaWarning, gather, solve
-from pfc.theory.mufm.bounds import entropy_bounds, squared_lower, squared_upper
+from pfc.theory.mufm import SpuriousMinimaWarning, bounds, gather, solve
+from pfc.theory.mufm.bounds import Dual, entropy_bounds, squared_lower, squared_upper
 from pfc.theory.mufm.proof import Proof
 from pfc.theory.mufm.source import Source, checked
 from pfc.theory.toy import toy
@@ -126,6 +127,48 @@ def test_the_dual_is_that_of_the_definition(shorter):
     assert lower == pytest.approx(float(known), rel=1e-10)
     assert lower <= found.objective
     assert lower >= found.objective * (1 - 1e-10) or shorter < 1
+
+
+@given(problems.seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_penalty_allows_for_the_errors_that_it_is_told(seed):
+    rng = np.random.default_rng(seed)
+    U = 0.01 * rng.normal(size=(3, 20))
+    pulled, size, error = U @ rng.normal(size=(20, 4)), 10 ** rng.uniform(-2, 2, size=4), 1e-4
+    length = float(np.linalg.norm(U))
+    lam, weight_decay = 1.0, 1.5 * float(np.linalg.norm(U, 2)) ** 2
+    slack = 0.1 * weight_decay * lam
+    dual = Dual(U @ U.T, pulled, length, slack, size, error, lam, weight_decay)
+    lengths, told = dual.penalties()
+    shift = rng.normal(size=(3, 3))
+    shift = slack * shift @ shift.T / np.linalg.norm(shift @ shift.T, 2)
+    W = np.linalg.solve(weight_decay * np.eye(3) - (U @ U.T + shift) / lam, pulled)
+    wrong = error * length * size * W / np.linalg.norm(W, axis=0)  # the worst of this size
+    for a, penalty in zip(lengths, told, strict=True):
+        left = weight_decay * np.eye(3) - a**2 * (U @ U.T + shift) / lam
+        B = a * (pulled + wrong)
+        assert np.vdot(B, np.linalg.solve(left, B)) / 2 <= penalty * (1 + 1e-12)
+    assert lengths[0] == 1
+    assert dual.certificate <= 1 - np.linalg.norm(U @ U.T + shift, 2) / (lam * weight_decay) + 1e-12
+
+
+@given(problems.seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_upper_bound_allows_for_inexact_means(seed):
+    X, y = problems.features(seed, N=20, D=4, K=3)
+    X[:, 2:] = 1e3  # an offset that cancels in the logits
+    rng, how = np.random.default_rng(seed), {"lam": 0.1, "weight_decay": 0.005}
+    W, V, T = (rng.normal(size=shape) for shape in ((3, 4), (3, 4), (3, 3)))
+    W[:, 3] = -W[:, 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "ROUNDING", 1e-6)
+        data = Source.of(checked(X, y)).data
+        rest = W @ data.mean.T - data.target - W @ W.T @ T / how["lam"]
+        wrong = data.error * data.size * np.sign(rest.T @ W) / math.sqrt(len(X))
+        moved = replace(data, mean=data.mean + wrong)
+        value, upper = squared_upper(data, W, V, T, **how)
+        known = squared_upper(moved, W, V, T, **how)[0]
+    assert value < known <= upper
 
 
 def entropy(seed):
