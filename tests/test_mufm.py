@@ -423,6 +423,11 @@ def test_coinciding_means_are_undefined_not_wrong():
     assert (same.cosine, same.relative_displacement, same.norm_ratio) == (1, 0, 1)
 
 
+def test_distances_are_real_where_rounding_makes_their_squares_negative():
+    told = solution_module._distances(4.0, -1e-60, 0.0)
+    assert (told["relative_displacement"], told["norm_ratio"], told["cosine"]) == (0.0, 1.0, 1.0)
+
+
 def test_the_public_names():
     names = {name for name in vars(mufm) if not name.startswith("_")}
     assert {"Solution", "Statistics", "gather", "solve", "sweep"} <= names

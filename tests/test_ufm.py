@@ -311,6 +311,13 @@ def test_minorities_of_one_size_coincide_before_they_vanish():
     )
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 11, 13])
+def test_a_tie_vanishes(n):
+    decay = math.sqrt(n) / (n + 40)  # N^2 lW lH = n but for rounding
+    found = ufm.unbalanced([40, n], 2, weight_decay=decay, feature_decay=decay)
+    assert found.vanished == (1,)
+
+
 @pytest.mark.parametrize("bias", [False, "free"])
 def test_unbalanced_with_equal_counts_is_the_balanced_optimum(bias):
     one, other = ufm.unbalanced([50] * 4, 20, bias=bias), ufm.optimum(*DEFAULT, bias=bias)

@@ -100,13 +100,12 @@ def unbalanced(
     n = _check(counts, features, weight_decay, feature_decay, bias)
     N, K, free = float(n.sum()), len(n), bias == "free"
     share = n / N * free
-    Y = (
-        torch.eye(K, dtype=torch.float64) - share[:, None]
-    ) * n.sqrt()  # a class's column counts n times
-    U, s, Vt = torch.linalg.svd(Y)
+    # of the labels, whose columns of class k are n_k times the same
+    U, s, Vt = torch.linalg.svd((torch.eye(K, dtype=torch.float64) - share[:, None]) * n.sqrt())
     cut = N * math.sqrt(weight_decay * feature_decay)
-    s = torch.where(s > K * torch.finfo(torch.float64).eps * s[0], s, 0.0)
-    z, ratio = (s - cut).clamp(min=0.0), math.sqrt(feature_decay / weight_decay)
+    floor = K * torch.finfo(torch.float64).eps * max(float(s[0]), cut)
+    z = torch.where(s - cut > floor, s - cut, 0.0)  # a tie vanishes, and with it what is zero in s
+    ratio = math.sqrt(feature_decay / weight_decay)
     W, H = (torch.zeros(K, max(K, features), dtype=torch.float64) for _ in range(2))
     W[:, :K], H[:, :K] = U * (z * ratio).sqrt(), (Vt.mT * (z / ratio).sqrt()) / n.sqrt()[:, None]
     return Unbalanced(

@@ -162,6 +162,7 @@ def distances(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> dict[str,
 
 def _distances(data: float, moved: float, along: float) -> dict[str, float]:
     """Of |X|^2, |H - X|^2 and <H - X, X>, none of them a difference of large numbers."""
+    moved = max(moved, 0.0)  # below it by rounding where nothing moves
     X, H = data**0.5, max(data + 2 * along + moved, 0.0) ** 0.5
     longer = (2 * along + moved) / (H + X) if H + X else math.nan
     apart = max(moved - longer**2, 0.0) / (H * X) if H * X else math.nan
