@@ -316,6 +316,15 @@ def test_at_a_minimum_no_escape_is_left():
         assert module._escaped(point, balanced=True) is point.W
 
 
+def test_a_coefficient_lost_to_rounding_beside_w_is_not_singular():
+    problem, _ = reduced(*problems.features(1, N=12, D=3, K=3), 1e-8)
+    W = np.zeros_like(problem.Z)
+    W[0] = 1e9 * np.array([3.0, 0.0, 4.0])
+    W[1] = W[0]
+    assert np.isfinite(problem.value_and_gradient(W)[0])
+    assert problem.at(W).value > 0
+
+
 def test_the_budget_is_kept():
     problem, _ = reduced(*twins.toy(), 1e-4)
     counted = Problem(problem.root, problem.Z, problem.rest, problem.samples, 1e-4, twins.LW)

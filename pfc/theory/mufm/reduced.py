@@ -52,11 +52,20 @@ class Problem:
     def _eye(self) -> Float64[np.ndarray, "K K"]:
         return np.eye(len(self.Z))
 
+    def _inverse(self, W: Classifier) -> Float64[np.ndarray, "K K"]:
+        """(W W^T + beta I)^{-1}, also where beta is lost beside W W^T to rounding."""
+        G = W @ W.T
+        try:
+            return np.linalg.inv(G + self.beta * self._eye)
+        except np.linalg.LinAlgError:
+            values, q = np.linalg.eigh(G)
+            return (q / (np.maximum(values, 0.0) + self.beta)) @ q.T
+
     def value_and_gradient(self, W: Classifier) -> tuple[float, Classifier]:
         """F(W) = lam/2 tr(P Q) + lW/2 |W|^2 and lam (P A - P Q P W) + lW W, at once."""
         B = W * self.root
         B -= self.Z
-        P = np.linalg.inv(W @ W.T + self.beta * self._eye)
+        P = self._inverse(W)
         PQ = P @ (B @ B.T + self.rest)
         value = (self.lam * PQ.trace() + self.weight_decay * np.vdot(W, W)) / 2
         B *= self.root
@@ -67,7 +76,7 @@ class Problem:
     def at(self, W: Classifier) -> "Point":
         """The point W with the matrices that its derivatives share."""
         B = W * self.root - self.Z
-        P = np.linalg.inv(W @ W.T + self.beta * self._eye)
+        P = self._inverse(W)
         return Point(self, W, (P + P.T) / 2, B @ B.T + self.rest, B * self.root)
 
     def ridge(self) -> Classifier:
