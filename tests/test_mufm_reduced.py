@@ -1,6 +1,7 @@
 """The reduced problem against the joint one, and its search: derivatives, proofs, ways out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -323,6 +324,13 @@ def test_a_coefficient_lost_to_rounding_beside_w_is_not_singular():
     W[1] = W[0]
     assert np.isfinite(problem.value_and_gradient(W)[0])
     assert problem.at(W).value > 0
+
+
+def test_what_rounding_makes_negative_bounds_nothing():
+    problem, _ = reduced(*problems.features(1, N=12, D=3, K=3), 1e-3)
+    point = replace(problem.at(problem.ridge()), Q=-np.eye(3))
+    assert point.value < 0
+    assert (point.residue, point.gap) == (math.inf, 1.0)
 
 
 def test_the_budget_is_kept():

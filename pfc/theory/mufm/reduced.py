@@ -139,6 +139,8 @@ class Point:
     @cached_property
     def residue(self) -> float:
         """What the gradient alone adds to the gap: 2 |grad| sqrt(2/(lW F)), free of the data's scale."""
+        if self.value <= 0:  # by rounding, of a W so large that the data are lost beside it
+            return float("inf")
         scale = (2 / (self.problem.weight_decay * self.value)) ** 0.5
         return 2 * self.gradient_norm * scale
 
