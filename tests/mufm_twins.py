@@ -1,5 +1,8 @@
 """Slow, obviously right twins of the unconstrained features model with data, and its toy data."""
 
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
 import numpy as np
 import torch
 
@@ -50,3 +53,54 @@ def best_classifier_value(H, y, K, weight_decay=LW):
     N = len(H)
     inverse = torch.linalg.solve(H @ H.mT + N * weight_decay * torch.eye(N, dtype=H.dtype), Y)
     return weight_decay / 2 * (Y * inverse).sum()
+
+
+def exact(W, X, y, lam, weight_decay=LW, *, centre=False, free=False):
+    """F(W) in rational numbers: lam/2 tr(P Q) + lW/2 |W|^2, of data less their mean if asked for."""
+    K, N = len(W), len(X)
+    W, rows = ([[Fraction(v) for v in row] for row in part.tolist()] for part in (W, X))
+    Y = [[Fraction(int(k == label)) for k in range(K)] for label in y.tolist()]
+    rows = (
+        [[v - m for v, m in zip(row, _mean(rows), strict=True)] for row in rows]
+        if centre or free
+        else rows
+    )
+    Y = [[v - m for v, m in zip(row, _mean(Y), strict=True)] for row in Y] if free else Y
+    R = [[_dot(w, x) - t[k] for k, w in enumerate(W)] for x, t in zip(rows, Y, strict=True)]
+    beta = N * Fraction(lam)
+    left = [[_dot(W[i], W[j]) + beta * (i == j) for j in range(K)] for i in range(K)]
+    fit = sum(_dot(r, _solved(left, r)) for r in R)
+    return (Fraction(lam) * fit + Fraction(weight_decay) * sum(_dot(w, w) for w in W)) / 2
+
+
+def _dot(a, b):
+    return sum((x * z for x, z in zip(a, b, strict=True)), Fraction(0))
+
+
+def _mean(rows):
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def _solved(A, b):
+    """A^{-1} b by elimination, for a positive definite A."""
+    rows = [[*row, v] for row, v in zip(A, b, strict=True)]
+    for i in range(len(rows)):
+        rows[i] = [v / rows[i][i] for v in rows[i]]
+        for j in range(len(rows)):
+            if j != i:
+                rows[j] = [v - rows[j][i] * u for v, u in zip(rows[j], rows[i], strict=True)]
+    return [row[-1] for row in rows]
+
+
+def exact_entropy(W, H, X, y, lam, weight_decay=LW):
+    """Problem (13) with cross-entropy at W and H, in decimal numbers of 60 digits."""
+    with localcontext(prec=60):
+        W, H, X = ([[Decimal(v) for v in row] for row in part.tolist()] for part in (W, H, X))
+        loss = Decimal(0)
+        for h, k in zip(H, y.tolist(), strict=True):
+            logits = [sum(a * b for a, b in zip(w, h, strict=True)) for w in W]
+            top = max(logits)
+            loss += top - logits[k] + sum((z - top).exp() for z in logits).ln()
+        moved = sum((a - b) ** 2 for h, x in zip(H, X, strict=True) for a, b in zip(h, x, strict=True))
+        decay = sum(v**2 for w in W for v in w)
+        return loss / len(X) + (Decimal(weight_decay) * decay + Decimal(lam) * moved) / 2

@@ -12,6 +12,7 @@ from pfc.experiments import mufm
 from pfc.experiments.mufm import Constants, Dataset, Task
 from pfc.files import plain
 from pfc.theory import ufm
+from pfc.theory.mufm import SpuriousMinimaWarning
 from pfc.training import Run
 
 SMALL = Constants(classes=3, dimensions=4, per_class=6, steps=30, restarts=0)
@@ -95,12 +96,58 @@ def test_settings_of_another_version_have_the_defaults_and_words_do_not_count(tm
         mufm.sweep(task(tmp_path, descent=False), LAMS)
 
 
-def test_cross_entropy_proves_nothing(tmp_path):
-    found = mufm.sweep(task(tmp_path, replace(SMALL, loss="ce"), descent=False), [0.1])
-    assert math.isnan(found.solutions[0]["gap"])
-    assert str(found).endswith("Cross-entropy has no certificate: nothing is proven of these minima.")
-    again = mufm.sweep(task(tmp_path, replace(SMALL, loss="ce"), descent=False), [0.1])
-    assert str(again) == str(found), "what is not finite comes back through the file"
+def test_cross_entropy_is_proven_too(tmp_path):
+    entropy = replace(SMALL, loss="ce")
+    found = mufm.sweep(task(tmp_path, entropy, descent=False), [0.1])
+    assert found.solutions[0]["certified"]
+    assert found.solutions[0]["gap"] < 1e-9
+    assert "1 of 1 are proven to be within a relative 1e-04 of the minimum." in str(found)
+    assert found.expected == [], "squared loss alone has a closed form"
+    again = mufm.sweep(task(tmp_path, entropy, descent=False), [0.1])
+    assert str(again) == str(found)
+    square = replace(entropy, classes=4, dimensions=2, per_class=2, sigma=0.2, seed=3, restarts=4)
+    constants = replace(square, weight_decay=8e-3)
+    with pytest.warns(SpuriousMinimaWarning):
+        apart = mufm.sweep(task(tmp_path / "b", constants, descent=False), [5e-3])
+    spread = 100 * apart.solutions[0]["spread"]
+    told = f"lam 0.005: its 5 starts ended in different minima, {spread:.3g} % apart."
+    assert told in str(apart)
+
+
+def test_the_closed_form_stands_beside_the_toy_data_it_is_of(tmp_path):
+    found = mufm.sweep(task(tmp_path, descent=False), LAMS)
+    for row, lam in zip(found.expected, sorted(LAMS), strict=True):
+        known = pfc.theory.mufm.optimum(3, 4, 6, lam=lam, sigma=0.5)
+        assert (row["lam"], row["pfc1"], row["moved"]) == (lam, known.pfc1, known.relative_displacement)
+    toy = Dataset.toy(SMALL)
+    for how in (
+        {"centre": True},
+        {"bias": "free"},
+        {"data": Dataset("real", toy.X, toy.y, real=True)},
+        {"constants": replace(SMALL, dimensions=2)},
+    ):
+        given = {"data": toy, "constants": SMALL, "descent": False, **how}
+        assert Task(**given).expected(0.1) is None, how
+
+
+def test_whether_the_mean_was_taken_off_is_told(tmp_path):
+    toy = Dataset.toy(SMALL)
+    values = []
+    for centre in (True, False):
+        folder = tmp_path / str(centre)
+        one = Task(data=toy, constants=SMALL, centre=centre, descent=False, folder=folder)
+        values.append(mufm.sweep(one, [0.1]).solutions[0]["objective"])
+        kept = json.loads((folder / "figure5.json").read_text())
+        assert kept["settings"]["centred"] is centre
+        assert ("centred" in one.title) is centre
+        X = toy.X - toy.X.mean(0) if centre else toy.X
+        known = pfc.theory.mufm.solve(X, toy.y, lam=0.1).objective
+        assert values[-1] == pytest.approx(known, rel=1e-12)
+        ways = mufm.iterations(one)
+        assert ways.ways["MUFM, ours"]["objective"][-1] == pytest.approx(
+            pfc.theory.mufm.solve(X, toy.y, lam=0.005).objective, rel=1e-9
+        )
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
 
 
 def test_pixels_and_features_are_data(tmp_path):

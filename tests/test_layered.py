@@ -74,6 +74,54 @@ def test_layered_is_mufm_with_the_coefficient_over_the_layers(seed):
     assert found.gradient_norm < 1e-10
 
 
+def naive_pulls(W, H, X, y, lW, lams):
+    """Eq. 12 with a coefficient for each layer, term by term."""
+    zero = torch.zeros(len(W), dtype=torch.float64)
+    f = naive_objective(W, zero, H[-1], H[-1], y, lW=lW, lam=0.0, lb=0.0, loss="mse")
+    for lam, before, after in zip(lams, [X, *H[:-1]], H, strict=True):
+        f = f + lam / 2 * ((after - before) ** 2).sum()
+    return f
+
+
+@given(problems.seeds)
+@settings(max_examples=12, deadline=None)
+def test_layers_of_different_coefficients_lie_where_theorem_3_puts_them(seed):
+    rng = np.random.default_rng(seed)
+    X, y = problems.features(seed, N=8, D=1 + seed % 5, K=3)
+    lams = (10 ** rng.uniform(-2, 1, size=1 + seed % 4)).tolist()
+    found = solve_layered(X, y, layers=len(lams), lam=lams, restarts=2, seed=seed, progress=False)
+    t = np.concatenate([[0], np.cumsum([1 / lam for lam in lams]) / sum(1 / lam for lam in lams)])
+    assert found.positions.numpy() == pytest.approx(t, abs=1e-14)
+    line = X + found.positions[:, None, None] * (found.H[-1] - X)
+    assert found.H.numpy() == pytest.approx(line.numpy(), abs=1e-9)
+    assert found.lam == pytest.approx(1 / sum(1 / lam for lam in lams), rel=1e-14)
+    W, H = found.W.clone().requires_grad_(), found.H[1:].clone().requires_grad_()
+    f = naive_pulls(W, H, X, y, 0.005, lams)
+    f.backward()
+    assert found.objective == pytest.approx(f.item(), rel=1e-12)
+    assert max(W.grad.abs().max(), H.grad.abs().max()) < 1e-9
+    one = solve_layered(X, y, layers=1, lam=found.lam, restarts=2, seed=seed, progress=False)
+    assert found.objective == pytest.approx(one.objective, rel=1e-9)
+
+
+def test_one_coefficient_is_the_same_for_every_layer():
+    X, y = problems.features(1, N=8, D=3, K=3)
+    one, many = (
+        solve_layered(X, y, layers=3, lam=lam, restarts=0, progress=False) for lam in (0.3, [0.3] * 3)
+    )
+    assert torch.equal(one.H, many.H)
+    assert one.positions.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-15)
+    assert one.lam == pytest.approx(0.1)
+
+
+def test_coefficients_of_layers_are_checked():
+    X, y = problems.features(1, N=8, D=3, K=3)
+    with pytest.raises(ValueError, match="lam must be one number or one for each of 3 layers, got 2"):
+        solve_layered(X, y, layers=3, lam=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r"lam must be a positive number, got -0\.2"):
+        solve_layered(X, y, layers=2, lam=[0.1, -0.2])
+
+
 def test_the_solution_is_stationary_in_every_layer():
     X, y = problems.features(5, N=7, D=3, K=3)
     found = solve_layered(X, y, layers=4, lam=0.3, weight_decay=0.01, progress=False)

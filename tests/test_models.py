@@ -218,6 +218,13 @@ def test_a_sweep_fills_what_is_proven_and_draws_descent_beside():
     assert_array_equal(theirs.get_ydata(), [0.1])
     assert data.get_ydata()[0] == DATA["pfc1"]
     assert_array_equal(figure.axes[4].lines[0].get_ydata(), [5 * r["lam"] for r in solutions])
+    expected = [{"lam": 0.01, "pfc1": 3.0, "moved": 2.0}, {"lam": 1.0, "pfc1": 4.0, "moved": 5.0}]
+    figure = figures.sweep(solutions, DATA, (), expected)
+    figure.draw_without_rendering()
+    closed = figure.axes[0].lines[3]
+    assert closed.get_label() == "orthogonal means, expected"
+    assert_array_equal(closed.get_ydata(), [3.0, 4.0])
+    assert len(figure.axes[2].lines) == len(figure.axes[0].lines) - 1, "PFC3 has no closed form"
     with pytest.raises(ValueError, match="a sweep needs the solution of at least one coefficient"):
         figures.sweep([], DATA)
 

@@ -1,6 +1,7 @@
 """The reduced problem against the joint one, and its search: derivatives, proofs, ways out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pfc.theory.mufm import search as module
 from pfc.theory.mufm.reduced import Problem
-from pfc.theory.mufm.search import Effort, lower_bound, search, settle
+from pfc.theory.mufm.search import Effort, relaxed, search, settle
 from pfc.theory.mufm.source import Source, checked
 from tests import mufm_twins as twins
 from tests import problems
@@ -26,6 +27,12 @@ def reduced(X, y, lam, weight_decay=twins.LW, *, centre=False, free=False):
     source = Source.of(checked(X, y), centre=centre, free=free)
     problem, V = source.problem(lam=lam, weight_decay=weight_decay)
     return problem, V.numpy()
+
+
+def lower_bound(point, effort):
+    """Of the minimum, by the problem with K zero features more."""
+    end = relaxed(point, effort)
+    return end.value * (1 - end.gap)
 
 
 def anywhere(problem, seed):
@@ -310,9 +317,25 @@ def test_at_a_minimum_no_escape_is_left():
         assert module._escaped(point, balanced=True) is point.W
 
 
+def test_a_coefficient_lost_to_rounding_beside_w_is_not_singular():
+    problem, _ = reduced(*problems.features(1, N=12, D=3, K=3), 1e-8)
+    W = np.zeros_like(problem.Z)
+    W[0] = 1e9 * np.array([3.0, 0.0, 4.0])
+    W[1] = W[0]
+    assert np.isfinite(problem.value_and_gradient(W)[0])
+    assert problem.at(W).value > 0
+
+
+def test_what_rounding_makes_negative_bounds_nothing():
+    problem, _ = reduced(*problems.features(1, N=12, D=3, K=3), 1e-3)
+    point = replace(problem.at(problem.ridge()), Q=-np.eye(3))
+    assert point.value < 0
+    assert (point.residue, point.gap) == (math.inf, 1.0)
+
+
 def test_the_budget_is_kept():
     problem, _ = reduced(*twins.toy(), 1e-4)
-    counted = Problem(problem.e, problem.Z, problem.rest, problem.samples, 1e-4, twins.LW)
+    counted = Problem(problem.root, problem.Z, problem.rest, problem.samples, 1e-4, twins.LW)
     calls = []
     inner = counted.value_and_gradient
     object.__setattr__(counted, "value_and_gradient", lambda W: calls.append(1) or inner(W))

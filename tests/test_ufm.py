@@ -1,7 +1,9 @@
 """UFM: its closed forms against known answers, evaluation where they are attained, and random starts."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from pfc.theory import descent, ufm
 from pfc.theory.collapse import collapse
+from pfc.theory.joint import Joint
+from pfc.theory.minimum import least, minima
 from tests.test_joint import naive_gradient
 
 DEFAULT = (4, 20, 50)
@@ -234,3 +238,105 @@ def test_solve_where_no_closed_form_is_known():
     assert found.gradient_norm < 1e-10
     assert found.objective > ufm.optimum(4, 3, 3, loss="ce").objective
     assert collapse(found.H, torch.arange(4).repeat_interleave(3)).pfc1 < 1e-12
+
+
+unbalanced = st.fixed_dictionaries({
+    "counts": st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    "weight_decay": st.floats(0.002, 0.4),
+    "feature_decay": st.floats(0.002, 0.4),
+    "bias": st.sampled_from([False, "free"]),
+})
+
+
+@given(unbalanced, st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_unbalanced_classes_reach_what_random_starts_find(case, more):
+    K, free = len(case["counts"]), case["bias"] == "free"
+    features = K - free + more
+    found = ufm.unbalanced(features=features, **case)
+    H, y = found.features(), found.labels()
+    assert torch.bincount(y).tolist() == case["counts"]
+    names = ("weight_decay", "feature_decay", "bias")
+    f, slope = evaluated(found, H, y, **{name: case[name] for name in names})
+    assert found.objective == pytest.approx(f, rel=1e-12)
+    assert slope < 1e-12
+    zero = torch.zeros_like(H)
+    known = {"pull": case["feature_decay"], "weight_decay": case["weight_decay"]}
+    problem = Joint.of(zero, y, **known, bias=0.0 if free else None)
+    rng = np.random.default_rng(0)
+    starts = (problem.normal_start(rng) for _ in range(2))
+    ends = minima(problem, starts, 2, size=1, progress=False)
+    assert found.objective == pytest.approx(least(ends)[0].value, abs=1e-11)
+
+
+@given(unbalanced)
+@settings(max_examples=100, deadline=None)
+def test_a_class_vanishes_if_it_has_few_samples(case):
+    counts = case["counts"]
+    found = ufm.unbalanced(features=len(counts), **case)
+    N, lW, lH = (Fraction(v) for v in (sum(counts), case["weight_decay"], case["feature_decay"]))
+    if case["bias"] is False:
+        few = tuple(k for k, n in enumerate(counts) if n <= N**2 * lW * lH)
+        assert found.vanished == few
+        assert str(found).startswith(
+            "No class vanishes"
+            if not few
+            else f"All {len(counts)} classes vanish"
+            if len(few) == len(counts)
+            else f"Classes that vanish, of no more than N^2 lW lH = {found.threshold:.6g} samples: "
+        )
+    rows = torch.cat([found.W, found.means], 1).norm(dim=1)
+    assert all((rows[k] < 1e-8) == (k in found.vanished) for k in range(len(counts)))
+    apart = torch.cdist(found.means, found.means, compute_mode="donot_use_mm_for_euclid_dist")
+    together = {(j, k) for j in range(len(counts)) for k in range(j) if apart[j, k] < 1e-8}
+    told = {(j, k) for group in found.merged for j in group for k in group if k < j}
+    assert together == told
+
+
+def test_minorities_of_one_size_coincide_before_they_vanish():
+    few = {"weight_decay": 0.02, "feature_decay": 0.03}
+    found = ufm.unbalanced([100, 5, 5, 5], 3, **few, bias="free")
+    assert (found.vanished, found.merged) == ((), ((1, 2, 3),))
+    assert str(found) == "Classes whose features coincide: 1 and 2 and 3."
+    two = ufm.unbalanced([100, 100, 5, 5], 3, weight_decay=0.01, feature_decay=0.02, bias="free")
+    assert two.merged == ((2, 3),)
+    assert found.b.tolist() == pytest.approx([100 / 115, *[5 / 115] * 3])
+    plain = ufm.unbalanced([100, 5, 5], 3, **few)
+    assert plain.vanished == (1, 2)
+    assert str(plain).endswith("samples: 1, 2.")
+    odd = ufm.unbalanced([50, 50, 2], 2, **few, bias="free")
+    assert str(odd) == "Classes that vanish: 2."
+    assert str(ufm.unbalanced([2, 3], 2, weight_decay=1.0, feature_decay=1.0)) == (
+        "All 2 classes vanish: the decays are too strong."
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 11, 13])
+def test_a_tie_vanishes(n):
+    decay = math.sqrt(n) / (n + 40)  # N^2 lW lH = n but for rounding
+    found = ufm.unbalanced([40, n], 2, weight_decay=decay, feature_decay=decay)
+    assert found.vanished == (1,)
+
+
+@pytest.mark.parametrize("bias", [False, "free"])
+def test_unbalanced_with_equal_counts_is_the_balanced_optimum(bias):
+    one, other = ufm.unbalanced([50] * 4, 20, bias=bias), ufm.optimum(*DEFAULT, bias=bias)
+    assert one.objective == pytest.approx(other.objective, rel=1e-13)
+    Z, known = one.means @ one.W.mT, other.means @ other.W.mT
+    assert Z.numpy() == pytest.approx(known.numpy(), abs=1e-12)
+
+
+def test_errors_of_unbalanced_name_what_was_given():
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        ufm.unbalanced([3], 2)
+    with pytest.raises(ValueError, match="counts must be at least 1, got 0"):
+        ufm.unbalanced([3, 0], 2)
+    with pytest.raises(
+        ValueError, match="unbalanced classes have a closed form from 3 features on, got 2"
+    ):
+        ufm.unbalanced([3, 2, 1], 2)
+    assert ufm.unbalanced([3, 2, 1], 2, bias="free").W.shape == (3, 2)
+    with pytest.raises(ValueError, match="bias must be False or 'free', got True"):
+        ufm.unbalanced([3, 2], 2, bias=True)
+    with pytest.raises(ValueError, match=r"weight_decay must be a positive number, got 0\.0"):
+        ufm.unbalanced([3, 2], 2, weight_decay=0.0)

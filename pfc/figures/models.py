@@ -21,6 +21,7 @@ _WAYS: dict[str, dict[str, Any]] = {  # model and method
 _DATA: Any = {"color": "0.45", "linestyle": "--", "linewidth": 1.0}
 _OURS: Any = {"color": "#2b2f77", "linewidth": 1.2}
 _DESCENT: Any = {"color": "#d1495b", "linewidth": 1.0, "linestyle": ":", "marker": "x", "markersize": 4}
+_EXPECTED: Any = {"color": "#3a7d44", "linewidth": 1.2, "linestyle": "--"}
 _ALIGNED = {  # measures of alignment with the data; the paper's own is lost
     "cosine": r"$\langle H,X\rangle/(\|H\|_F\|X\|_F)$",
     "distance": r"$\|H/\|H\|_F - X/\|X\|_F\|_F$",
@@ -84,6 +85,7 @@ def sweep(
     solutions: Sequence[Row],
     data: Row,
     descent: Sequence[Row] = (),
+    expected: Sequence[Row] = (),
     *,
     title: str = "",
     metrics: Sequence[str] | None = None,
@@ -99,6 +101,7 @@ def sweep(
             `moved`, `certified`.
         data: `pfc1`, `pfc2` and `pfc3` of the data, drawn as a dashed line.
         descent: What plain gradient descent ended at: the same keys but the last.
+        expected: The closed form for orthogonal means: rows that may lack keys, drawn as a dashed line.
         title: What was solved, in a line.
         metrics: Some of PFC1-3, by default all; the three measures of alignment stand behind them.
         width: Of the figure, in inches; panels that do not fit side by side stand below one another.
@@ -115,7 +118,7 @@ def sweep(
     with canvas(width, 2.8, title) as figure:
         axes, _ = panels(figure, len(shown) + len(_ALIGNED))
         for ax, name in zip(axes, (*shown, *_ALIGNED), strict=True):
-            _over(ax, solutions, descent, name)
+            _over(ax, solutions, descent, expected, name)
             ax.set_xlabel(r"$\lambda$")
             ax.set_title(named(name) if name in shown else _alignment(name))
             if name in shown:
@@ -130,7 +133,9 @@ def _alignment(measure: str) -> str:
     return f"{told} the data\n{_ALIGNED[measure]}"
 
 
-def _over(ax: "Axes", solutions: Sequence[Row], descent: Sequence[Row], metric: str) -> None:
+def _over(
+    ax: "Axes", solutions: Sequence[Row], descent: Sequence[Row], expected: Sequence[Row], metric: str
+) -> None:
     """One number over the coefficients, proven points filled."""
     lams, values = ([row[key] for row in solutions] for key in ("lam", metric))
     ax.plot(lams, values, **_OURS)
@@ -142,11 +147,14 @@ def _over(ax: "Axes", solutions: Sequence[Row], descent: Sequence[Row], metric: 
         look: Any = {"color": _OURS["color"], "markerfacecolor": face, "markersize": 5}
         if some:
             ax.plot([lams[i] for i in some], [values[i] for i in some], "o", label=told, **look)
-    shown = [row for row in descent if row.get(metric) is not None]
-    if shown:
-        ends = [row[metric] for row in shown]
-        ax.plot([row["lam"] for row in shown], ends, label="gradient descent", **_DESCENT)
-        values = [*values, *ends]
+    for rows, told, look in (
+        (descent, "gradient descent", _DESCENT),
+        (expected, "orthogonal means, expected", _EXPECTED),
+    ):
+        if shown := [row for row in rows if row.get(metric) is not None]:
+            ends = [row[metric] for row in shown]
+            ax.plot([row["lam"] for row in shown], ends, label=told, **look)
+            values = [*values, *ends]
     ax.set_xscale("log")
     ax.grid(axis="y")
     scale(ax, [v for v in values if math.isfinite(v)], log=metric in {"pfc1", "moved"})

@@ -122,9 +122,11 @@ def _mse(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[
 
 
 def _ce(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[float, np.ndarray]:
-    N, top = Y.shape[1], Z.max(0)
-    loss = (np.log(np.exp(Z - top).sum(0)) + top - (Z * Y).sum(0)).sum() / N
-    return float(loss), (softmax(Z) - Y) / N
+    others = np.where(
+        Y > 0, -np.inf, Z - (Z * Y).sum(0)
+    )  # how far above the own class; no digit is lost
+    loss = np.logaddexp(0.0, np.logaddexp.reduce(others, axis=0))
+    return float(loss.mean()), (softmax(Z) - Y) / Y.shape[1]
 
 
 def softmax(
@@ -148,6 +150,7 @@ class JointSolution:
         objective: The value reached.
         gradient_norm: Euclidean norm of the gradient in all variables.
         spread: The largest objective that a start has led to, less the least.
+        starts: How many starts were made.
         pfc1: Within-class over between-class variance of the features.
         pfc2: Distance of their class means from a simplex equiangular tight frame.
         pfc3: Fraction of them nearest to their own class mean.
@@ -160,6 +163,7 @@ class JointSolution:
     objective: float
     gradient_norm: float
     spread: float
+    starts: int
     pfc1: float
     pfc2: float
     pfc3: float
@@ -170,7 +174,7 @@ class JointSolution:
         """The least of the minima found of a problem, with its metrics."""
         one, spread = least(found)
         W, H, b = tensors(problem, one.theta)
-        return cls(W, b, H, one.value, one.gradient_norm, spread, *read(problem, H))
+        return cls(W, b, H, one.value, one.gradient_norm, spread, len(found), *read(problem, H))
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features, one sample a row."""
@@ -192,7 +196,9 @@ def read(problem: Joint, H: Float64[Tensor, "N D"]) -> tuple[float, float, float
     return row.pfc1, row.pfc2, row.pfc3, cosine(H, torch.from_numpy(problem.X).T)
 
 
-def best(problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool) -> JointSolution:
+def best(
+    problem: Joint, starts: Iterator[Vector], total: int, *, progress: bool, **search: Any
+) -> JointSolution:
     """The least of the minima that `total` starts lead to, with the spread over them."""
-    found = minima(problem, starts, total, size=problem.X.size, progress=progress)
+    found = minima(problem, starts, total, size=problem.X.size, progress=progress, **search)
     return JointSolution.of(problem, found)

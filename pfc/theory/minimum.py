@@ -22,6 +22,7 @@ ITERATIONS = 20_000  # of L-BFGS at most; ours
 FIRST = 1e-9  # largest entry of the gradient at which L-BFGS hands over; ours
 TIGHT = 1e-13  # gradient norm at which the polish has nothing left to do; ours
 ROUNDS = 30  # Newton steps at most; ours
+DROP = 1e-10  # relative fall of the objective that counts as one; ours
 ROUNDING = 1e-13  # relative rise of the objective that counts as rounding; ours
 
 
@@ -62,14 +63,26 @@ def minimum(problem: Smooth, start: Vector) -> Minimum:
 
 
 def minima(
-    problem: Smooth, starts: Iterable[Vector], total: int, *, size: int, progress: bool
+    problem: Smooth,
+    starts: Iterable[Vector],
+    total: int,
+    *,
+    size: int,  # of the data
+    progress: bool,
+    turned: Callable[[Vector], Vector] | None = None,
+    enough: Callable[[Vector], bool] | None = None,
 ) -> list[Minimum]:
-    """The minima that `total` starts lead to, of a problem whose data are `size` numbers."""
+    """The minima of `total` starts, `turned` while that is lower, up to one that is `enough`."""
     found: list[Minimum] = []
     with one_thread(size), shown("solve", total, enabled=progress) as step:
         for start in starts:
-            found.append(minimum(problem, start))
-            step(len(found), f"objective {found[-1].value:.6g}")
+            one = minimum(problem, start)
+            while turned and problem.value(other := turned(one.theta))[0] < one.value * (1 - DROP):
+                one = minimum(problem, other)
+            found.append(one)
+            step(len(found), f"objective {one.value:.6g}")
+            if enough and enough(one.theta):
+                break
     return found
 
 

@@ -18,6 +18,8 @@ from pfc.theory import descent
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
 from pfc.theory.minimum import STARTS, Minimum, Vector
+from pfc.theory.unbalanced import Unbalanced as Unbalanced
+from pfc.theory.unbalanced import unbalanced as unbalanced
 
 Bias = Literal["free"] | bool | float
 Method = Literal["lbfgs", "descent"]

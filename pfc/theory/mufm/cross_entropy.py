@@ -1,12 +1,17 @@
 """MUFM with cross-entropy: neither the classifier nor the features can be eliminated."""
 
 import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
 
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import Joint, JointSolution, best
-from pfc.theory.minimum import STARTS
+from pfc.theory.minimum import STARTS, Vector
+from pfc.theory.mufm.bounds import entropy_bounds
 from pfc.theory.mufm.flow import ridge
+from pfc.theory.mufm.search import PROVEN
+from pfc.theory.mufm.statistics import Samples
 
 
 def solve_cross_entropy(
@@ -25,7 +30,9 @@ def solve_cross_entropy(
        + \tfrac\lambda2 \|H - X\|_F^2 $$
 
     Eq. 13 of arXiv 2405.00985; its constants are lost and the form is inferred. The first start has the
-    features at the data and the ridge classifier, the others are standard normal.
+    features at the data and the ridge classifier, the others are standard normal. From a minimum the
+    features are turned and mirrored towards the data, which leaves the loss as it is, and no start
+    follows one that is proven to be global.
 
     Args:
         X: The data, N x D, one sample a row.
@@ -55,4 +62,30 @@ def solve_cross_entropy(
     rng = np.random.default_rng([seed, STARTS])
     first = problem.join(ridge(data, labels, weight_decay=weight_decay).numpy(), problem.X)
     starts = (first if i == 0 else problem.normal_start(rng) for i in range(restarts + 1))
-    return best(problem, starts, restarts + 1, progress=progress)
+
+    def enough(theta: Vector) -> bool:
+        W, H, _ = problem.split(theta)
+        upper, lower, _ = proof((data, labels), W, H.T, lam=lam, weight_decay=weight_decay)
+        return bool(upper - lower <= PROVEN * upper)
+
+    def turned(theta: Vector) -> Vector:
+        W, H, _ = problem.split(theta)
+        U, _, Vt = np.linalg.svd(problem.X @ H.T)
+        return problem.join(W @ (U @ Vt).T, U @ Vt @ H)
+
+    return best(problem, starts, restarts + 1, progress=progress, turned=turned, enough=enough)
+
+
+def proof(
+    samples: Samples,
+    W: Float64[np.ndarray, "K D"],
+    H: Float64[np.ndarray, "N D"],
+    *,
+    lam: float,
+    weight_decay: float,
+    size: Float64[Tensor, " D"] | None = None,
+) -> tuple[float, float, float]:
+    """Bounds of the objective and its least value, and the certificate; `size` of X not yet centred."""
+    X, y = samples[0].numpy(), samples[1].numpy()
+    norms = np.linalg.norm(X, axis=0) if size is None else size.numpy()
+    return entropy_bounds(X, y, W, H, norms, lam=lam, weight_decay=weight_decay)

@@ -76,11 +76,14 @@ def _features(H: ArrayLike, y: ArrayLike, weight_decay: float) -> tuple[Features
 
 def _ridge(H: Features, Y: OneHot, weight_decay: float) -> Float64[Tensor, "K D"]:
     """`ridge` for one-hot labels, unchecked."""
+    # by the factor R of [H; sqrt(N lW) I], whose squares may overlook the decay beside large features
     N, D = H.shape
-    room = N * weight_decay * torch.eye(min(N, D), dtype=torch.float64)
+    room = (N * weight_decay) ** 0.5 * torch.eye(min(N, D), dtype=torch.float64)
+    Q, R = torch.linalg.qr(torch.cat([H if D <= N else H.mT, room]))
     if D <= N:
-        return torch.linalg.solve(H.mT @ H + room, H.mT @ Y).mT
-    return torch.linalg.solve(H @ H.mT + room, Y).mT @ H
+        return torch.linalg.solve_triangular(R, Q[:N].mT @ Y, upper=True).mT
+    half = torch.linalg.solve_triangular(R.mT, Y, upper=False)
+    return torch.linalg.solve_triangular(R, half, upper=True).mT @ H
 
 
 def reduced_loss(H: ArrayLike, y: ArrayLike, *, weight_decay: float) -> Float64[Tensor, ""]:

@@ -4,8 +4,9 @@ Theorem 3 says that its features lie on straight lines at equal distances and th
 matters. Nothing of this is used here, so that it can be seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Layered:
         objective: The value reached.
         gradient_norm: Euclidean norm of the gradient in the classifier and all free features.
         spread: The largest objective that a start has led to, less the least.
+        lams: Coefficient of each layer.
     """
 
     W: Float64[Tensor, "K D"]
@@ -38,11 +40,27 @@ class Layered:
     objective: float
     gradient_norm: float
     spread: float
+    lams: Float64[Tensor, " L"]
 
     @property
     def increments(self) -> Float64[Tensor, "L N D"]:
-        """What each layer adds; all the same, by Theorem 3."""
+        """What each layer adds; all the same for one coefficient, by Theorem 3."""
         return self.H.diff(dim=0)
+
+    @property
+    def positions(self) -> Float64[Tensor, " L1"]:
+        r"""Where Theorem 3 puts the layers on the straight line from the data to the last features.
+
+        $t_l = \sum_{j \le l} \lambda_j^{-1} / \sum_j \lambda_j^{-1}$; derived for this package from
+        Theorem 3, which has one coefficient for all layers.
+        """
+        steps = 1 / self.lams
+        return torch.cat([steps.new_zeros(1), steps.cumsum(0)]) / steps.sum()
+
+    @property
+    def lam(self) -> float:
+        r"""Coefficient of Eq. 13 with the same solution, $1 / \sum_j \lambda_j^{-1}$."""
+        return float(1 / (1 / self.lams).sum())
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features of the last layer, one sample a row."""
@@ -59,8 +77,13 @@ class _Chain:
     X: Layer
     Y: Float64[np.ndarray, "K N"]
     layers: int
-    lam: float
+    lam: float | Sequence[float]
     weight_decay: float
+
+    @cached_property
+    def lams(self) -> Float64[np.ndarray, "L one one"]:
+        """The coefficient of each layer."""
+        return np.full(self.layers, self.lam, dtype=np.float64)[:, None, None]
 
     def value(self, theta: Vector) -> tuple[float, Vector]:
         """The objective and its gradient in W."""
@@ -73,8 +96,9 @@ class _Chain:
     ) -> tuple[float, Classifier, Float64[np.ndarray, "L D N"]]:
         """The objective and its gradients in W and in the free features."""
         N, R, D = self.Y.shape[1], W @ H[-1] - self.Y, np.diff(H, axis=0)
-        f = (R**2).sum() / N + self.weight_decay * (W**2).sum() + self.lam * (D**2).sum()
-        slope = self.lam * (D - np.concatenate([D[1:], np.zeros_like(D[:1])]))
+        pull = self.lams * D
+        f = (R**2).sum() / N + self.weight_decay * (W**2).sum() + (pull * D).sum()
+        slope = pull - np.concatenate([pull[1:], np.zeros_like(pull[:1])])
         slope[-1] += W.T @ R / N
         return float(f / 2), R @ H[-1].T / N + self.weight_decay * W, slope
 
@@ -94,7 +118,7 @@ class _Chain:
 
     def features(self, W: Classifier) -> Float64[np.ndarray, "L1 D N"]:
         """The best features of every layer for a classifier, the data first."""
-        free = self.solve(W, self.lam * self.X, W.T @ self.Y / self.Y.shape[1])
+        free = self.solve(W, self.lams[0] * self.X, W.T @ self.Y / self.Y.shape[1])
         return np.concatenate([self.X[None], free])
 
     def solve(self, W: Classifier, first: Layer, last: Layer) -> Float64[np.ndarray, "L D N"]:
@@ -113,8 +137,9 @@ class _Chain:
         """The system's matrix, upper diagonals in rows, the main one last."""
         D, N = self.X.shape
         band = np.zeros((D + 1, self.layers * D))
-        band[-1], band[0, D:] = 2 * self.lam, -self.lam
-        band[-1, -D:] = self.lam
+        own = np.repeat(self.lams.ravel(), D)
+        band[-1], band[0, D:] = own, -own[D:]
+        band[-1, :-D] += own[D:]
         i, j = np.triu_indices(D)
         band[D + i - j, band.shape[1] - D + j] += (W.T @ W)[i, j] / N
         return band
@@ -125,7 +150,7 @@ def solve_layered(
     y: ArrayLike,
     *,
     layers: int,
-    lam: float,
+    lam: float | Sequence[float],
     weight_decay: float = 0.005,
     restarts: int = 4,
     seed: int = 0,
@@ -134,17 +159,18 @@ def solve_layered(
     r"""Minimise MUFM with all layers free, MSE.
 
     $$ \frac1{2N}\|W H_L - Y\|_F^2 + \tfrac{\lambda_W}2 \|W\|_F^2
-       + \tfrac\lambda2 \sum_{l=0}^{L-1} \|H_{l+1} - H_l\|_F^2, \qquad H_0 = X $$
+       + \tfrac12 \sum_{l=1}^{L} \lambda_l \|H_l - H_{l-1}\|_F^2, \qquad H_0 = X $$
 
-    Eq. 12 of arXiv 2405.00985, restored up to its constants. By Theorem 3 it has the solution of Eq. 13
-    with $\lambda / L$ in place of $\lambda$. Time and memory grow like L D^2 (N + D): for D up to some
-    hundreds.
+    Eq. 12 of arXiv 2405.00985, restored up to its constants; there all layers share one coefficient. By
+    Theorem 3 it has the solution of Eq. 13 with $\lambda / L$, or $1 / \sum_l \lambda_l^{-1}$, in place
+    of $\lambda$. Time and memory grow like L D^2 (N + D): for D up to some hundreds.
 
     Args:
         X: The data, N x D, one sample a row.
         y: Class of each sample.
         layers: L, the free layers.
-        lam: The coefficient of Eq. 12: L times that of Eq. 13, the `lam` of the other solvers.
+        lam: The coefficient of Eq. 12, L times that of Eq. 13, the `lam` of the other solvers; or one
+            for each layer, the first that of the step away from the data.
         weight_decay: Of the classifier; the default is that of Tirer and Bruna 2022, from memory.
         restarts: Random starts beside the ridge classifier of the data; their number is ours.
         seed: Of the random starts.
@@ -161,14 +187,20 @@ def solve_layered(
         >>> found = solve_layered(X, y, layers=3, lam=0.1, restarts=0, progress=False)
         >>> bool((found.increments - found.increments.mean(0)).abs().max() < 1e-12)
         True
+        >>> solve_layered(X, y, layers=3, lam=[0.4, 0.2, 0.1], restarts=0, progress=False).positions
+        tensor([0.0000, 0.1429, 0.4286, 1.0000], dtype=torch.float64)
     """
     data, labels = in_float64(X, y)
-    positive(lam=lam, weight_decay=weight_decay)
     at_least(1, layers=layers)
     at_least(0, restarts=restarts)
+    lams = [lam] if isinstance(lam, int | float) else [float(one) for one in lam]
+    if len(lams) not in {1, layers}:
+        raise ValueError(f"lam must be one number or one for each of {layers} layers, got {len(lams)}")
+    for one in lams:
+        positive(lam=one, weight_decay=weight_decay)
     first = ridge(data, labels, weight_decay=weight_decay).numpy()
     Y = np.eye(len(first))[labels.numpy()].T
-    chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, layers, lam, weight_decay)
+    chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, layers, lams, weight_decay)
     rng = np.random.default_rng([seed, STARTS])
     starts = ((first if i == 0 else rng.normal(size=first.shape)).ravel() for i in range(restarts + 1))
     found = minima(chain, starts, restarts + 1, size=data.numel(), progress=progress)
@@ -186,4 +218,5 @@ def _layered(chain: _Chain, found: list[Minimum]) -> Layered:
         objective=f,
         gradient_norm=float(np.sqrt((dW**2).sum() + (dH**2).sum())),
         spread=spread,
+        lams=torch.from_numpy(chain.lams.ravel()),
     )

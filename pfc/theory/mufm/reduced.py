@@ -23,15 +23,15 @@ class Problem:
     """The reduced problem (13) of arXiv 2405.00985 in the eigenbasis of X^T X.
 
     Args:
-        e: Eigenvalues; of the zero ones at most K, for more cannot matter.
-        Z: Y X^T in the eigenbasis over the square roots of `e`; zero where `e` is.
+        root: Singular values of X; of the zero ones at most K, for more cannot matter.
+        Z: Y X^T in the eigenbasis over `root`; zero where that is.
         rest: Y Y^T - Z Z^T, what no W can fit.
         samples: N.
         lam: Coefficient of the change of the data.
         weight_decay: Coefficient of W.
     """
 
-    e: Float64[np.ndarray, " R"]
+    root: Float64[np.ndarray, " R"]
     Z: Classifier
     rest: Float64[np.ndarray, "K K"]
     samples: float
@@ -39,9 +39,9 @@ class Problem:
     weight_decay: float
 
     @cached_property
-    def root(self) -> Float64[np.ndarray, " R"]:
-        """Square roots of the eigenvalues, the singular values of X."""
-        return np.sqrt(self.e)
+    def e(self) -> Float64[np.ndarray, " R"]:
+        """Eigenvalues of X^T X."""
+        return self.root**2
 
     @property
     def beta(self) -> float:
@@ -52,11 +52,20 @@ class Problem:
     def _eye(self) -> Float64[np.ndarray, "K K"]:
         return np.eye(len(self.Z))
 
+    def _inverse(self, W: Classifier) -> Float64[np.ndarray, "K K"]:
+        """(W W^T + beta I)^{-1}, also where beta is lost beside W W^T to rounding."""
+        G = W @ W.T
+        try:
+            return np.linalg.inv(G + self.beta * self._eye)
+        except np.linalg.LinAlgError:
+            values, q = np.linalg.eigh(G)
+            return (q / (np.maximum(values, 0.0) + self.beta)) @ q.T
+
     def value_and_gradient(self, W: Classifier) -> tuple[float, Classifier]:
         """F(W) = lam/2 tr(P Q) + lW/2 |W|^2 and lam (P A - P Q P W) + lW W, at once."""
         B = W * self.root
         B -= self.Z
-        P = np.linalg.inv(W @ W.T + self.beta * self._eye)
+        P = self._inverse(W)
         PQ = P @ (B @ B.T + self.rest)
         value = (self.lam * PQ.trace() + self.weight_decay * np.vdot(W, W)) / 2
         B *= self.root
@@ -67,7 +76,7 @@ class Problem:
     def at(self, W: Classifier) -> "Point":
         """The point W with the matrices that its derivatives share."""
         B = W * self.root - self.Z
-        P = np.linalg.inv(W @ W.T + self.beta * self._eye)
+        P = self._inverse(W)
         return Point(self, W, (P + P.T) / 2, B @ B.T + self.rest, B * self.root)
 
     def ridge(self) -> Classifier:
@@ -78,7 +87,7 @@ class Problem:
         """The problem with K zero features more: its minimum is that of a convex relaxation."""
         K = len(self.Z)
         wide = np.concatenate([self.Z, np.zeros((K, K))], axis=1)
-        return replace(self, e=np.concatenate([self.e, np.zeros(K)]), Z=wide)
+        return replace(self, root=np.concatenate([self.root, np.zeros(K)]), Z=wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +139,14 @@ class Point:
     @cached_property
     def residue(self) -> float:
         """What the gradient alone adds to the gap: 2 |grad| sqrt(2/(lW F)), free of the data's scale."""
+        if self.value <= 0:  # by rounding, of a W so large that the data are lost beside it
+            return float("inf")
         scale = (2 / (self.problem.weight_decay * self.value)) ** 0.5
         return 2 * self.gradient_norm * scale
 
     @property
     def gap(self) -> float:
-        """A rigorous bound of (F - F*)/F at any W: 4 max(0, -certificate) + the residue, at most 1."""
+        """A bound of (F - F*)/F at any W, but for rounding: 4 max(0, -certificate) + the residue."""
         return min(1.0, 4 * max(0.0, -self.certificate) + self.residue)
 
     def hessian(self, V: Float64[np.ndarray, "*batch K R"]) -> Float64[np.ndarray, "*batch K R"]:

@@ -72,12 +72,11 @@ def search(problem: Problem, effort: Effort, *, balanced: bool, progress: bool =
     return Found(best, [point.value for point in points])
 
 
-def lower_bound(point: Point, effort: Effort) -> float:
-    """A rigorous lower bound of the minimum, in [0, F*], by the problem with K zero features more."""
+def relaxed(point: Point, effort: Effort) -> Point:
+    """The minimum of the problem with K zero features more, whose value is that of a convex one."""
     K = len(point.W)
     W = np.concatenate([point.W, np.zeros((K, K))], axis=1)
-    relaxed = settle(point.problem.padded(), W, effort, balanced=False)
-    return relaxed.value * (1 - relaxed.gap)
+    return settle(point.problem.padded(), W, effort, balanced=False)
 
 
 def settle(

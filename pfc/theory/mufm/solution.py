@@ -28,9 +28,9 @@ class Solution:
         weight_decay: Coefficient of W.
         objective: The value of the problem.
         gradient_norm: Frobenius norm of the gradient (in W; for cross-entropy in W and H).
-        certificate: Least eigenvalue of lW I - lam P Q P over lW, in (-inf, 1]: from 0 on a critical
-            point is proven to be a global minimum. NaN for cross-entropy.
-        gap: A rigorous bound of (F - F*)/F, in [0, 1]. NaN for cross-entropy.
+        certificate: Least eigenvalue of lW I - U U^T / lam over lW, less its rounding, in (-inf, 1], U
+            being the slope of the loss: from 0 on a critical point is proven to be a global minimum.
+        gap: A rigorous bound of (F - F*)/F, rounding included, in [0, 1].
         spread: Relative distance of the worst start's objective from the best's; 0 for one start.
         starts: How many starts were made.
         proven: What all this proves, in words.
@@ -162,6 +162,7 @@ def distances(X: Float64[Tensor, "N D"], H: Float64[Tensor, "N D"]) -> dict[str,
 
 def _distances(data: float, moved: float, along: float) -> dict[str, float]:
     """Of |X|^2, |H - X|^2 and <H - X, X>, none of them a difference of large numbers."""
+    moved = max(moved, 0.0)  # below it by rounding where nothing moves
     X, H = data**0.5, max(data + 2 * along + moved, 0.0) ** 0.5
     longer = (2 * along + moved) / (H + X) if H + X else math.nan
     apart = max(moved - longer**2, 0.0) / (H * X) if H * X else math.nan

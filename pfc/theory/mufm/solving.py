@@ -1,29 +1,25 @@
 """Solve the MUFM, problem (13) of arXiv 2405.00985, from samples or from their statistics."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike
 from pfc.theory.coefficients import at_least, positive
 from pfc.theory.collapse import measured
-from pfc.theory.mufm.search import PROVEN, Effort, Found, lower_bound, search
+from pfc.theory.mufm.proof import Proof
+from pfc.theory.mufm.search import PROVEN, Effort, relaxed, search
 from pfc.theory.mufm.solution import Solution, distances, metrics
 from pfc.theory.mufm.source import Hidden, Source, checked
 from pfc.theory.mufm.statistics import Samples, Statistics
-from pfc.warning import warn
 
-STATIONARY = 1e-6  # what the gradient may add to the relative gap at a point called stationary; ours
-NEAR = 0.1  # relative gap that is worth telling where it is no proof; ours
-APART = 1e-6  # relative spread over the starts that is worth a warning; ours
 WORK = 12e6  # numbers in W times iterations of L-BFGS, about half a second where the data are wide; ours
-
-
-class SpuriousMinimaWarning(UserWarning):
-    """Spurious minima are known for such a problem, and the one found is not proven to be global."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ def solve(
     $$ \frac1{2N}\|H W^\top - Y\|_F^2 + \frac{\lambda_W}{2}\|W\|_F^2 + \frac\lambda2\|H - X\|_F^2, $$
 
     Problem (13) of arXiv 2405.00985, or the same with mean cross-entropy; the constants are inferred.
-    Rows of X and H are samples. With squared loss it is solved in W alone, from statistics, and tells
-    what it can prove.
+    Rows of X and H are samples. With squared loss it is solved in W alone, from statistics. Either way
+    it tells what it can prove.
 
     Args:
         X: Samples N x ... of any type, each flattened to a row, or what `gather` made of them.
@@ -167,18 +163,30 @@ def _size(data: Samples | Statistics) -> int:
     return data.within[0].numel() if isinstance(data, Statistics) else data[0].numel()
 
 
-def _prepared(data: Samples | Statistics, options: _Options) -> Source | Samples:
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Samples as the model with cross-entropy sees them, and the norms of their features before that."""
+
+    samples: Samples
+    size: Float64[Tensor, " D"]
+
+    @classmethod
+    def of(cls, data: Samples, *, centre: bool) -> "_Rows":
+        X, y = data[0].double(), data[1]
+        return cls((X - X.mean(0) if centre else X, y), torch.linalg.norm(X, dim=0))
+
+
+def _prepared(data: Samples | Statistics, options: _Options) -> Source | _Rows:
     """What of the data serves for every lam."""
     if options.loss == "mse":
         return Source.of(data, centre=options.centre, free=options.bias == "free")
     if isinstance(data, Statistics):
         raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
-    X, y = data[0].double(), data[1]
-    return X - X.mean(0) if options.centre else X, y
+    return _Rows.of(data, centre=options.centre)
 
 
 def _solve(
-    prepared: Source | Samples, lam: float, options: _Options, *, progress: bool = False
+    prepared: Source | _Rows, lam: float, options: _Options, *, progress: bool = False
 ) -> Solution:
     positive(lam=lam)
     if not isinstance(prepared, Source):
@@ -188,82 +196,67 @@ def _solve(
     effort = options.effort(problem.Z.size)
     with one_thread():
         found = search(problem, effort, balanced=source.statistics.balanced, progress=progress)
-        gap = found.best.gap
-        if options.relax and gap > PROVEN:
-            gap = min(gap, max(0.0, 1 - lower_bound(found.best, effort) / found.best.value))
-    if gap > PROVEN:
-        _warn(found, source)
-    best, hidden = found.best, Hidden.of(source, found.best, V)
+        best, hidden = found.best, Hidden.of(source, found.best, V)
+        objective, upper = source.upper(best, hidden.W, V)
+        lower, certificate = source.lower(best, V)
+        if options.relax and upper - lower > PROVEN * upper:
+            lower = max(lower, source.lower(relaxed(best, effort), V)[0])
+    proof = Proof(
+        gap=1 - lower / upper,
+        certificate=certificate,
+        gradient_norm=best.gradient_norm,
+        residue=best.residue,
+        starts=len(found.values),
+        spread=found.spread,
+    )
+    proof.warn(square=source.features == len(source.statistics.count))
+    numbers: Any = metrics(source, hidden, best, options.weighting)
     return Solution(
         loss="mse",
         lam=lam,
         weight_decay=options.weight_decay,
-        objective=best.value,
-        gradient_norm=best.gradient_norm,
-        certificate=best.certificate,
-        gap=gap,
-        spread=found.spread,
-        starts=len(found.values),
-        proven=_words(found, gap),
+        objective=objective,
+        **proof.told(),
         W=hidden.classifier,
         bias=hidden.bias if source.free else None,
-        **metrics(source, hidden, best, options.weighting),
+        **numbers,
         hidden=hidden,
         data=source.samples,
     )
 
 
-def _cross_entropy(samples: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
+def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool) -> Solution:
     """Solved jointly in W and H, and measured."""
-    from pfc.theory.mufm.cross_entropy import solve_cross_entropy
+    from pfc.theory.mufm import cross_entropy
 
-    X, y = samples
-    passed: Any = {name: getattr(options, name) for name in ("weight_decay", "restarts", "seed")}
-    found = solve_cross_entropy(X, y, lam=lam, progress=progress, **passed)
+    (X, y), decay = rows.samples, options.weight_decay
+    how: Any = {name: getattr(options, name) for name in ("weight_decay", "restarts", "seed")}
+    found = cross_entropy.solve_cross_entropy(X, y, lam=lam, progress=progress, **how)
+    W, H, known = found.W.numpy(), found.H.numpy(), {"lam": lam, "weight_decay": decay}
+    upper, lower, certificate = cross_entropy.proof(rows.samples, W, H, size=rows.size, **known)
+    proof = Proof(
+        gap=1 - lower / upper,
+        certificate=certificate,
+        gradient_norm=found.gradient_norm,
+        residue=2 * found.gradient_norm * (2 / (min(decay, lam) * found.objective)) ** 0.5,
+        starts=found.starts,
+        spread=found.spread / found.objective,
+    )
+    proof.warn(square=X.shape[1] == len(found.W))
     row = measured(found.H, y, options.weighting)
+    numbers: Any = distances(X, found.H)
     return Solution(
         loss="ce",
         lam=lam,
-        weight_decay=options.weight_decay,
+        weight_decay=decay,
         objective=found.objective,
-        gradient_norm=found.gradient_norm,
-        certificate=math.nan,
-        gap=math.nan,
-        spread=found.spread / found.objective,
-        starts=options.restarts + 1,
-        proven=f"gradient norm {found.gradient_norm:.1e}; cross-entropy has no certificate",
+        **proof.told(),
         W=found.W,
         bias=None,
         pfc1=row.pfc1,
         pfc2=row.pfc2,
         pfc3=row.pfc3,
-        **distances(X, found.H),
+        **numbers,
         hidden=found.H,
-        data=samples,
-    )
-
-
-def _words(found: Found, gap: float) -> str:
-    best, starts = found.best, len(found.values)
-    certificate = f"certificate {best.certificate:+.2g}"
-    if gap <= PROVEN:
-        return f"global minimum to a relative {PROVEN:.0e} ({certificate})"
-    if gap <= NEAR:
-        return f"within a relative {gap:.1e} of the global minimum ({certificate})"
-    ran = f"best of {starts} starts, spread {found.spread:.1e}" if starts > 1 else "one start"
-    if best.residue <= STATIONARY:
-        return f"stationary point; not certified: {certificate}, gap {gap:.2g}, {ran}"
-    return f"not converged: gradient norm {best.gradient_norm:.1e}; {certificate}, {ran}"
-
-
-def _warn(found: Found, source: Source) -> None:
-    """Warn where spurious minima are known: as many features as classes, or starts that disagree."""
-    square = source.features == len(source.statistics.count)
-    if found.best.certificate >= 0 or not (square or found.spread > APART):
-        return
-    why = "as many features as classes" if square else "starts that end in different minima"
-    warn(
-        f"a problem with {why}, and the best of {len(found.values)} starts (spread {found.spread:.1e}) "
-        f"is not certified ({found.best.certificate:+.2g}); raise restarts to look further",
-        SpuriousMinimaWarning,
+        data=rows.samples,
     )

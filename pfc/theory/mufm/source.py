@@ -1,6 +1,7 @@
 """From data to the reduced problem and back: narrow coordinates, the eigenbasis, the bias."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.samples import labelled
+from pfc.theory.mufm.bounds import Data, Square, Wide, squared_lower, squared_upper
 from pfc.theory.mufm.reduced import Point, Problem
 from pfc.theory.mufm.statistics import Samples, Statistics, check_classes, summed
 
@@ -54,14 +56,44 @@ class Source:
         """The reduced problem and the eigenvectors that are its columns, at most K of eigenvalue 0."""
         statistics = self.seen
         spectrum, n = statistics.spectrum, statistics.count
-        zero = int((spectrum.values == 0).sum())
+        zero = int((spectrum.root == 0).sum())
         kept = slice(max(0, zero - len(n)), None)
-        e, V = spectrum.values[kept], spectrum.vectors[:, kept]
-        C = (n[:, None] * statistics.mean) @ V
-        Z = torch.where(e > 0, C / e.sqrt(), 0.0)
+        root, V = spectrum.root[kept], spectrum.vectors[:, kept]
+        Z = torch.where(root > 0, n.sqrt()[:, None] * spectrum.sums[:, kept], 0.0)
         YY = n.diag() - torch.outer(n, n) / n.sum() * self.free
         rest = (YY - Z @ Z.mT).numpy()
-        return Problem(e.numpy(), Z.numpy(), rest, statistics.samples, lam, weight_decay), V
+        return Problem(root.numpy(), Z.numpy(), rest, statistics.samples, lam, weight_decay), V
+
+    @cached_property
+    def data(self) -> Data:
+        """What bounds are read from."""
+        seen, plain = self.seen, self.statistics
+        size = plain.second.diag().sqrt()
+        if self.basis is not None:  # whose coordinates mix the features
+            size = torch.full_like(size, float(size.square().sum().sqrt()))
+        share = seen.count / seen.count.sum()
+        target = torch.eye(len(share), dtype=torch.float64) - share[:, None] * self.free
+        within = seen.within.sum(0)
+        return Data(*(part.numpy() for part in (seen.count, seen.mean, within, target, size)))
+
+    def upper(
+        self, point: Point, W: Float64[Tensor, "K D"], V: Float64[Tensor, "D R"]
+    ) -> tuple[float, float]:
+        """The objective at `W`, to which a point was rounded, and a bound of it from above."""
+        lam, decay = point.problem.lam, point.problem.weight_decay
+        slope = self._slope(point, V)
+        return squared_upper(self.data, W.numpy(), *slope, lam=lam, weight_decay=decay)
+
+    def lower(self, point: Point, V: Float64[Tensor, "D R"]) -> tuple[float, float]:
+        """A bound from below of the least objective, and the certificate of a point."""
+        lam, decay = point.problem.lam, point.problem.weight_decay
+        return squared_lower(self.data, *self._slope(point, V), lam=lam, weight_decay=decay)
+
+    def _slope(self, point: Point, V: Float64[Tensor, "D R"]) -> tuple[Wide, Square]:
+        """The slope of the loss at a point: of a sample's residual, and of each class."""
+        seen, P = slice(V.shape[1]), point.problem.lam * point.P  # further features are zero in the data
+        fit = (point.W * point.problem.root)[:, seen] @ point.problem.Z[:, seen].T
+        return P @ point.W[:, seen] @ V.mT.numpy(), P @ (fit / self.data.count - self.data.target)
 
 
 def checked(X: Any, y: Any) -> Samples | Statistics:

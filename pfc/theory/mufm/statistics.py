@@ -25,15 +25,22 @@ EACH = 2**24  # K D D up to which the scatter of each class is kept by itself, 1
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Eigenvalues and eigenvectors of X^T X, numerically zero ones as exact zeros.
+    """Singular value decomposition of X, of whose left vectors only the classes' sums are kept.
 
     Args:
-        values: Ascending.
-        vectors: Orthonormal columns.
+        root: Singular values, ascending; numerically zero ones are exact zeros.
+        vectors: Right singular vectors, orthonormal columns.
+        sums: Of the left singular vectors, summed over each class and over the root of its count.
     """
 
-    values: Float64[Tensor, " D"]
+    root: Float64[Tensor, " D"]
     vectors: Float64[Tensor, "D D"]
+    sums: Float64[Tensor, "K D"]
+
+    @property
+    def values(self) -> Float64[Tensor, " D"]:
+        """Eigenvalues of X^T X."""
+        return self.root.square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +90,18 @@ class Statistics:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """Eigendecomposition of X^T X, computed once however many problems are solved."""
+        """Singular value decomposition of X, computed once however many problems are solved."""
+        # of means over a root of the within-class scatter, not of X^T X, in which an offset of the data
+        # would be squared: what is read of X has the error of a factor, not of a Gram matrix
         if not self.second.isfinite().all():
             raise ValueError("the data are so large that their squares overflow; scale them down")
-        values, vectors = torch.linalg.eigh(self.second)
-        floor = len(values) * torch.finfo(torch.float64).eps * values[-1]
-        return Spectrum(torch.where(values > floor, values, 0.0), vectors)
+        K, scaled = len(self.count), self.mean * self.count.sqrt()[:, None]
+        U, root, Vt = torch.linalg.svd(
+            torch.cat([scaled, _root(self.within.sum(0))]), full_matrices=False
+        )
+        floor = len(root) * torch.finfo(torch.float64).eps * root[0]
+        root = torch.where(root > floor, root, 0.0)
+        return Spectrum(root.flip(0), Vt.mT.flip(1), U[:K].flip(1))
 
     def covariance(self, weighting: Weighting = "class") -> Float64[Tensor, "D D"]:
         """Within-class covariance.
@@ -132,6 +145,19 @@ class Statistics:
         merged = Statistics(self.count.clone(), self.mean.clone(), self.within + other.within)
         _join(merged, torch.arange(len(self.count)), other.count, other.mean)
         return merged
+
+
+def _root(S: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
+    """R with R^T R = S, exact to rounding in every column, by Cholesky's method with pivots."""
+    from scipy.linalg.lapack import dpstrf
+
+    size = S.diag().sqrt()
+    safe = torch.where(size > 0, size, 1.0)
+    tolerance = len(S) * torch.finfo(torch.float64).eps
+    upper, order, rank, _ = dpstrf((S / safe / safe[:, None]).numpy(), tol=tolerance)
+    R = torch.zeros_like(S)
+    R[:rank, torch.from_numpy(order).long() - 1] = torch.from_numpy(upper).triu()[:rank]
+    return R * size
 
 
 def _add(sums: Statistics, x: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
