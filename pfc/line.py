@@ -152,7 +152,7 @@ class LineCrossings:
         parts = (self, *others)
         for part in parts:
             part.fetch()
-        self.samples = int(total(torch.tensor([sum(part.samples for part in parts)])))
+        self.samples = int(total(torch.tensor([sum(part.samples for part in parts)], device="cpu")))
         for end in (end for end, points in self.points.items() if points is not None):
             found = [events for part in parts for events in part.found.get(end, [])]
             ours = [np.concatenate([events[i] for events in found] or [np.empty(0)]) for i in (0, 1)]

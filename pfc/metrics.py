@@ -151,7 +151,7 @@ def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     _two_classes(K)
     M = _centred(M)
     G = M @ M.mT
-    etf = (torch.eye(K).to(M) - 1 / K) / (K - 1) ** 0.5
+    etf = (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
     size = torch.linalg.matrix_norm(G, keepdim=True)
     return torch.linalg.matrix_norm(G / size - etf)
 

@@ -110,7 +110,7 @@ def longest(points: Float64[Tensor, "P R"]) -> Float64[Tensor, ""]:
 
 def handicap(tie: Float64[Tensor, ""], points: Float64[Tensor, "P R"]) -> Float64[Tensor, " P"]:
     """What is added to squared distances, so that those within rounding go to the lowest class."""
-    return tie * torch.arange(len(points)).to(points)
+    return tie * torch.arange(len(points), device="cpu").to(points)
 
 
 def _directions(
@@ -266,5 +266,7 @@ class NearestMean:
         parts = (self, *others)
         for name in ("count", "hits", "sums", "squares", "confusion"):
             setattr(self, name, total_of([getattr(part, name) for part in parts], total))
-        rounding = torch.tensor([max(part.rounding for part in parts)], dtype=torch.float64)
+        rounding = torch.tensor(
+            [max(part.rounding for part in parts)], dtype=torch.float64, device="cpu"
+        )
         self.rounding = max(map(float, gather(rounding)))

@@ -247,7 +247,9 @@ class Group(Processes):
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all, by rank; their lengths may differ."""
-        sizes = self.all_reduce(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(x)).tolist()
+        sizes = self.all_reduce(
+            torch.eye(self.size, dtype=torch.int64, device="cpu")[self.rank] * len(x)
+        ).tolist()
         room = x.new_zeros(max(sizes), *x.shape[1:])
         room[: len(x)] = x
         moved = room.to(self._device)

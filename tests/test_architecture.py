@@ -1,5 +1,6 @@
 """The house: imports point one way, importing does nothing, the pages tell the truth."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -62,3 +63,30 @@ def test_torch_is_pinned_in_the_constraints_only():
 @pytest.mark.parametrize("drawer", ["utils", "helpers", "misc", "common"])
 def test_there_is_no_drawer(drawer):
     assert not list(ROOT.glob(f"pfc/**/*{drawer}*"))
+
+
+MAKES = {
+    "zeros",
+    "empty",
+    "arange",
+    "ones",
+    "tensor",
+    "eye",
+    "full",
+    "linspace",
+    "as_tensor",
+    "randn",
+    "randperm",
+}
+
+
+def test_every_new_tensor_says_where_it_lies():
+    """Else it would lie on the user's default device, which is none of ours."""
+    silent = []
+    for file in (ROOT / "pfc").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr=name), keywords=given):
+                    if name in MAKES and not any(k.arg in {"device", None} for k in given):
+                        silent.append(f"{file}:{node.lineno}")
+    assert not silent

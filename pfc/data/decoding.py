@@ -48,7 +48,7 @@ def decoded(source: EncodedSet, split: str, columns: Columns, progress: bool) ->
             if images is not None:
                 break
     assert images is not None, "every image can be RGB"
-    whole = Images.of(images, torch.tensor(labels), numbers.names, source.spec, split)
+    whole = Images.of(images, torch.tensor(labels, device="cpu"), numbers.names, source.spec, split)
     return replace(whole, unused=numbers.unused, remarks=numbers.remarks)
 
 
@@ -140,7 +140,7 @@ def _why(error: Exception) -> str:
 def _room(N: int, shape: tuple[int, ...], where: str) -> UInt8[Tensor, "N C H W"]:
     """An empty tensor for all images."""
     try:
-        return torch.empty(N, *shape, dtype=torch.uint8)
+        return torch.empty(N, *shape, dtype=torch.uint8, device="cpu")
     except RuntimeError as error:
         raise ValueError(
             f"no memory for {N:,} images of {where}, {N * prod(shape) / 1e9:,.1f} GB: make them smaller"

@@ -44,7 +44,7 @@ class Normalisation:
 
 def _moments(channel: UInt8[Tensor, "N H W"]) -> tuple[float, float]:
     """Mean and standard deviation of all pixels; the sums are exact integers."""
-    counts = torch.zeros(256, dtype=torch.int64)
+    counts = torch.zeros(256, dtype=torch.int64, device="cpu")
     for start in range(0, len(channel), 4096):
         counts += torch.bincount(channel[start : start + 4096].reshape(-1), minlength=256)
     n, first, second = (sum(c * v**p for v, c in enumerate(counts.tolist())) for p in (0, 1, 2))
@@ -115,7 +115,7 @@ class Images:
                 f"{N} images of {C} channels need labels and means to match, not {labels}, {means}"
             )
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(self.normalisation, name), dtype=torch.float32)
+            values = torch.tensor(getattr(self.normalisation, name), dtype=torch.float32, device="cpu")
             object.__setattr__(self, f"_{name}", values[:, None, None].to(self.images.device))
 
     @classmethod

@@ -198,18 +198,18 @@ def stratified(whole: Images, limit: int, weighting: Literal["class", "sample"])
     if weighting == "class" or limit >= len(whole):
         return subset(whole, limit)
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(whole), generator=generator)[:limit].sort().values
+    chosen = torch.randperm(len(whole), generator=generator, device="cpu")[:limit].sort().values
     return replace(whole, images=whole.images[chosen], labels=whole.labels[chosen])
 
 
 def _balanced(labels: Int64[Tensor, " N"], limit: int, seed: int) -> Int64[Tensor, " M"]:
     """Shuffle, deal out one image of each class a round, keep the first `limit`, in their order."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     by_class = labels[order].argsort(stable=True)
     counts = labels.bincount()
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
     rounds = torch.empty_like(order)
-    rounds[by_class] = torch.arange(len(labels)) - starts
+    rounds[by_class] = torch.arange(len(labels), device="cpu") - starts
     return order[rounds.argsort(stable=True)[:limit]].sort().values
 
 
@@ -239,7 +239,9 @@ def _fifth_of_each_class(labels: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
     generator = torch.Generator().manual_seed(0)
     for k in labels.unique():
         own = (labels == k).nonzero().flatten()
-        chosen[own[torch.randperm(len(own), generator=generator)[: round(len(own) / 5)]]] = True
+        chosen[
+            own[torch.randperm(len(own), generator=generator, device="cpu")[: round(len(own) / 5)]]
+        ] = True
     return chosen
 
 

@@ -279,7 +279,7 @@ class Task:
     def iterate_ufm(self) -> mufm.Trace:
         """What our solver passes through in UFM, which is MUFM of data that are zero."""
         classes, D, _ = self._sizes
-        zero = torch.zeros(len(self.data.y), min(D, classes), dtype=torch.float64)
+        zero = torch.zeros(len(self.data.y), min(D, classes), dtype=torch.float64, device="cpu")
         how = self._given("weight_decay", "seed")
         return mufm.iterates(zero, self.data.y, lam=self.constants.feature_decay, **how)
 

@@ -252,7 +252,7 @@ def on_grid(segment: "Segment", end: "End", metric: str) -> tuple[Numbers, Numbe
     """Points of the straight line's curve, with both sides of every breakpoint of PFC3."""
     import torch
 
-    t = torch.linspace(0, 1, 201, dtype=torch.float64)
+    t = torch.linspace(0, 1, 201, dtype=torch.float64, device="cpu")
     if metric == "pfc3" and end in segment.curves:
         jumps = segment.curves[end].breakpoints.clamp(0, 1)
         t = torch.cat([t, jumps, (jumps - 1e-9).clamp(min=0)]).sort().values

@@ -51,7 +51,7 @@ class Answers:
     def merge(self, total: Total) -> None:
         """Make the answers those of all processes that `total` sums over."""
         total(self.tally)
-        self.samples = int(total(torch.tensor([self.samples])))
+        self.samples = int(total(torch.tensor([self.samples], device="cpu")))
 
     @property
     def known(self) -> bool:

@@ -333,7 +333,7 @@ def _how(
         raise ValueError(f"the means are of {reference.classes} classes, got classes={classes}")
     if reference is not None and passes == 1:
         raise ValueError("about the means of other data both passes are needed, got passes=1")
-    class_weights(torch.ones(2, dtype=torch.float64), weighting)
+    class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)
     return How(passes, classes, weighting, statistics, reference)
 
 
@@ -377,7 +377,7 @@ def _vocabulary(
     if reference is None:
         found = shards.shared_labels(batches.labels(), ranks)
     else:
-        found = torch.tensor(reference.about.get("labels", range(reference.classes)))
+        found = torch.tensor(reference.about.get("labels", range(reference.classes)), device="cpu")
     if len(found) < 2:
         raise ValueError(f"need tokens of at least 2 labels, got {found.tolist()}")
     return Tokens(tokens.shift, found)

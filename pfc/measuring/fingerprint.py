@@ -30,7 +30,7 @@ class Fingerprint:
 
     def __init__(self, reference: Reference | None = None, *, keep_marks: bool = False) -> None:
         self.reference = reference
-        self.sums = torch.zeros(0, 3, dtype=torch.float64)
+        self.sums = torch.zeros(0, 3, dtype=torch.float64, device="cpu")
         self.marks: list[Float64[Tensor, "B 2"]] | None = [] if keep_marks else None
         self.widths: set[int] = set()
         self.written = False
@@ -44,7 +44,7 @@ class Fingerprint:
     def update(self, batch: Batch) -> None:
         """Add a batch."""
         x, labels = inputs_of(batch), batch.labels
-        mark = torch.zeros(len(batch), dtype=torch.float64)
+        mark = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         if x is not None:
             self.widths.add(x.shape[1])
             self._version = x._version

@@ -223,7 +223,7 @@ class MeasuredBatches:
     def labels(self) -> Int64[Tensor, " K"]:
         """The labels of tokens that occur, ascending; reads the data once, and runs no network."""
         assert self.tokens is not None, "only tokens are numbered anew"
-        found = torch.zeros(0, dtype=torch.int64)
+        found = torch.zeros(0, dtype=torch.int64, device="cpu")
         for number, _, kwargs, y in self._items():
             labels = self.tokens.chosen(y, attention_mask(kwargs), number)[1]
             found = torch.cat([found, labels]).unique()

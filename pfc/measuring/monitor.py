@@ -103,7 +103,7 @@ class Monitor:
             raise ValueError(f"classes must be at least 2, got {classes}")
         if pool == "tokens":
             raise ValueError("pool='tokens' must know all labels before it begins: take measure()")
-        class_weights(torch.ones(2, dtype=torch.float64), weighting)
+        class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)
         self._request = Request(model, layers, classifier, pool, segments)
         self._classes, self._weighting = classes, weighting
         self._survey: Survey | None = None

@@ -107,7 +107,9 @@ class Scale:
         largest: dict[str, float] = {}
         for name, size in (item for other in each for item in other["largest"].items()):
             largest[name] = max(size, largest.get(name, 0.0))
-        self.sizes = {name: torch.tensor(x, dtype=torch.float64) for name, x in largest.items()}
+        self.sizes = {
+            name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in largest.items()
+        }
         shift = exponent - self.exponent if self.settled else 0
         self.exponent, self.settled = exponent, any(other["settled"] for other in each)
         return shift

@@ -107,7 +107,7 @@ def _with_weight(found: Survey, seen: bool, one: int, ranks: Processes) -> Surve
     return (
         found
         if seen or W is None
-        else replace(found, weigh=lambda: torch.tensor(W, dtype=torch.float64))
+        else replace(found, weigh=lambda: torch.tensor(W, dtype=torch.float64, device="cpu"))
     )
 
 
@@ -197,7 +197,7 @@ def _refuse_repeated(each: Sequence[Mapping[str, int | None]]) -> None:
 
 def _merged_paths(sample: PathSample, L: int, ranks: Processes) -> PathSample:
     """The path numbers of all processes' samples, of paths of L increments."""
-    seen = ranks.gather(torch.tensor([sample.seen]))
+    seen = ranks.gather(torch.tensor([sample.seen], device="cpu"))
     merged = PathSample()
     for n, *parts in zip(seen, *map(ranks.gather, sample.kept_parts(L)), strict=True):
         merged.merge(PathSample.restored(int(n), tuple(parts)))
@@ -225,7 +225,10 @@ def merge_fingerprint(inputs: Fingerprint, classes: int, ranks: Processes) -> No
 
 def _warn_of_shared(marks: Sequence[Float64[Tensor, "B 2"]], ranks: Processes) -> None:
     """Warn of samples that are in more than one process."""
-    ours = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *(each.cpu() for each in marks)])
+    ours = torch.cat([
+        torch.zeros(0, 2, dtype=torch.float64, device="cpu"),
+        *(each.cpu() for each in marks),
+    ])
     if shared := _shared(ranks.gather(ours)):
         warn(
             f"{shared} sample(s) of a process are in another too and count in both: if a sampler "
@@ -235,7 +238,7 @@ def _warn_of_shared(marks: Sequence[Float64[Tensor, "B 2"]], ranks: Processes) -
 
 def _shared(marks: Sequence[Float64[Tensor, "N 2"]]) -> int:
     """How many samples have the class and the mark of another process's."""
-    rank = torch.cat([torch.full((len(each),), i) for i, each in enumerate(marks)])
+    rank = torch.cat([torch.full((len(each),), i, device="cpu") for i, each in enumerate(marks)])
     y, mark = torch.cat([*marks]).unbind(1)
     order = torch.from_numpy(np.lexsort((mark.numpy(), y.numpy())))
     rank, y, mark = rank[order], y[order], mark[order]
@@ -253,7 +256,7 @@ def shared_span(
     found = MeansSpan.of(moments, weighting, weights) if ranks.is_main else None
     if ranks.size == 1 and found is not None:
         return found
-    rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)])))
+    rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)], device="cpu")))
     span = MeansSpan.room(moments, rank) if found is None else found
     for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points, span.floor):
         for piece in part.view(-1).split(SLICE):

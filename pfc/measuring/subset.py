@@ -64,13 +64,15 @@ class Subset:
 
     def points(self, spans: Mapping[str, MeansSpan], ranks: Processes) -> SamplePoints:
         """Where the samples of least hash of all processes are."""
-        empty = torch.zeros(0, dtype=torch.int64)
+        empty = torch.zeros(0, dtype=torch.int64, device="cpu")
         kept = {key: _all(self.kept.get(key, empty), ranks) for key in ("hash", "label")}
         for name, span in spans.items():
             kept[f"at/{name}"] = _all(self.kept.get(f"at/{name}", empty.double().view(0, 2)), ranks)
             if span.basis.shape[1] == 1:
                 width = min(len(span.centre), SKETCH)
-                own = self.kept.get(f"across/{name}", torch.zeros(0, width, dtype=torch.float64))
+                own = self.kept.get(
+                    f"across/{name}", torch.zeros(0, width, dtype=torch.float64, device="cpu")
+                )
                 kept[f"across/{name}"] = _all(own, ranks)
         kept = _least(kept)
         for name in spans:
@@ -95,7 +97,7 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     x = inputs_of(batch)
     if x is None:
         start = batch.number << 32
-        return _mixed(torch.arange(start, start + len(batch.y)))
+        return _mixed(torch.arange(start, start + len(batch.y), device="cpu"))
     step = -(-x.shape[1] // READ)
     bits = x[:, ::step].contiguous()
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits

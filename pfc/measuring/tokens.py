@@ -23,7 +23,9 @@ class Tokens:
     """
 
     shift: int = 0
-    vocabulary: Int64[Tensor, " K"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    vocabulary: Int64[Tensor, " K"] = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu")
+    )
 
     def chosen(
         self, y: Any, mask: Bool[Tensor, "B T"] | None, batch: int

@@ -139,7 +139,7 @@ class Segment:
         Raises:
             ValueError: If a t lies outside [0, 1] or the end is unknown.
         """
-        points = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+        points = torch.as_tensor(t, dtype=torch.float64, device="cpu").reshape(-1)
         if not bool(((points >= 0) & (points <= 1)).all()):
             raise ValueError(f"t must lie in [0, 1], got {t}")
         return self.ends(end).at(points)

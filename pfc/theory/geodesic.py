@@ -260,12 +260,12 @@ def _curvature(A: np.ndarray, B: np.ndarray) -> float:
 
 def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequence[float]]) -> Agreement:
     """Compare the measured values of a segment's layers, at their positions, with its line."""
-    t = torch.tensor(position, dtype=torch.float64)
+    t = torch.tensor(position, dtype=torch.float64, device="cpu")
     on_line = line.at(t.clamp(0, 1))
     t = torch.where((t >= 0) & (t <= 1), t, torch.nan)
     difference, off = {}, {}
     for metric, largest in LARGEST.items():
-        measured = torch.tensor(values[metric], dtype=torch.float64)
+        measured = torch.tensor(values[metric], dtype=torch.float64, device="cpu")
         gap = torch.where(t.isnan(), torch.nan, measured - getattr(on_line, metric))
         difference[metric] = tuple(gap.tolist())
         inner = gap[1:-1][~gap[1:-1].isnan()]

@@ -60,8 +60,8 @@ class Joint:
     @classmethod
     def without_data(cls, classes: int, features: int, per_class: int, **options: Any) -> "Joint":
         """The objective of UFM, whose classes are balanced; options as for `of`."""
-        y = torch.arange(classes).repeat_interleave(per_class)
-        return cls.of(torch.zeros(len(y), features, dtype=torch.float64), y, **options)
+        y = torch.arange(classes, device="cpu").repeat_interleave(per_class)
+        return cls.of(torch.zeros(len(y), features, dtype=torch.float64, device="cpu"), y, **options)
 
     def split(
         self, theta: Vector

@@ -135,8 +135,8 @@ class PathSample:
     def kept_parts(self, L: int) -> Kept:
         """All that is kept of paths of L increments, for `merge` elsewhere: ranks, classes, numbers."""
         if not self._parts:
-            nothing = torch.empty(0, dtype=torch.int64)
-            return nothing, nothing, torch.empty(0, 2 * L + 1, dtype=torch.float64)
+            nothing = torch.empty(0, dtype=torch.int64, device="cpu")
+            return nothing, nothing, torch.empty(0, 2 * L + 1, dtype=torch.float64, device="cpu")
         rank, y, rows = self._joined()
         return torch.from_numpy(rank.view(np.int64)), y, rows
 

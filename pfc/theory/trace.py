@@ -39,7 +39,11 @@ class Trace:
     @classmethod
     def of(cls, steps: np.ndarray, rows: list[list[float]], *end: Tensor) -> "Trace":
         """The trace of what was recorded at some steps, from the objective on, and of where it ended."""
-        return cls(torch.from_numpy(steps), *torch.tensor(rows, dtype=torch.float64).unbind(1), *end)
+        return cls(
+            torch.from_numpy(steps),
+            *torch.tensor(rows, dtype=torch.float64, device="cpu").unbind(1),
+            *end,
+        )
 
     def features(self) -> Float64[Tensor, "N D"]:
         """The features at the end, one sample a row.

@@ -70,7 +70,7 @@ class Optimum:
 
     def labels(self) -> Int64[Tensor, " N"]:
         """Their classes."""
-        return torch.arange(len(self.means)).repeat_interleave(self.per_class)
+        return torch.arange(len(self.means), device="cpu").repeat_interleave(self.per_class)
 
 
 def optimum(
@@ -124,7 +124,9 @@ def optimum(
     else:
         s, objective = _squared(K, D, c, share)
         rest = (1 - s[-1]) * (1 - share) / K
-    z = torch.tensor(s, dtype=torch.float64) * math.sqrt(n)  # singular values of the logits
+    z = torch.tensor(s, dtype=torch.float64, device="cpu") * math.sqrt(
+        n
+    )  # singular values of the logits
     ratio = math.sqrt(feature_decay / weight_decay)
     unique = D >= K or (D == K - 1 and (loss == "ce" or share < 1))
     return Optimum(
@@ -134,7 +136,7 @@ def optimum(
         feature_norm2=float(z.sum()) / ratio / (K * n),
         weight_norm2=float(z.sum()) * ratio / K,
         W=_embed((z * ratio).sqrt(), D),
-        b=torch.full((K,), rest, dtype=torch.float64),
+        b=torch.full((K,), rest, dtype=torch.float64, device="cpu"),
         means=_embed((z / ratio / n).sqrt(), D),
         per_class=n,
         **_metrics(K, D, zero=c >= 1, unique=unique, mean=loss == "mse" and share == 1),
@@ -171,9 +173,11 @@ def _metrics(K: int, D: int, *, zero: bool, unique: bool, mean: bool) -> dict[st
 def _embed(sizes: Float64[Tensor, " K"], D: int) -> Float64[Tensor, "K D"]:
     """K points, these sizes along an orthonormal basis whose last direction is their mean."""
     K = len(sizes)
-    ones = torch.ones(K, 1, dtype=torch.float64)
-    Q = torch.linalg.qr(torch.cat([ones, torch.eye(K, K - 1, dtype=torch.float64)], 1)).Q.roll(-1, 1)
-    points = torch.zeros(K, D, dtype=torch.float64)
+    ones = torch.ones(K, 1, dtype=torch.float64, device="cpu")
+    Q = torch.linalg.qr(
+        torch.cat([ones, torch.eye(K, K - 1, dtype=torch.float64, device="cpu")], 1)
+    ).Q.roll(-1, 1)
+    points = torch.zeros(K, D, dtype=torch.float64, device="cpu")
     points[:, :K] = (Q * sizes)[:, :D]
     return points
 

@@ -45,7 +45,7 @@ class Unbalanced:
 
     def labels(self) -> Int64[Tensor, " N"]:
         """Their classes."""
-        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
+        return torch.arange(len(self.counts), device="cpu").repeat_interleave(self.counts)
 
     def __str__(self) -> str:
         K, gone = len(self.counts), set(self.vanished)
@@ -101,12 +101,14 @@ def unbalanced(
     N, K, free = float(n.sum()), len(n), bias == "free"
     share = n / N * free
     # of the labels, whose columns of class k are n_k times the same
-    U, s, Vt = torch.linalg.svd((torch.eye(K, dtype=torch.float64) - share[:, None]) * n.sqrt())
+    U, s, Vt = torch.linalg.svd(
+        (torch.eye(K, dtype=torch.float64, device="cpu") - share[:, None]) * n.sqrt()
+    )
     cut = N * math.sqrt(weight_decay * feature_decay)
     floor = K * torch.finfo(torch.float64).eps * max(float(s[0]), cut)
     z = torch.where(s - cut > floor, s - cut, 0.0)  # a tie vanishes, and with it what is zero in s
     ratio = math.sqrt(feature_decay / weight_decay)
-    W, H = (torch.zeros(K, max(K, features), dtype=torch.float64) for _ in range(2))
+    W, H = (torch.zeros(K, max(K, features), dtype=torch.float64, device="cpu") for _ in range(2))
     W[:, :K], H[:, :K] = U * (z * ratio).sqrt(), (Vt.mT * (z / ratio).sqrt()) / n.sqrt()[:, None]
     return Unbalanced(
         objective=float(((s - z).square() / 2 + cut * z).sum() / N),
@@ -143,4 +145,4 @@ def _check(counts: Sequence[int], D: int, lW: float, lH: float, bias: object) ->
         raise ValueError(f"bias must be False or 'free', got {bias!r}")
     if D < (least := len(counts) - (bias == "free")):
         raise ValueError(f"unbalanced classes have a closed form from {least} features on, got {D}")
-    return torch.tensor([float(count) for count in counts], dtype=torch.float64)
+    return torch.tensor([float(count) for count in counts], dtype=torch.float64, device="cpu")

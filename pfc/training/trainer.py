@@ -156,7 +156,7 @@ class Trainer:
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
         """Batches of sample numbers; a last batch of one joins the one before it."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        order = torch.randperm(len(self.data), generator=generator).to(self.device)
+        order = torch.randperm(len(self.data), generator=generator, device="cpu").to(self.device)
         batches = list(order.split(self.recipe.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
@@ -210,7 +210,7 @@ def objective(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], loss: str) -
 @contextmanager
 def _processor(threads: int) -> Iterator[None]:
     """So many threads, and numbers below 1e-38 as zero: they make small weights slow."""
-    before, flushed = torch.get_num_threads(), float(torch.tensor(1e-40) * 1) == 0
+    before, flushed = torch.get_num_threads(), float(torch.tensor(1e-40, device="cpu") * 1) == 0
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:

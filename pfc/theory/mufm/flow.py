@@ -78,7 +78,7 @@ def _ridge(H: Features, Y: OneHot, weight_decay: float) -> Float64[Tensor, "K D"
     """`ridge` for one-hot labels, unchecked."""
     # by the factor R of [H; sqrt(N lW) I], whose squares may overlook the decay beside large features
     N, D = H.shape
-    room = (N * weight_decay) ** 0.5 * torch.eye(min(N, D), dtype=torch.float64)
+    room = (N * weight_decay) ** 0.5 * torch.eye(min(N, D), dtype=torch.float64, device="cpu")
     Q, R = torch.linalg.qr(torch.cat([H if D <= N else H.mT, room]))
     if D <= N:
         return torch.linalg.solve_triangular(R, Q[:N].mT @ Y, upper=True).mT
@@ -264,7 +264,7 @@ def flow(
     for H in path:
         row = measured(H, labels, weighting)
         rows.append([float(reduced_loss(H, labels, weight_decay=weight_decay)), *astuple(row)])
-    columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    columns = torch.tensor(rows, dtype=torch.float64, device="cpu").unbind(1)
     fields = [torch.from_numpy(times), *columns, path[-1].clone()]
     return Flow(*fields)
 

@@ -72,7 +72,7 @@ class Source:
         if self.basis is not None:  # whose coordinates mix the features
             size = torch.full_like(size, float(size.square().sum().sqrt()))
         share = seen.count / seen.count.sum()
-        target = torch.eye(len(share), dtype=torch.float64) - share[:, None] * self.free
+        target = torch.eye(len(share), dtype=torch.float64, device="cpu") - share[:, None] * self.free
         within = seen.within.sum(0)
         return Data(*(part.numpy() for part in (seen.count, seen.mean, within, target, size)))
 
@@ -111,7 +111,7 @@ def _row_space(X: Float64[Tensor, "N F"], more: int) -> Float64[Tensor, "F D"]:
     """Orthonormal columns: the row space of X, then up to `more` directions outside."""
     rows = torch.linalg.svd(X, full_matrices=False)[2].mT
     shape, seeded = (len(rows), min(more, len(rows) - rows.shape[1])), torch.Generator().manual_seed(0)
-    noise = torch.randn(shape, dtype=torch.float64, generator=seeded)
+    noise = torch.randn(shape, dtype=torch.float64, generator=seeded, device="cpu")
     return torch.linalg.qr(torch.cat([rows, noise], dim=1)).Q
 
 
@@ -146,7 +146,7 @@ class Hidden:
         statistics, Mu = source.statistics, source.seen.mean
         mean, share = statistics.centre, statistics.count / statistics.count.sum()
         shift, target = mean * (source.centre or source.free), share * source.free
-        own = torch.eye(len(share), dtype=torch.float64) - target
+        own = torch.eye(len(share), dtype=torch.float64, device="cpu") - target
         means = Mu - (Mu @ W.mT - own) @ P @ W
         return cls(W, P, shift, target, means, share, mean, source.basis)
 
@@ -168,7 +168,7 @@ class Hidden:
         """H for samples and their labels; with a free bias it keeps the mean of X."""
         W, X, shift = self.classifier, X.double(), self.wide(self.shift)
         R = (X - shift) @ W.mT + self.target
-        R[torch.arange(len(y)), y] -= 1
+        R[torch.arange(len(y), device="cpu"), y] -= 1
         return (X if self.target.any() else X - shift) - R @ self.P @ W
 
     def hits(self, X: Float[Tensor, "N F"], y: Int64[Tensor, " N"]) -> int:

@@ -143,7 +143,7 @@ class Statistics:
                 f"got {(*other.mean.shape,)}"
             )
         merged = Statistics(self.count.clone(), self.mean.clone(), self.within + other.within)
-        _join(merged, torch.arange(len(self.count)), other.count, other.mean)
+        _join(merged, torch.arange(len(self.count), device="cpu"), other.count, other.mean)
         return merged
 
 

@@ -144,7 +144,7 @@ def _check_sizes(start: Tensor, end: Tensor) -> None:
 def _weights(labels: Int64[Tensor, " N"] | None, N: int, weighting: Weighting) -> Float64[Tensor, " N"]:
     if weighting == "class" and labels is None:
         raise ValueError("weighting='class' needs the labels y; weighting='sample' does not")
-    labels = torch.zeros(N, dtype=torch.long) if labels is None else labels
+    labels = torch.zeros(N, dtype=torch.long, device="cpu") if labels is None else labels
     count = labels.bincount().double()
     pi = class_weights(count, weighting)
     if weighting == "class" and len(count) < 2:

@@ -98,7 +98,7 @@ def assign(clouds: Clouds, index: Int64[Tensor, " n"]) -> Exact:
 def assign_at_most(clouds: Clouds, size: int, rng: np.random.Generator) -> Exact:
     """Of the whole set if it has no more samples and these weigh the same, else of a random subset."""
     if clouds.N <= size and clouds.uniform:
-        return assign(clouds, torch.arange(clouds.N))
+        return assign(clouds, torch.arange(clouds.N, device="cpu"))
     return assign(clouds, clouds.subset(min(size, clouds.N), rng))
 
 
@@ -122,8 +122,8 @@ def _inner(
     clouds: Clouds, index: Int64[Tensor, " n"]
 ) -> tuple[Float64[Tensor, "n n"], Float64[Tensor, " n"], Float64[Tensor, " n"]]:
     """All inner products of features before with features after, and the norms of both."""
-    G = torch.zeros(len(index), len(index), dtype=torch.float64)
-    a2, b2 = torch.zeros(2, len(index), dtype=torch.float64)
+    G = torch.zeros(len(index), len(index), dtype=torch.float64, device="cpu")
+    a2, b2 = torch.zeros(2, len(index), dtype=torch.float64, device="cpu")
     for a, b in clouds.columns(index):
         G.addmm_(a, b.mT)
         a2 += a.square().sum(1)

@@ -64,8 +64,8 @@ def _rotation(M: Float64[Tensor, "R R"]) -> Float64[Tensor, "R R"]:
 
 def _by_samples(clouds: Clouds) -> float:
     """With the weighted samples themselves as factors, block by block of features."""
-    root, every = clouds.w.sqrt()[:, None], torch.arange(clouds.N)
-    M = torch.zeros(clouds.N, clouds.N, dtype=torch.float64)
+    root, every = clouds.w.sqrt()[:, None], torch.arange(clouds.N, device="cpu")
+    M = torch.zeros(clouds.N, clouds.N, dtype=torch.float64, device="cpu")
     for a, b in clouds.columns(every):
         M.addmm_(root * a, (root * b).mT)
     Q = _rotation(M)
@@ -77,7 +77,7 @@ def _factors(
 ) -> tuple[Float64[Tensor, "P P"], Float64[Tensor, "P P"]]:
     """Triangular factors of both covariances by QR, batch after batch, never squaring the features."""
     P = clouds.D if basis is None else basis.shape[1]
-    F = E = torch.zeros(0, P, dtype=torch.float64)
+    F = E = torch.zeros(0, P, dtype=torch.float64, device="cpu")
     for at, *both in clouds.rows(2 * P):
         root = clouds.w[at].sqrt()[:, None]
         a, b = (root * (x if basis is None else x @ basis) for x in both)

@@ -71,8 +71,8 @@ def _costs(clouds: Clouds) -> tuple[float, np.ndarray]:
     """The labels' cost, and how much more (N x K) each sample would cost at each class mean."""
     y = clouds.labels
     assert y is not None
-    pi = torch.zeros(int(y.max()) + 1, dtype=torch.float64).index_add(0, y, clouds.w)
-    M = torch.zeros(len(pi), clouds.D, dtype=torch.float64)
+    pi = torch.zeros(int(y.max()) + 1, dtype=torch.float64, device="cpu").index_add(0, y, clouds.w)
+    M = torch.zeros(len(pi), clouds.D, dtype=torch.float64, device="cpu")
     for at, _, b in clouds.rows():
         M.index_add_(0, y[at], clouds.w[at, None] * b)
     M /= pi[:, None]

@@ -159,7 +159,7 @@ def gap(
         >>> found.cost, found.w2
         (2.25, 0.25)
     """
-    class_weights(torch.ones(2, dtype=torch.float64), weighting)  # refuses an unknown one
+    class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)  # refuses an unknown one
     clouds = Clouds.of(start, end, y, weighting)
     _check_sizes(exact, directions, clouds)
     cost = clouds.cost()
