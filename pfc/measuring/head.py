@@ -191,7 +191,7 @@ def _matrix(classifier: Any) -> tuple[Tensor, Tensor | None]:
     pair = isinstance(classifier, tuple) and len(classifier) == 2
     W, b = classifier if pair else (classifier, None)
     W = samples(W, name="the weight of classifier")
-    b = None if b is None else torch.as_tensor(b, device="cpu").detach()
+    b = None if b is None else torch.as_tensor(b, device=W.device).detach()
     if b is not None and b.shape != W.shape[:1]:
         raise ValueError(f"the bias of classifier must be of shape ({len(W)},), got {(*b.shape,)}")
     return W, b

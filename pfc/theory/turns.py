@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import scipy.linalg
-import scipy.optimize
 from jaxtyping import Float64
 
 ZERO = 1e-13  # of the size of what is subtracted: a difference below it is round-off; ours
@@ -143,6 +141,7 @@ def _off_frame(G: Float64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
 
 def _crossings(fall: Float64[np.ndarray, "5"], top: float, room: float) -> tuple[list[float], bool]:
     """Angles in (0, top) where the form changes its sign, descending, and whether it ends positive."""
+    from scipy.optimize import brentq
 
     def value(angle: float) -> float:
         sin, cos = math.sin(angle), math.cos(angle)
@@ -151,16 +150,18 @@ def _crossings(fall: Float64[np.ndarray, "5"], top: float, room: float) -> tuple
     cuts = [top, *_directions(fall, top), 0.0]
     middles = [middle for pair in pairwise(cuts) if abs(value(middle := sum(pair) / 2)) > room]
     brackets = [pair for pair in pairwise(middles) if value(pair[0]) * value(pair[1]) < 0]
-    turns = [float(scipy.optimize.brentq(value, *pair, xtol=FIRST, rtol=RELATIVE)) for pair in brackets]
+    turns = [float(brentq(value, *pair, xtol=FIRST, rtol=RELATIVE)) for pair in brackets]
     return turns, not middles or value(middles[-1]) > 0
 
 
 def _directions(fall: Float64[np.ndarray, "5"], top: float) -> list[float]:
     """Angles in (0, top) between which lie the roots of the form, descending."""
+    from scipy.linalg import eigvals
+
     c = fall / np.abs(fall).max()
     companion = np.eye(4, k=1)
     companion[-1] = -c[:4]
-    a, b = scipy.linalg.eigvals(companion, np.diag([1, 1, 1, c[4]]), homogeneous_eigvals=True)
+    a, b = eigvals(companion, np.diag([1, 1, 1, c[4]]), homogeneous_eigvals=True)
     real = np.abs((a * b.conj()).imag) <= NEAR * (np.abs(a) ** 2 + np.abs(b) ** 2)
     angles = np.copysign(np.arctan2(np.abs(a), np.abs(b)), (a * b.conj()).real)[real] % np.pi
     return [float(angle) for angle in np.sort(angles)[::-1] if 0 < angle < top]
