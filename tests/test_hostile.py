@@ -384,7 +384,7 @@ REFUSED = [
      lambda: classes(size=1e-5, offset=1e6, dtype=F64, again=relabelled), OTHER),
     ("one sample fewer", lambda: classes(again=shortened), OTHER),
     ("one sample more", lambda: classes(again=lambda b: [*b, (b[0][0][:1], b[0][1][:1])]), OTHER),
-    ("no batch in the second pass", lambda: classes(again=lambda b: []), "is the loader empty"),
+    ("no batch in the second pass", lambda: classes(again=lambda b: []), "used up after one reading"),
     ("float64 features that grow from 1e-170 to 1", lambda: grown(1e-170, 1.0),
      r"layer 'layers.0' gave features of 4.21 on batch 1, the first were near 6.62e-170"),
     ("float64 features that grow from 1 to 1e160", lambda: grown(1.0, 1e160),

@@ -336,7 +336,7 @@ def unnamed():
 """
 
 
-@pytest.mark.filterwarnings("always:the labels of")
+@pytest.mark.filterwarnings("always:the data.s classes")
 def test_names_other_than_the_networks_own_are_told(here, capsys):
     folder(here / "set")
     (here / "mynet2.py").write_text(MODULE)

@@ -47,7 +47,7 @@ class Fingerprint:
         mark = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         if x is not None:
             self.widths.add(x.shape[1])
-            self._version = x._version
+            self._version = _version(x)
             self.reference = self.reference or reference_of(x)
             exponent, origin, _ = self.reference
             mark = self._marks_of(x, exponent) - origin
@@ -61,7 +61,7 @@ class Fingerprint:
     def settle(self, batch: Batch) -> None:
         """Note whether the forward pass wrote to the inputs of the batch."""
         x = inputs_of(batch)
-        self.written |= x is not None and x._version > self._version
+        self.written |= x is not None and _version(x) > self._version
 
     def _marks_of(self, x: Tensor, exponent: int) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
@@ -95,6 +95,11 @@ class Fingerprint:
                 "give the attention_mask too; else turn off random augmentation, or take passes=1"
             )
         return "turn off random augmentation (and shuffling, under a limit), or take passes=1"
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written to; those of inference mode do not tell."""
+    return 0 if x.is_inference() else x._version
 
 
 def _equal(a: Float64[Tensor, "3"], b: Float64[Tensor, "3"], slip: float) -> bool:
