@@ -94,7 +94,10 @@ class Fingerprint:
                 "inputs are padded to the longest of their batch, so keep the order of the samples, or "
                 "give the attention_mask too; else turn off random augmentation, or take passes=1"
             )
-        return "turn off random augmentation (and shuffling, under a limit), or take passes=1"
+        return (
+            "turn off random augmentation (and shuffling, under a limit or with drop_last), or take "
+            "passes=1"
+        )
 
 
 def _version(x: Tensor) -> int:
