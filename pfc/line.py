@@ -221,6 +221,7 @@ def _intervals(
     sample, first, last, c0, c1, c2 = (part[kept] for part in (sample, first, last, c0, c1, c2))
     pieces = []
     for start, stop in pairwise(_cuts(c0, c1, c2)):
+        start = np.maximum(start, TINY)  # 0 is an end
         bad = (stop > start) & (_value(c0, c1, c2, (start + stop) / 2) < 0)
         pieces.append(np.stack([sample, start, stop])[:, bad])
     for t, after, bad in ((0.0, TINY, first), (1.0, 1 + EPS, last)):  # however near a root is

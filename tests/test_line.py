@@ -126,6 +126,10 @@ def test_means_that_coincide_at_one_end_are_a_tie_there_whatever_the_size_of_the
     for ends, known in (((A, 0 * A), [1, 1 / 3]), ((0 * A, A), [1 / 3, 1])):
         curve = crossings(*ends, y)["measured"]
         assert curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == known
+    A = size * torch.tensor([[100.0], [-100], [100], [-100]], dtype=torch.float64)
+    B = size * torch.tensor([[-100.0], [-90], [90], [100]], dtype=torch.float64)
+    curve = crossings(A, B, torch.tensor([0, 0, 1, 1]))["measured"]
+    assert curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0.5, 1]
 
 
 @given(problems.seeds, st.sampled_from([0.0, 0.05, 0.3]))
