@@ -50,7 +50,7 @@ class StepCurve:
     def accuracy(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
         """Fraction of the samples that are nearest to their own class mean at each t in [0, 1]."""
         started, stopped = (torch.searchsorted(e, t, right=True) for e in (self.starts, self.stops))
-        return 1 - (started - stopped).double() / self.samples
+        return (self.samples - started + stopped).double() / self.samples
 
     def effective_depth(self, eps: float = 0.01) -> float | None:
         """The first t from which on the accuracy stays at least 1 - `eps`.
@@ -214,15 +214,18 @@ def _intervals(
     """
     flat = np.flatnonzero((torch.minimum(torch.minimum(f0, f2), f1) < 0).numpy())
     sample = flat // f0.shape[1]
-    c0, c1, c2 = _near_one(np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)]))
-    kept = (c0 < 0) | (c2 < 0) | (c1**2 > c0 * c2)
-    sample, c0, c1, c2 = (values[kept] for values in (sample, c0, c1, c2))
+    c = np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)])
+    first, last = c[0] < 0, c[2] < 0  # before a tie, which may be of least size, is scaled to nothing
+    c0, c1, c2 = _near_one(c)
+    kept = first | last | (c1**2 > c0 * c2)
+    sample, first, last, c0, c1, c2 = (part[kept] for part in (sample, first, last, c0, c1, c2))
     pieces = []
     for start, stop in pairwise(_cuts(c0, c1, c2)):
+        start = np.maximum(start, TINY)  # 0 is an end
         bad = (stop > start) & (_value(c0, c1, c2, (start + stop) / 2) < 0)
         pieces.append(np.stack([sample, start, stop])[:, bad])
-    for t, after, f in ((0.0, TINY, c0), (1.0, 1 + EPS, c2)):  # the ends, however near a root is
-        pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, f < 0])
+    for t, after, bad in ((0.0, TINY, first), (1.0, 1 + EPS, last)):  # however near a root is
+        pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, bad])
     return _union(np.concatenate(pieces, axis=1))
 
 

@@ -119,6 +119,19 @@ def test_exact_ties_go_to_the_lowest_class_in_layers_and_on_the_line(seed):
     assert ends.tolist() == pytest.approx([float((nearest == y).mean()) for nearest in known])
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**20, 2.0**100])
+def test_means_that_coincide_at_one_end_are_a_tie_there_whatever_the_size_of_the_other(size):
+    y = torch.tensor([0, 1, 2])
+    A = size * 100 * torch.eye(3, dtype=torch.float64)
+    for ends, known in (((A, 0 * A), [1, 1 / 3]), ((0 * A, A), [1 / 3, 1])):
+        curve = crossings(*ends, y)["measured"]
+        assert curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == known
+    A = size * torch.tensor([[100.0], [-100], [100], [-100]], dtype=torch.float64)
+    B = size * torch.tensor([[-100.0], [-90], [90], [100]], dtype=torch.float64)
+    curve = crossings(A, B, torch.tensor([0, 0, 1, 1]))["measured"]
+    assert curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0.5, 1]
+
+
 @given(problems.seeds, st.sampled_from([0.0, 0.05, 0.3]))
 @settings(max_examples=50, deadline=None)
 def test_effective_depth_is_the_first_time_from_which_the_accuracy_stays(seed, eps):

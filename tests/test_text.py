@@ -206,6 +206,25 @@ def test_the_first_texts_may_have_no_label():
     same(found, known)
 
 
+@pytest.mark.parametrize("shape", [(5, 6), (4500,)])
+def test_tokens_are_told_apart_by_their_place_whatever_the_form_of_the_inputs(shape):
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(6 * shape[0]).reshape(6, -1) % 3
+    net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)) if shape[1:] else nn.Sequential(Pixels())
+    how = {"layers": "0", "progress": False}
+    found = pfc.measure(net, [(x[:4], y[:4]), (x[4:], y[4:])], pool="tokens", **how)
+    with torch.no_grad():
+        known = pfc.measure_features({"0": net[0](x).flatten(0, 1)}, y.flatten(), progress=False)
+    assert found.columns["pfc1"] == pytest.approx(known.columns["pfc1"])
+
+
+class Pixels(nn.Module):
+    """Two features of each number."""
+
+    def forward(self, x):
+        return torch.stack([x, x.square()], dim=-1)
+
+
 def test_a_head_on_tokens_laid_end_to_end_answers_each_of_them():
     class Flat(nn.Module):
         def __init__(self):

@@ -108,6 +108,7 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     if batch.tokens is None:
         return hashes
     tokens, mask = batch.tokens.to(x.device), attention_mask(batch.kwargs)
+    place = torch.arange(tokens.shape[1], device=x.device)
     if mask is not None and mask.shape == tokens.shape:  # of tokens, not of padding before them
         place = mask.cumsum(1) - 1
     return _mixed(batch.spread(hashes) + place.expand(tokens.shape)[tokens].long() * ODD)
