@@ -36,7 +36,18 @@ def is_ours(error: Exception) -> bool:
 
 def in_words(error: Exception) -> str:
     """Kind and message of an error; of one that came from another process, what that raised."""
-    message = str(error).strip()
+    try:
+        message = str(error).strip()
+    except Exception:  # whose own message fails
+        message = ""
     if "Original Traceback" in message:  # a loader's worker sends its traceback as the message
-        message = message.splitlines()[-1].partition(": ")[2]
+        message = _raised(message)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _raised(trace: str) -> str:
+    """The message at the end of a printed traceback, which may have several lines."""
+    lines = trace.splitlines()
+    last = max((i for i, line in enumerate(lines) if line.startswith("  File ")), default=-1)
+    end = next((i for i in range(last + 1, len(lines)) if not lines[i].startswith("  ")), len(lines))
+    return "\n".join(lines[end:]).partition(": ")[2].strip()

@@ -255,3 +255,50 @@ def test_classes_that_the_network_names_differently_are_told():
     words = "not those of the model's id2label: class 0 is 'ant' in the one and 'bee' in the other"
     with pytest.warns(UserWarning, match=words):
         measure(model, DataLoader(Named(), 10))
+
+
+class Stops(Rows):
+    """Raises what the protocol of iterators takes for an end."""
+
+    def __getitem__(self, i):
+        if i == 25:
+            raise StopIteration
+        return X[i], Y[i]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_end_early_are_refused(workers):
+    with pytest.raises(ValueError, match=r"the data (ended after 2 of 4 batches|failed at batch 2)"):
+        measure(net(), DataLoader(Stops(), 10, num_workers=workers))
+
+
+class AtOnce(nn.Module):
+    """Fails in its first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        raise ValueError("wrong size")
+
+
+def test_the_first_forward_pass_is_told_like_any_other():
+    with pytest.raises(
+        ValueError, match="AtOnce failed on batch 0 of 40 samples: ValueError: wrong size"
+    ):
+        measure(AtOnce(), [(X, Y)])
+
+
+class Speechless(Exception):
+    """Has no words."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+def test_messages_of_several_lines_and_of_none():
+    trace = 'Caught E in worker 0.\nOriginal Traceback (most recent call last):\n  File "a.py", line 1\n'
+    told_ = in_words(RuntimeError(trace + "    raise\n    ^^^^^\nRuntimeError: first: line\n  second\n"))
+    assert told_ == "RuntimeError: first: line\n  second"
+    assert in_words(Speechless()) == "Speechless"

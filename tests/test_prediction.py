@@ -344,3 +344,11 @@ def test_a_notebook_shows_the_sentences(measured):
     assert "pfc1_falls" in html
     odd = replace(prediction, layers=("<a>", *prediction.layers[1:]))
     assert "from &lt;a&gt; to" in odd._repr_html_()
+
+
+def test_of_a_path_that_returns_nothing_infinite_is_said():
+    H, y = problems.features(3, N=40, D=6, K=4)
+    profile = pfc.measure(OnTheLine([0.0, 1.0, 0.0], 3 * H), [(H, y)], layers="layers.*", progress=False)
+    sentences = profile.prediction().sentences()
+    assert "Path: it ends where it began, so that it has no straightness." in sentences
+    assert not any("inf" in sentence for sentence in sentences)

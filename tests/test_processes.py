@@ -370,6 +370,13 @@ def test_of_the_same_batches_each_process_takes_its_part(ranks, size, kwargs):
         assert [text.partition(";")[0] for text in told] == ([] if rank else [message])
 
 
+def test_data_that_only_begin_the_same_are_refused(ranks):
+    with_more = [data()[:6], data()]
+    for error in ranks.run(2, measured, with_more):
+        with pytest.raises(ValueError, match=r"begin with the same batch and then read other data"):
+            raise error
+
+
 def test_of_fewer_batches_than_processes_some_have_none(ranks):
     for found, known, _ in ranks.run(
         3, of_everything, batched(*samples(n=20, dtype=torch.float64), 10), {}

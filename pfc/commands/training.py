@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, TypedDict
 
 import torch
@@ -117,14 +118,14 @@ def train(
     """
     folder = _train(recipe, options, changes, resume=resume)
     if folder is not None:
-        print(f"{folder}: pfc measure {folder}, pfc figures {folder}")
+        print(f"{folder}: pfc measure {(name := quote(str(folder)))}, pfc figures {name}")
 
 
 def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path | None:
     """The run's folder; `None` in all but the first of several processes, which is to go on alone."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
-    changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data else {})}
+    changed: dict[str, Any] = {**changes, **({"data": options.data} if options.data is not None else {})}
     changed |= {"data": resolved(changed["data"])} if "data" in changed else {}
     recipe = replace(RECIPES[name], **changed)
     folder = expanded(options.out or Path("runs") / name)

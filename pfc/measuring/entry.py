@@ -152,6 +152,7 @@ def measure(
         looked, first, rest = _looked(request, batches, limit, reference, ranks)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             found = run_passes(looked, first, rest, batches, how, ranks, step)
+        shards.check_divided(batches, ranks)
         about = {
             "data": batches.name,
             "precision": precision,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.utils.data import DataLoader, IterableDataset
 
 from pfc.foreign import told
 from pfc.labels import BatchLabels
@@ -118,6 +119,7 @@ class MeasuredBatches:
         self.may_be_empty = may_be_empty
         self.largest = 0  # samples of the largest batch so far
         self.part = (0, 1)  # of batches with numbers of this remainder, by this divisor
+        self.read = (0, 0)  # samples of the pass so far, of all parts, and a checksum of their labels
 
     @property
     def total(self) -> int | None:
@@ -181,6 +183,8 @@ class MeasuredBatches:
             if number % self.part[1] == self.part[0]:
                 yield number, args, kwargs, y
             seen += len(y)
+            if self.part[1] > 1:  # hashes of whole numbers are the same in every process
+                self.read = (seen, hash((self.read[1] if number else 0, *y.flatten().tolist())))
             self.largest = max(self.largest, len(y))
             if self.limit is not None and seen >= self.limit:
                 return
@@ -195,8 +199,19 @@ class MeasuredBatches:
             with told(f"the data failed at batch {number}"):
                 item = next(batches, END)
             if item is END:
+                self._check_end(number)
                 return
             yield number, item
+
+    def _check_end(self, read: int) -> None:
+        """Refuse data that ended early: a `StopIteration` of a dataset ends its loader in silence."""
+        known = isinstance(self.data, DataLoader) and not isinstance(self.data.dataset, IterableDataset)
+        batches = _length(self.data) if known else None
+        if batches is not None and read < batches:
+            raise ValueError(
+                f"the data ended after {read} of {batches} batches: a StopIteration in the dataset or "
+                "in collate_fn ends a loader without a word; let it raise another error"
+            )
 
     def _batch(
         self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor

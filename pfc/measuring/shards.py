@@ -138,6 +138,17 @@ def divide(batches: MeasuredBatches, request: Request, limit: int | None, ranks:
         )
 
 
+def check_divided(batches: MeasuredBatches, ranks: Processes) -> None:
+    """Refuse divided batches of which one process has read others than another."""
+    each = ranks.exchange("divided", [*batches.read]) if batches.part[1] > 1 else []
+    for rank, own in enumerate(each):
+        if own != each[0]:
+            raise ValueError(
+                f"processes 0 and {rank} begin with the same batch and then read other data "
+                f"({each[0][0]} and {own[0]} samples): give each its own part, or the same data to all"
+            )
+
+
 def polled(batches: Iterable[Batch], ranks: Processes) -> Iterator[Batch]:
     """The batches, as long as no other process has stopped."""
     for batch in batches:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.foreign import is_ours
 from pfc.layers import CLASSIFIER_INPUT, Layers, module_names, wants_input
 from pfc.measuring import head as heads
 from pfc.measuring.calling import Form, arguments, call, failed, forms
@@ -263,6 +264,6 @@ def _trial(
                 return each, run(model, args, kwargs, size, len(batch), kept)
             except Exception as error:
                 errors.append(error)
-    if isinstance(errors[0], ValueError):
+    if is_ours(errors[0]):
         raise errors[0]
     raise failed(net, batch, errors[0]) from errors[0]

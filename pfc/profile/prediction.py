@@ -17,6 +17,7 @@ from pfc.schema import TEXT, form_of, list_of, object_of, optional
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1, Theorem2
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
+from pfc.theory.turns import ZERO
 from pfc.warning import renamed
 
 if TYPE_CHECKING:
@@ -228,6 +229,8 @@ class Prediction:
         path = self.path
         some = path.over_samples("straightness")
         median = f" (median over samples {some:.3f})" if math.isfinite(some) else ""
+        if not path.chord > ZERO * path.length:
+            return ["Path: it ends where it began, so that it has no straightness."]
         told = [
             f"Path: straightness {path.straightness:.3f}{median}; energy "
             f"{path.speed * path.direction:.3g} times the least possible, {path.speed:.3g} from uneven "
