@@ -62,8 +62,8 @@ def numbering(source: EncodedSet, split: str, column: str) -> Numbering:
         for part in _distinct(own)
         if column in part.schema.names
     ]
-    own = (class_names(part, column) for part, where in parts if where == split)
-    if names := next(filter(None, own), None):
+    given = (class_names(part, column) for part, where in parts if where == split)
+    if names := next(filter(None, given), None):
         remarks = _renamed(source, split, column, names, parts)
         return Numbering(names, {k: k for k in range(len(names))}, remarks=tuple(remarks))
     held = _held(source, column)
