@@ -1,8 +1,8 @@
 """The straight line from the first to the last features of a segment: metrics at t, Theorems 1 and 2.
 
-Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1 and PFC2 are quotients of polynomials
-whose coefficients are statistics of the two ends, and every turning point is a root. Nothing is sampled.
-What is within rounding of these statistics counts as no change.
+Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1, and a monotone function of PFC2, are
+quotients of polynomials whose coefficients are statistics of the two ends, and every turning point is a
+root. Nothing is sampled. What is within rounding of these statistics counts as no change.
 """
 
 import math

@@ -117,9 +117,8 @@ def _rejection(A: Matrix, B: Matrix) -> tuple[Matrix, float]:
     for _ in range(3):
         part = float(np.float32(np.vdot(S, B) / np.vdot(B, B)))
         S, along = (S - part * high) - part * (B - high), along + part
-    return S - S.mean(
-        axis=0
-    ), along  # the means were centred to their own last digits, not to those of S
+    # the means were centred to their own last digits, not to those of S
+    return S - S.mean(axis=0), along
 
 
 def _fall_on_circle(S: Matrix, B: Matrix, *, frame: bool) -> tuple[Float64[np.ndarray, "5"], float]:

@@ -68,7 +68,7 @@ def optimum(
         sigma: Standard deviation of the noise in each dimension.
 
     Returns:
-        The minimum. PFC1 is above 0 wherever there are more features than classes.
+        The minimum. PFC1 is above 0 at every `lam`.
 
     Raises:
         ValueError: If a number is out of range, or there are fewer features than classes.
