@@ -18,7 +18,7 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan, handicap, longest
+from pfc.nearest import MeansSpan, longest, tie_break
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
@@ -126,7 +126,7 @@ class LineCrossings:
         self.samples += len(y)
         r = self.first.basis.shape[1]
         a, overlap, p = self.first.points, self.overlap, self.first.place[y]
-        first, across, last = (handicap(tie, a) for tie in self.ties)
+        first, across, last = (tie_break(tie, a) for tie in self.ties)
         for end, points in self.points.items():
             if points is None:
                 continue

@@ -106,8 +106,13 @@ def of_frame_distance(A: Matrix, B: Matrix, *, frame: bool) -> Course:
 
 def _near_one(M: Matrix) -> tuple[Matrix, int]:
     """A matrix over a power of two, which is exact, and the power."""
-    exponent = int(np.frexp(np.abs(M).max())[1])
+    exponent = exponent_of(M)
     return np.ldexp(M, -exponent), exponent
+
+
+def exponent_of(values: np.ndarray) -> int:
+    """That of the power of two above the largest number."""
+    return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])
 
 
 def _rejection(A: Matrix, B: Matrix) -> tuple[Matrix, float]:
