@@ -152,7 +152,7 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str | None:
 def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
     """The first class that a model's own `config.id2label` calls by another name, in words."""
     known = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(known, Mapping) or sorted(known) != list(range(len(known))):
+    if not isinstance(known, Mapping) or {*known} != {*range(len(known))}:
         return None
     names = [str(known[k]) for k in range(len(known))]
     if all(name == f"LABEL_{k}" for k, name in enumerate(names)):  # what transformers makes of none
