@@ -101,14 +101,19 @@ def _moved(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds a part of the module's weights, as `fully_shard` makes it."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
 @contextmanager
 def _sharded_again(model: nn.Module) -> Iterator[None]:
     """What `fully_shard` made of modules is made again: a forward pass alone leaves the root whole."""
-    sharded = [m for m in model.modules() if any(hasattr(p, "full_tensor") for p in m.parameters())]
+    parts = [module for module in model.modules() if is_sharded(module)]
     try:
         yield
     finally:
-        for reshard in filter(None, (getattr(module, "reshard", None) for module in sharded)):
+        for reshard in filter(None, (getattr(module, "reshard", None) for module in parts)):
             reshard()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan, handicap, longest
+from pfc.nearest import MeansSpan, longest, tie_break
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
@@ -126,7 +126,7 @@ class LineCrossings:
         self.samples += len(y)
         r = self.first.basis.shape[1]
         a, overlap, p = self.first.points, self.overlap, self.first.place[y]
-        first, across, last = (handicap(tie, a) for tie in self.ties)
+        first, across, last = (tie_break(tie, a) for tie in self.ties)
         for end, points in self.points.items():
             if points is None:
                 continue
@@ -198,20 +198,9 @@ def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | No
 
 
 def _intervals(
-    f0: Float64[Tensor, "B K"],
-    f1: Float64[Tensor, "B K"],
-    f2: Float64[Tensor, "B K"],
+    f0: Float64[Tensor, "B K"], f1: Float64[Tensor, "B K"], f2: Float64[Tensor, "B K"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each sample is wrong: F(t) = f0 (1-t)^2 + 2 f1 t (1-t) + f2 t^2 < 0 for some class.
-
-    Args:
-        f0: Coefficient of each sample and class.
-        f1: The same.
-        f2: The same.
-
-    Returns:
-        Starts and stops of the intervals.
-    """
+    """Starts and stops of where f0 (1-t)^2 + 2 f1 t (1-t) + f2 t^2 < 0 for a sample and some class."""
     flat = np.flatnonzero((torch.minimum(torch.minimum(f0, f2), f1) < 0).numpy())
     sample = flat // f0.shape[1]
     c = np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)])
@@ -248,14 +237,7 @@ def _cuts(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray) -> list[np.ndarray]:
 
 
 def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of the union of each sample's intervals [start, stop).
-
-    Args:
-        pieces: Rows: sample, start, stop.
-
-    Returns:
-        Starts and stops of the union.
-    """
+    """Starts and stops of the union of each sample's intervals [start, stop)."""
     sample, start, stop = pieces
     t, change = np.concatenate([start, stop]), np.repeat([1, -1], len(sample))
     order = np.lexsort((-change, t, np.concatenate([sample, sample])))

@@ -99,7 +99,7 @@ class MeansSpan:
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
-        least = self.points.square().sum(1) + handicap(self.tie, self.points)
+        least = self.points.square().sum(1) + tie_break(self.tie, self.points)
         return (least - 2 * z @ self.points.mT).argmin(1)
 
 
@@ -108,7 +108,7 @@ def longest(points: Float64[Tensor, "P R"]) -> Float64[Tensor, ""]:
     return points.norm(dim=1).max()
 
 
-def handicap(tie: Float64[Tensor, ""], points: Float64[Tensor, "P R"]) -> Float64[Tensor, " P"]:
+def tie_break(tie: Float64[Tensor, ""], points: Float64[Tensor, "P R"]) -> Float64[Tensor, " P"]:
     """What is added to squared distances, so that those within rounding go to the lowest class."""
     return tie * torch.arange(len(points), device="cpu").to(points)
 

@@ -76,7 +76,10 @@ def test_train_keeps_what_was_asked(run_folder):
     assert config["recipe"]["momentum"] == pfc.RECIPES["digits"].momentum
 
 
-def test_a_profile_replaces_no_other_file(run_folder, capsys):
+def test_a_profile_replaces_no_other_file(run_folder, tmp_path, capsys):
+    odd = tmp_path / "odd.json"
+    odd.write_text('{"format": ["pfc-profile-1"]}')
+    assert "odd.json holds no profile" in refused(capsys, "measure", run_folder, "--out", odd)
     before = (run_folder / "config.json").read_bytes()
     message = refused(capsys, "measure", run_folder, "--out", run_folder / "config.json")
     assert "config.json holds no profile and would be replaced by one: choose another name" in message

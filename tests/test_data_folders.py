@@ -266,6 +266,10 @@ def shards(root, *names, labels=(0, 1, 1, 0)):
             ["train-00000-of-00001-aa.parquet", "train-00000-of-00001-bb.parquet"],
             "split 'train' has a shard twice: 'train-00000-of-00001-aa.parquet', 'train-00000-of-",
         ),
+        (
+            ["train-00000-of-00001.parquet", "train-00003-of-00001.parquet"],
+            "split 'train' has shards beyond its 1: 'train-00003-of-00001.parquet'; move them away",
+        ),
         (["train-00000-of-00001.parquet", "training.parquet"], "2 kinds of files are of split 'train'"),
         (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], "2 kinds of files are"),
         (["fine/train/0.parquet", "coarse/train/0.parquet"], "2 kinds of files are of split 'train'"),

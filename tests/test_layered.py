@@ -138,7 +138,7 @@ def test_gradients_of_the_chain_are_those_of_the_definition():
     rng = np.random.default_rng(0)
     W, free = rng.normal(size=(3, 3)), rng.normal(size=(4, 7, 3))
     Y = np.eye(3)[y.numpy()].T
-    chain = _Chain(X.numpy().T.copy(), Y, 4, 0.3, 0.01)
+    chain = _Chain(X.numpy().T.copy(), Y, np.full(4, 0.3), 0.01)
     H = np.concatenate([X.numpy()[None], free]).transpose(0, 2, 1)
     f, dW, dH = chain.at(W, H)
     W_t, free_t = (torch.from_numpy(part).requires_grad_() for part in (W, free))
@@ -158,7 +158,7 @@ def test_gradients_of_the_chain_are_those_of_the_definition():
 
 def test_the_gradient_norm_is_that_of_the_definition():
     X, y = problems.features(6, N=7, D=3, K=3)
-    chain = _Chain(X.numpy().T.copy(), np.eye(3)[y.numpy()].T, 2, 0.3, 0.01)
+    chain = _Chain(X.numpy().T.copy(), np.eye(3)[y.numpy()].T, np.full(2, 0.3), 0.01)
     found = _layered(chain, [Minimum(np.ones(9), 2.0, 0.0), Minimum(np.ones(9), 5.0, 0.0)])
     W, H = found.W.clone().requires_grad_(), found.H[1:].clone().requires_grad_()
     naive_layered(W, H, X, y, 0.01, 0.3).backward()

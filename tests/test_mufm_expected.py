@@ -57,6 +57,13 @@ def test_noise_outside_the_classifiers_sight_leaves_only_like_the_root_of_lam():
     assert mufm.optimum(4, 4, 25, lam=1e-10).pfc1 < 1e-9, "no feature is out of sight"
 
 
+def test_coefficients_of_any_size_have_a_closed_form():
+    small, large = (mufm.optimum(4, 10, 25, lam=lam) for lam in (1e-300, 1e300))
+    assert small.w == pytest.approx((100 * 1e-300 / 4 / 0.005) ** 0.25, rel=1e-9, abs=0)
+    assert small.pfc1 == pytest.approx(0.25 * 6 * 4 / 3 * small.w**2, rel=1e-9, abs=0)
+    assert (large.certificate, large.norm_ratio) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -116,8 +116,8 @@ class Given:
         if self.weights is None:
             _say(f"no --weights, so the weights are those that {source} gives")
         constants = images.normalisation
-        parts = (" ".join(f"{x / 255:.4g}" for x in part) for part in (constants.mean, constants.std))
-        mean, std = parts
+        each = (constants.mean, constants.std)
+        mean, std = (" ".join(f"{x / 255:.4g}" for x in part) for part in each)
         _say(f"the images are normalised by --mean {mean} --std {std} ({constants.source})")
 
     def _normalised(self, images: sets.Images) -> sets.Images:

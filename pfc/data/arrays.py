@@ -1,7 +1,7 @@
 """Arrays of a file by name, read row by row where the format allows it, and never by unpickling."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from pfc.data.listing import some
 from pfc.files import expanded, reading, refuse_pickle, refuse_pointer
 
 SHOWN = 20  # names in a message; ours
@@ -131,7 +132,7 @@ def _labels(labels: str, found: Mapping[str, Any], path: str | Path) -> Any:
     if labels in found:
         return found[labels][:]
     if not labels.endswith(".npy"):
-        raise ValueError(f"{path} has no array {labels!r}; it has {_some(found)}")
+        raise ValueError(f"{path} has no array {labels!r}; it has {some(found, SHOWN)}")
     file = expanded(labels)
     refuse_pointer(file)
     with reading(file):
@@ -149,7 +150,7 @@ def _classifier(name: str | None, found: Mapping[str, Any], path: str | Path) ->
         return [part for part in (f"{name}.weight", f"{name}.bias") if part in found]
     wanted = name.split(",")
     if missing := [part for part in wanted if part not in found]:
-        raise ValueError(f"{path} has no array {missing[0]!r}; it has {_some(found)}")
+        raise ValueError(f"{path} has no array {missing[0]!r}; it has {some(found, SHOWN)}")
     return wanted
 
 
@@ -159,13 +160,6 @@ def _chosen(layers: Sequence[str], names: Sequence[str], path: str | Path) -> li
     for layer in layers:
         matching = [name for name in names if fnmatchcase(name, layer)]
         if not matching:
-            raise ValueError(f"{path} has no array {layer!r}; it has {_some(names)}")
+            raise ValueError(f"{path} has no array {layer!r}; it has {some(names, SHOWN)}")
         chosen |= dict.fromkeys(matching)
     return list(chosen)
-
-
-def _some(names: Iterable[str]) -> str:
-    """Names for a message, not more than a few."""
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

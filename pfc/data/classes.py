@@ -62,8 +62,8 @@ def numbering(source: EncodedSet, split: str, column: str) -> Numbering:
         for part in _distinct(own)
         if column in part.schema.names
     ]
-    own = (class_names(part, column) for part, where in parts if where == split)
-    if names := next(filter(None, own), None):
+    given = (class_names(part, column) for part, where in parts if where == split)
+    if names := next(filter(None, given), None):
         remarks = _renamed(source, split, column, names, parts)
         return Numbering(names, {k: k for k in range(len(names))}, remarks=tuple(remarks))
     held = _held(source, column)
@@ -152,7 +152,7 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str | None:
 def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
     """The first class that a model's own `config.id2label` calls by another name, in words."""
     known = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(known, Mapping) or sorted(known) != list(range(len(known))):
+    if not isinstance(known, Mapping) or {*known} != {*range(len(known))}:
         return None
     names = [str(known[k]) for k in range(len(known))]
     if all(name == f"LABEL_{k}" for k, name in enumerate(names)):  # what transformers makes of none

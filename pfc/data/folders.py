@@ -92,7 +92,16 @@ def _names(listing: Listing, paths: Sequence[Path]) -> str:
 
 def _by_class(listing: Listing, root: Path, images: Sequence[File]) -> Rows:
     """Images of a split, each with the name of its class: its folder just below the root."""
-    deep, folders = len(root.relative_to(listing.root).parts), listing.inside(root)
+    folders = listing.inside(root)
+    _refuse_two_forms(folders)
+    _refuse_splits_inside(listing, root, folders)
+    deep = len(root.relative_to(listing.root).parts)
+    within = (f for f in images if f.path.is_relative_to(root) and len(f.parts) > deep + 1)
+    return [(file, file.parts[deep]) for file in within]
+
+
+def _refuse_two_forms(folders: Sequence[Path]) -> None:
+    """Refuse folders whose names differ in their Unicode form alone."""
     forms: dict[str, Path] = {}
     for folder in folders:
         other = forms.setdefault(nfc(folder.name), folder)
@@ -101,21 +110,20 @@ def _by_class(listing: Listing, root: Path, images: Sequence[File]) -> Rows:
                 f"folders {str(other)!a} and {str(folder)!a} have one name in two Unicode "
                 "forms: make them one class, or rename one"
             )
-    within = (f for f in images if f.path.is_relative_to(root) and len(f.parts) > deep + 1)
-    rows = [(file, file.parts[deep]) for file in within]
-    if folders and all(_splits_inside(listing, folder) for folder in folders):
-        inner = listing.name(_splits_inside(listing, folders[0])[0])
-        remedy = (
-            "give the folder in which it lies" if len(folders) == 1 else "put the classes into splits"
-        )
+
+
+def _refuse_splits_inside(listing: Listing, root: Path, folders: Sequence[Path]) -> None:
+    """Refuse classes each of which holds a folder that is called like a split."""
+    inner = [
+        [path for path in listing.inside(folder) if path.name.lower() in SPLITS] for folder in folders
+    ]
+    if folders and all(inner):
+        lies_in = "give the folder in which it lies"
+        remedy = lies_in if len(folders) == 1 else "put the classes into splits"
         raise ValueError(
-            f"in {quoted(root)} every folder of a class would hold a split, such as {inner}: {remedy}"
+            f"in {quoted(root)} every folder of a class would hold a split, such as "
+            f"{listing.name(inner[0][0])}: {remedy}"
         )
-    return rows
-
-
-def _splits_inside(listing: Listing, folder: Path) -> list[Path]:
-    return [inner for inner in listing.inside(folder) if inner.name.lower() in SPLITS]
 
 
 def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Rows]) -> list[str]:

@@ -25,11 +25,11 @@ def quoted(path: str | Path) -> str:
         return repr(raw)
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = FEW) -> str:
     """Names for a message, not more than a few."""
     names = list(names)
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return f"{', '.join(names[:FEW])}{more}"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A folder of parquet files: which file is of which split, and what is wrong with which."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ class Series:
     shards: int | None = None
 
 
-SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5}).*")
+def _shard(parts: Sequence[str]) -> re.Match[str] | None:
+    """Split, number and how many there are, where a file is called NAME-00000-of-00001."""
+    return re.fullmatch(r"(\w+)-(\d{5})-of-(\d{5}).*", Path(parts[-1]).stem)
 
 
 def split_of(parts: Sequence[str]) -> str:
     """The hub's rules: NAME-00000-of-00001, else the words such as test, else train."""
-    if shard := SHARD.fullmatch(Path(parts[-1]).stem):
+    if shard := _shard(parts):
         return SPLITS.get(shard[1].lower(), shard[1])
     found = {SPLITS[word]: word for _, word in _words(parts)}
     if len(found) > 1:
@@ -120,7 +123,7 @@ def _words(parts: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _series(file: File) -> Series:
-    if shard := SHARD.fullmatch(Path(file.parts[-1]).stem):
+    if shard := _shard(file.parts):
         return Series(file.parts[:-1], shard[1], int(shard[3]))
     place, word = next(_words(file.parts), (0, None))
     return Series(file.parts[:place], word)
@@ -138,18 +141,17 @@ def _check_series(split: str, files: Sequence[File]) -> None:
     (own,) = series
     if own.shards is None:
         return
-    numbers = [int(_shard(file)[2]) for file in files]
+    numbers = [int(shard[2]) for file in files if (shard := _shard(file.parts))]
     if missing := sorted(set(range(own.shards)) - set(numbers)):
         raise ValueError(
             f"split {split!r} lacks {len(missing)} of its {own.shards} shards: number "
             f"{some(map(str, missing))} beside {files[0].name!r}; fetch the whole set"
         )
-    if len(numbers) > own.shards:
-        twice = [file.name for file in files if numbers.count(int(_shard(file)[2])) > 1]
+    times, named = Counter(numbers), list(zip(numbers, (file.name for file in files), strict=True))
+    if twice := [name for number, name in named if times[number] > 1]:
         raise ValueError(f"split {split!r} has a shard twice: {some(map(repr, twice))}; keep one")
-
-
-def _shard(file: File) -> re.Match[str]:
-    found = SHARD.fullmatch(Path(file.parts[-1]).stem)
-    assert found, "files of one series all are shards"
-    return found
+    if beyond := [name for number, name in named if number >= own.shards]:
+        raise ValueError(
+            f"split {split!r} has shards beyond its {own.shards}: {some(map(repr, beyond))}; move them "
+            "away"
+        )

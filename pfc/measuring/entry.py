@@ -139,14 +139,10 @@ def measure(
         )
         stack.enter_context(undisturbed(unwrapped(model), device, precision))
         shards.share_buffers(unwrapped(model), ranks)
-        own = shards.own_limit(limit, data, ranks)
-        batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
-        if tokens is not None:
-            tokens = batches.tokens = _vocabulary(batches, tokens, reference, ranks)
+        batches = _batches(model, data, limit, device, tokens, reference, ranks)
+        if (tokens := batches.tokens) is not None:
             labels = tuple(tokens.vocabulary.tolist())
             how = replace(how, classes=len(labels), labels=labels)
-        if ranks.is_main and (how_named := renamed_classes(unwrapped(model), batches.class_names)):
-            warn(f"the data's classes are not those of the model's id2label: {how_named}")
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, limit, reference, ranks)
@@ -336,6 +332,25 @@ def _how(
         raise ValueError("about the means of other data both passes are needed, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)
     return How(passes, classes, weighting, statistics, reference)
+
+
+def _batches(
+    model: nn.Module,
+    data: Iterable[Any],
+    limit: int | None,
+    device: torch.device,
+    tokens: Tokens | None,
+    reference: Reference | None,
+    ranks: Processes,
+) -> MeasuredBatches:
+    """This process's batches, whose classes are known where tokens have them; other names are told."""
+    own = shards.own_limit(limit, data, ranks)
+    batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
+    if tokens is not None:
+        batches.tokens = _vocabulary(batches, tokens, reference, ranks)
+    if ranks.is_main and (how := renamed_classes(unwrapped(model), batches.class_names)):
+        warn(f"the data's classes are not those of the model's id2label: {how}")
+    return batches
 
 
 def _looked(

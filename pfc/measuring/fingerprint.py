@@ -58,7 +58,7 @@ class Fingerprint:
         sums = with_room(self.sums.to(mark.device), labels.numbers[-1] + 1)
         self.sums = sums.index_add_(0, labels.y.to(mark.device, non_blocking=True), rows)
 
-    def settle(self, batch: Batch) -> None:
+    def note_writes(self, batch: Batch) -> None:
         """Note whether the forward pass wrote to the inputs of the batch."""
         x = inputs_of(batch)
         self.written |= x is not None and _version(x) > self._version

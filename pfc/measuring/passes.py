@@ -148,7 +148,7 @@ def first_pass(
                 inputs.update(batch)
             source.forward(batch, sums.device, see)
             if inputs is not None:
-                inputs.settle(batch)
+                inputs.note_writes(batch)
         if sums.device.type in SYNCHRONOUS_DEVICES or done % LOOK == 0:
             sums.check_finite()
         step(done, "pass 1")

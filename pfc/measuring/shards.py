@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
+from pfc.evaluation import is_sharded
 from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
@@ -125,7 +126,7 @@ def read_the_same(first: Batch | None, ranks: Processes) -> bool:
 
 def divide(batches: MeasuredBatches, request: Request, limit: int | None, ranks: Processes) -> None:
     """Let each process take its part of the batches that all of them read."""
-    if any(hasattr(p, "full_tensor") for p in request.model.parameters()):
+    if is_sharded(request.model):
         raise ValueError(
             f"each of the {ranks.size} processes was given the same batches: with sharded weights each "
             "needs its own part, of as many batches, such as by a DistributedSampler"

@@ -36,7 +36,7 @@ ENDS_IN_WORDS = {
 
 @dataclass(frozen=True)
 class Depth:
-    """Effective depth on the straight line to the measured features, beside the layers.
+    """Effective depth on the straight line to the measured features (ours), beside that of the layers.
 
     Args:
         eps: The NCC error that is tolerated.
@@ -67,21 +67,13 @@ class Depth:
         )
 
     def __str__(self) -> str:
-        most = (
-            f"at least {100 * (1 - self.eps):.12g} % of the samples are nearest to their own class mean"
-        )
+        t = "no t" if self.t is None else f"t = {self.t:.3g}"
+        reached = f", which {self.layer} (at {self.position:.3g}) is the first to reach"
         measured = "at no layer to the end" if self.measured is None else f"from {self.measured} on"
-        if self.t is None:
-            return (
-                f"Effective depth: on the line to the measured features {most} from no t on; measured, "
-                f"they are {measured}."
-            )
-        where = (
-            f", which {self.layer} (at {self.position:.3g}) is the first to reach" if self.layer else ""
-        )
         return (
-            f"Effective depth: on the line to the measured features {most} from t = {self.t:.3g} "
-            f"on{where}; measured, they are {measured}."
+            "Effective depth: on the line to the measured features at least "
+            f"{100 * (1 - self.eps):.12g} % of the samples are nearest to their own class mean from {t} "
+            f"on{reached if self.layer else ''}; measured, they are {measured}."
         )
 
 

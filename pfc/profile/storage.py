@@ -148,7 +148,7 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         ValueError: If there is such a file.
     """
-    if _json_format(path) not in {FORMAT, None}:
+    if _json_format(path) not in (FORMAT, None):
         raise ValueError(f"{path} holds no profile and would be replaced by one: choose another name")
     beside, _ = _places(path)
     if beside.exists() and format_of(beside) not in {FORMAT, None}:

@@ -1,8 +1,8 @@
 """The straight line from the first to the last features of a segment: metrics at t, Theorems 1 and 2.
 
-Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1 and PFC2 are quotients of polynomials
-whose coefficients are statistics of the two ends, and every turning point is a root. Nothing is sampled.
-What is within rounding of these statistics counts as no change.
+Along H_t = (1 - t) A + t B all moments are quadratic in t, so PFC1, and a monotone function of PFC2, are
+quotients of polynomials whose coefficients are statistics of the two ends, and every turning point is a
+root. Nothing is sampled. What is within rounding of these statistics counts as no change.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.path import times
-from pfc.theory.turns import ZERO, differences, of_frame_distance, of_ratio
+from pfc.theory.turns import ZERO, differences, exponent_of, of_frame_distance, of_ratio
 
 LARGEST = {"pfc1": 0.0, "pfc2": 1.0, "pfc3": 1.0}  # below ZERO of it, a change of a metric is round-off
 AT_ONCE = 2**20  # numbers of class means at several t, at once; ours
@@ -221,7 +221,7 @@ class Line:
 
     def _theorem1(self) -> Theorem1:
         traces = torch.stack([self.within, self.between]).numpy()
-        unit = _exponent(traces)
+        unit = exponent_of(traces)
         within, between = np.ldexp(traces, -unit).tolist()
         scale = math.sqrt(between[0]) * math.sqrt(between[2]) or math.nan
         D, course = differences(within, between), of_ratio(within, between)
@@ -238,7 +238,7 @@ class Line:
 
     def _theorem2(self) -> Theorem2:
         means = self.means.numpy()
-        A, B = np.ldexp(means, -_exponent(means))
+        A, B = np.ldexp(means, -exponent_of(means))
         if not np.isfinite(means).all() or not (A.any() and B.any()):
             return Theorem2(math.nan, math.nan, False, math.nan, ())
         frame = self.end == "etf"
@@ -274,8 +274,3 @@ def agreement(line: Line, position: Sequence[float], values: Mapping[str, Sequen
             change = math.nan
         off[metric] = float(inner.square().mean().sqrt() / change)
     return Agreement(tuple(position), difference, off)
-
-
-def _exponent(values: np.ndarray) -> int:
-    """That of the power of two above the largest."""
-    return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])

@@ -122,9 +122,8 @@ def _mse(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[
 
 
 def _ce(Z: Float64[np.ndarray, "K N"], Y: Float64[np.ndarray, "K N"]) -> tuple[float, np.ndarray]:
-    others = np.where(
-        Y > 0, -np.inf, Z - (Z * Y).sum(0)
-    )  # how far above the own class; no digit is lost
+    # how far the others are above the own class; no digit is lost
+    others = np.where(Y > 0, -np.inf, Z - (Z * Y).sum(0))
     loss = np.logaddexp(0.0, np.logaddexp.reduce(others, axis=0))
     return float(loss.mean()), (softmax(Z) - Y) / Y.shape[1]
 

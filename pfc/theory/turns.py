@@ -106,8 +106,13 @@ def of_frame_distance(A: Matrix, B: Matrix, *, frame: bool) -> Course:
 
 def _near_one(M: Matrix) -> tuple[Matrix, int]:
     """A matrix over a power of two, which is exact, and the power."""
-    exponent = int(np.frexp(np.abs(M).max())[1])
+    exponent = exponent_of(M)
     return np.ldexp(M, -exponent), exponent
+
+
+def exponent_of(values: np.ndarray) -> int:
+    """That of the power of two above the largest number."""
+    return int(np.frexp(np.nan_to_num(np.abs(values), posinf=0.0).max(initial=0.0))[1])
 
 
 def _rejection(A: Matrix, B: Matrix) -> tuple[Matrix, float]:
@@ -117,9 +122,8 @@ def _rejection(A: Matrix, B: Matrix) -> tuple[Matrix, float]:
     for _ in range(3):
         part = float(np.float32(np.vdot(S, B) / np.vdot(B, B)))
         S, along = (S - part * high) - part * (B - high), along + part
-    return S - S.mean(
-        axis=0
-    ), along  # the means were centred to their own last digits, not to those of S
+    # the means were centred to their own last digits, not to those of S
+    return S - S.mean(axis=0), along
 
 
 def _fall_on_circle(S: Matrix, B: Matrix, *, frame: bool) -> tuple[Float64[np.ndarray, "5"], float]:

@@ -124,9 +124,8 @@ def optimum(
     else:
         s, objective = _squared(K, D, c, share)
         rest = (1 - s[-1]) * (1 - share) / K
-    z = torch.tensor(s, dtype=torch.float64, device="cpu") * math.sqrt(
-        n
-    )  # singular values of the logits
+    # singular values of the logits
+    z = torch.tensor(s, dtype=torch.float64, device="cpu") * math.sqrt(n)
     ratio = math.sqrt(feature_decay / weight_decay)
     unique = D >= K or (D == K - 1 and (loss == "ce" or share < 1))
     return Optimum(

@@ -122,7 +122,7 @@ class Run:
         """
         known = self.config["data"]
         own = images.split == known["split"]
-        yield from differences(known, images) if own else changes(known, images, images.split)
+        yield from differences(known, images) if own else changes(known, images)
 
     def normalised(self, images: sets.Images) -> sets.Images:
         """Other images with the constants that this run was trained with.

@@ -14,7 +14,8 @@ from pfc.files import expanded
 def about_data(images: Images) -> dict[str, Any]:
     """What is kept of the images: enough to load them again, and to tell them from others."""
     origin = images.origin
-    where = {} if origin is None else {"spec": origin.path, **_origin(asdict(origin))}
+    names = ("counts", "files", "image_column", "label_column")
+    where = {"spec": origin.path, **{name: getattr(origin, name) for name in names}} if origin else {}
     return {
         **{name: getattr(images, name) for name in ("spec", "split", "limit", "seed")},
         **where,
@@ -25,10 +26,6 @@ def about_data(images: Images) -> dict[str, Any]:
         "normalisation": asdict(images.normalisation),
         "fingerprint": images.fingerprint,
     }
-
-
-def _origin(known: dict[str, Any]) -> dict[str, Any]:
-    return {name: known[name] for name in ("counts", "files", "image_column", "label_column")}
 
 
 def resolved(spec: str) -> str:
@@ -44,23 +41,27 @@ def differences(known: Mapping[str, Any], images: Images) -> Iterator[str]:
     for name, now in parts.items():
         if known.get(name, now) != now:
             yield f"{words[name]} {known[name]} then, {now} now"
-    if how := names_differ(known.get("names", images.classes), images.classes):
-        yield f"{how} (then and now)"
+    yield from _renamed(known, images)
     if known.get("fingerprint", images.fingerprint) != images.fingerprint:
         yield "other pixels, labels or names, by their fingerprint"
 
 
-def changes(known: Mapping[str, Any], images: Images, split: str) -> Iterator[str]:
+def changes(known: Mapping[str, Any], images: Images) -> Iterator[str]:
     """How another split differs from what a run has kept of it, in words."""
+    split = images.split
     now = images.origin.counts.get(split) if images.origin else None
     was = known.get("counts", {}).get(split, now)
     if was != now:
         yield f"{was} images of split {split!r} then, {now} now"
-    if how := names_differ(known.get("names", images.classes), images.classes):
-        yield f"{how} (then and now)"
+    yield from _renamed(known, images)
     files = (images.origin.files if images.origin else {}).get(split)
     if known.get("files", {}).get(split, files) != files:
         yield f"other files of split {split!r}, by their names and sizes"
+
+
+def _renamed(known: Mapping[str, Any], images: Images) -> Iterator[str]:
+    if how := names_differ(known.get("names", images.classes), images.classes):
+        yield f"{how} (then and now)"
 
 
 def moved(known: Mapping[str, Any]) -> bool:

@@ -22,8 +22,9 @@ Vector = Float64[np.ndarray, " D"]
 Square = Float64[np.ndarray, "K K"]
 Wide = Float64[np.ndarray, "K D"]
 Samples = Float64[np.ndarray, "N D"]
-Rows = Float64[np.ndarray, "J D"]  # of samples' residuals, and
-Columns = Float64[np.ndarray, "J K"]  # of classes, for any number of rows
+# U as J rows: its factor on the residuals of the samples, and its column of each class
+Rows = Float64[np.ndarray, "J D"]
+Columns = Float64[np.ndarray, "J K"]
 SHORTER = 1 - np.concatenate([[0.0], np.geomspace(1e-15, 0.9, 60)])  # lengths of U tried; ours
 # relative error of a sum of n terms over the root of n, and a factor for safety (Higham and Mary 2019)
 ROUNDING = 4 * float(np.finfo(np.float64).eps)

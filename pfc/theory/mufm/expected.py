@@ -68,7 +68,7 @@ def optimum(
         sigma: Standard deviation of the noise in each dimension.
 
     Returns:
-        The minimum. PFC1 is above 0 wherever there are more features than classes.
+        The minimum. PFC1 is above 0 at every `lam`.
 
     Raises:
         ValueError: If a number is out of range, or there are fewer features than classes.
@@ -106,14 +106,16 @@ def optimum(
 
 
 def _scale(beta: float, a: float, b: float, c: float, weight_decay: float) -> float:
-    """The only positive root of f'(w) (w^2 + beta)^2, whose coefficients change their sign once."""
+    """The only positive root of f'(w) (w^2 + beta)^2 / beta, whose coefficients change sign once."""
     from scipy.optimize import brentq
 
     def slope(w: float) -> float:
         pull = b * w**2 + (a * beta - c) * w - b * beta
-        return beta * pull + weight_decay * w * (w**2 + beta) ** 2
+        return pull + weight_decay * w * (w**2 + beta) * (1 + w**2 / beta)
 
     top = b / a
     while slope(top) < 0:
         top *= 2
-    return float(brentq(slope, 0.0, top, xtol=1e-300, rtol=1e-15, maxiter=500))
+    while slope(top / 2) > 0:
+        top /= 2
+    return float(brentq(slope, top / 2, top, xtol=1e-300, rtol=1e-15))

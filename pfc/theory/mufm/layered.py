@@ -6,7 +6,6 @@ matters. Nothing of this is used here, so that it can be seen.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -76,14 +75,8 @@ class _Chain:
 
     X: Layer
     Y: Float64[np.ndarray, "K N"]
-    layers: int
-    lam: float | Sequence[float]
+    lams: Float64[np.ndarray, " L"]
     weight_decay: float
-
-    @cached_property
-    def lams(self) -> Float64[np.ndarray, "L one one"]:
-        """The coefficient of each layer."""
-        return np.full(self.layers, self.lam, dtype=np.float64)[:, None, None]
 
     def value(self, theta: Vector) -> tuple[float, Vector]:
         """The objective and its gradient in W."""
@@ -96,7 +89,7 @@ class _Chain:
     ) -> tuple[float, Classifier, Float64[np.ndarray, "L D N"]]:
         """The objective and its gradients in W and in the free features."""
         N, R, D = self.Y.shape[1], W @ H[-1] - self.Y, np.diff(H, axis=0)
-        pull = self.lams * D
+        pull = self.lams[:, None, None] * D
         f = (R**2).sum() / N + self.weight_decay * (W**2).sum() + (pull * D).sum()
         slope = pull - np.concatenate([pull[1:], np.zeros_like(pull[:1])])
         slope[-1] += W.T @ R / N
@@ -126,7 +119,7 @@ class _Chain:
         from scipy.linalg import cho_solve_banded, cholesky_banded
 
         D, N = self.X.shape
-        force = np.zeros((self.layers, D, N))
+        force = np.zeros((len(self.lams), D, N))
         force[0] += first
         force[-1] += last
         factor = cholesky_banded(self._band(W), check_finite=False)
@@ -136,8 +129,8 @@ class _Chain:
     def _band(self, W: Classifier) -> Float64[np.ndarray, "D1 LD"]:
         """The system's matrix, upper diagonals in rows, the main one last."""
         D, N = self.X.shape
-        band = np.zeros((D + 1, self.layers * D))
-        own = np.repeat(self.lams.ravel(), D)
+        own = np.repeat(self.lams, D)
+        band = np.zeros((D + 1, len(own)))
         band[-1], band[0, D:] = own, -own[D:]
         band[-1, :-D] += own[D:]
         i, j = np.triu_indices(D)
@@ -193,14 +186,15 @@ def solve_layered(
     data, labels = in_float64(X, y)
     at_least(1, layers=layers)
     at_least(0, restarts=restarts)
-    lams = [lam] if isinstance(lam, int | float) else [float(one) for one in lam]
+    lams = np.ravel(lam)
     if len(lams) not in {1, layers}:
         raise ValueError(f"lam must be one number or one for each of {layers} layers, got {len(lams)}")
     for one in lams:
         positive(lam=one, weight_decay=weight_decay)
     first = ridge(data, labels, weight_decay=weight_decay).numpy()
     Y = np.eye(len(first))[labels.numpy()].T
-    chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, layers, lams, weight_decay)
+    lams = np.full(layers, lams, dtype=np.float64)
+    chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, lams, weight_decay)
     rng = np.random.default_rng([seed, STARTS])
     starts = ((first if i == 0 else rng.normal(size=first.shape)).ravel() for i in range(restarts + 1))
     found = minima(chain, starts, restarts + 1, size=data.numel(), progress=progress)
@@ -218,5 +212,5 @@ def _layered(chain: _Chain, found: list[Minimum]) -> Layered:
         objective=f,
         gradient_norm=float(np.sqrt((dW**2).sum() + (dH**2).sum())),
         spread=spread,
-        lams=torch.from_numpy(chain.lams.ravel()),
+        lams=torch.from_numpy(chain.lams),
     )

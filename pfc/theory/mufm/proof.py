@@ -49,7 +49,7 @@ class Proof:
             return f"stationary point; not certified: {told}, gap {self.gap:.2g}, {ran}"
         return f"not converged: gradient norm {self.gradient_norm:.1e}; {told}, {ran}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """By their names in a solution."""
         names = ("gradient_norm", "certificate", "gap", "spread", "starts")
         return {name: getattr(self, name) for name in names} | {"proven": self.words}
