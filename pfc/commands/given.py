@@ -12,6 +12,7 @@ from torch import nn
 from pfc import data as sets
 from pfc.data.listing import some
 from pfc.files import check_format, expanded, read_tensors, refuse_pickle
+from pfc.foreign import in_words
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
 
@@ -165,7 +166,7 @@ def _from_factory(source: str, weights: Path | None) -> nn.Module:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"can't find {source}: {error}") from error
     except Exception as error:  # whatever the user's own module or function raises
-        raise ValueError(f"{source} failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{source} failed: {in_words(error)}") from error
     finally:
         sys.path.remove("")
     if not isinstance(model, nn.Module):
