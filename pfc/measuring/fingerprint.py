@@ -44,10 +44,10 @@ class Fingerprint:
     def update(self, batch: Batch) -> None:
         """Add a batch."""
         x, labels = inputs_of(batch), batch.labels
+        self._version = _version(batch)
         mark = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         if x is not None:
             self.widths.add(x.shape[1])
-            self._version = _version(x)
             self.reference = self.reference or reference_of(x)
             exponent, origin, _ = self.reference
             mark = self._marks_of(x, exponent) - origin
@@ -60,8 +60,7 @@ class Fingerprint:
 
     def note_writes(self, batch: Batch) -> None:
         """Note whether the forward pass wrote to the inputs of the batch."""
-        x = inputs_of(batch)
-        self.written |= x is not None and _version(x) > self._version
+        self.written |= _version(batch) > self._version
 
     def _marks_of(self, x: Tensor, exponent: int) -> Float64[Tensor, " B"]:
         key = (x.shape[1], x.device)
@@ -100,9 +99,10 @@ class Fingerprint:
         )
 
 
-def _version(x: Tensor) -> int:
-    """How often a tensor was written to; those of inference mode do not tell."""
-    return 0 if x.is_inference() else x._version
+def _version(batch: Batch) -> int:
+    """How often the network's first input was written to; tensors of inference mode do not tell."""
+    x = first_tensor((batch.args, batch.kwargs))
+    return 0 if x is None or x.is_inference() else x._version
 
 
 def _equal(a: Float64[Tensor, "3"], b: Float64[Tensor, "3"], slip: float) -> bool:
