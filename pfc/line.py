@@ -107,11 +107,11 @@ class LineCrossings:
         return {"measured": b, "means": b, "etf": nearest_frame(b)}
 
     @cached_property
-    def ties(self) -> tuple[Tensor, Tensor, Tensor]:
-        """How far rounding may move the three coefficients of F."""
+    def ties(self) -> list[Float64[Tensor, " K"]]:
+        """What breaks ties in the three coefficients of F, by how far rounding may move them."""
         A, B = self.first, self.last
         across = 2 * (A.floor * longest(B.points) + B.floor * longest(A.points))
-        return A.tie, across, B.tie
+        return [tie_break(tie, A.points) for tie in (A.tie, across, B.tie)]
 
     def update(
         self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
@@ -126,7 +126,7 @@ class LineCrossings:
         self.samples += len(y)
         r = self.first.basis.shape[1]
         a, overlap, p = self.first.points, self.overlap, self.first.place[y]
-        first, across, last = (tie_break(tie, a) for tie in self.ties)
+        first, across, last = self.ties
         for end, points in self.points.items():
             if points is None:
                 continue

@@ -99,8 +99,12 @@ class MeansSpan:
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """Position in `points` of the nearest class mean; ties go to the lowest class."""
-        least = self.points.square().sum(1) + tie_break(self.tie, self.points)
-        return (least - 2 * z @ self.points.mT).argmin(1)
+        return (self._squares - 2 * z @ self.points.mT).argmin(1)
+
+    @cached_property
+    def _squares(self) -> Float64[Tensor, " P"]:
+        """Squared lengths of the points, with what breaks ties."""
+        return self.points.square().sum(1) + tie_break(self.tie, self.points)
 
 
 def longest(points: Float64[Tensor, "P R"]) -> Float64[Tensor, ""]:

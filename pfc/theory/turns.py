@@ -71,12 +71,17 @@ def of_ratio(within: Quadratic, between: Quadratic) -> Course:
 
 def _inside(step: float, ratio: float) -> float:
     """The t in (0, 1) with t / (1 - t) = step / ratio."""
-    return min(max(step / (step + ratio), FIRST), LAST)
+    return _clamped(step / (step + ratio))
+
+
+def _clamped(t: float) -> float:
+    """A time that rounding may have moved to an end of (0, 1), inside."""
+    return min(max(t, FIRST), LAST)
 
 
 def _reversed(course: Course) -> Course:
     """The course from the other end."""
-    turns = tuple(min(max(1 - t, FIRST), LAST) for t in reversed(course.turns))
+    turns = tuple(_clamped(1 - t) for t in reversed(course.turns))
     return Course(turns, course.falls != (len(turns) % 2 == 0), course.constant)
 
 
