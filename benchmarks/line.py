@@ -32,7 +32,7 @@ def curve(ends: list[Tensor], y: Tensor, spans: list[MeansSpan], *, all_ends: bo
     """The exact curve, batch by batch as the second pass has it; by default it does all three ends."""
     line = LineCrossings(*spans)
     if not all_ends:
-        line.points.update(means=None, etf=None)
+        line.prototypes = {"measured": line.last.prototypes}
     for start in range(0, N, BATCH):
         rows = slice(start, start + BATCH)
         z = [project(H[rows], span, line.bases) for H, span in zip(ends, spans, strict=True)]

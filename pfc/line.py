@@ -3,9 +3,11 @@
 Between the first layer's features A and the last layer's B, H_t = (1 - t) A + t B. A sample is nearer
 to the wrong mean j than to its own exactly where a quadratic F(t) is negative; its roots are all there
 is to know. The curve of a whole data set is a step function with a few breakpoints a sample at most.
+Where two means pass through each other on the way, F has a double root, known to half of the digits.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -18,11 +20,12 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan, longest, tie_break
+from pfc.nearest import MeansSpan
+from pfc.prototypes import EPS, ROUNDING, Prototypes, about, anchored
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
-EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
+TINY = float(np.finfo(np.float64).tiny)
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
@@ -88,7 +91,7 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[End, tuple[Tensor, Tensor, Tensor]]] = field(default_factory=list)
+    _waiting: list[tuple[End, "Gaps"]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -96,22 +99,20 @@ class LineCrossings:
         return torch.cat([self.first.basis.mT, self.last.basis.mT]).mT
 
     @cached_property
-    def overlap(self) -> Float64[Tensor, "R1 R2"]:
-        """Inner products of the first basis with the last."""
-        return self.first.basis.mT @ self.last.basis
+    def prototypes(self) -> dict[End, Prototypes]:
+        """Class points at each end of the line, in the last basis; an undefined one is absent."""
+        b = self.last.prototypes
+        frame = nearest_frame(b.points)
+        etf: dict[End, Prototypes] = {} if frame is None else {"etf": Prototypes(frame, b.floor)}
+        return {"measured": b, "means": b, **etf}
 
     @cached_property
-    def points(self) -> dict[End, Float64[Tensor, "K R"] | None]:
-        """Class points at each end of the line, in the last basis; `None` where undefined."""
-        b = self.last.points
-        return {"measured": b, "means": b, "etf": nearest_frame(b)}
-
-    @cached_property
-    def ties(self) -> list[Float64[Tensor, " K"]]:
-        """What breaks ties in the three coefficients of F, by how far rounding may move them."""
-        A, B = self.first, self.last
-        across = 2 * (A.floor * longest(B.points) + B.floor * longest(A.points))
-        return [tie_break(tie, A.points) for tie in (A.tie, across, B.tie)]
+    def points(self) -> dict[End, tuple[Float64[Tensor, "K R"], Float64[Tensor, "K R"]]]:
+        """Class points of the first layer and of each end, in both bases side by side."""
+        overlap = self.first.basis.mT @ self.last.basis
+        a = torch.cat([self.first.points, self.first.points @ overlap], 1)
+        ends = {end: B.points for end, B in self.prototypes.items()}
+        return {end: (a, torch.cat([b @ overlap.mT, b], 1)) for end, b in ends.items()}
 
     def update(
         self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
@@ -124,27 +125,19 @@ class LineCrossings:
             y: The samples' classes.
         """
         self.samples += len(y)
-        r = self.first.basis.shape[1]
-        a, overlap, p = self.first.points, self.overlap, self.first.place[y]
-        first, across, last = self.ties
-        for end, points in self.points.items():
-            if points is None:
-                continue
-            own = z_B[:, r:] if end == "measured" else points[p]  # b_i
-            on_A = z_B[:, :r] if end == "measured" else points[p] @ overlap.mT
-            f0 = _gap(z_A[:, :r], a, p, first)
-            f2 = _gap(own, points, p, last)
-            inner = ((a @ overlap) * points).sum(1) + across - z_A[:, r:] @ points.mT - on_A @ a.mT
-            f1 = inner - inner.gather(1, p[:, None])
-            self._waiting.append((end, (f0, f1, f2)))
-        waiting = sum(3 * f0.numel() for _, (f0, *_) in self._waiting)
+        A, p = self.first.prototypes, self.first.place[y]
+        for end, (a, b) in self.points.items():
+            B = self.prototypes[end]
+            gaps = _gaps((A, B), (a, b), (z_A, z_B if end == "measured" else b[p]), p)
+            self._waiting.append((end, gaps))
+        waiting = sum(gaps.coefficients.numel() for _, gaps in self._waiting)
         if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
             self.fetch()
 
     def fetch(self) -> None:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
-        for end, coefficients in self._waiting:
-            self.found.setdefault(end, []).append(_intervals(*(f.cpu() for f in coefficients)))
+        for end, gaps in self._waiting:
+            self.found.setdefault(end, []).append(_intervals(gaps))
         self._waiting.clear()
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
@@ -153,7 +146,7 @@ class LineCrossings:
         for part in parts:
             part.fetch()
         self.samples = int(total(torch.tensor([sum(part.samples for part in parts)], device="cpu")))
-        for end in (end for end, points in self.points.items() if points is not None):
+        for end in self.prototypes:
             found = [events for part in parts for events in part.found.get(end, [])]
             ours = [np.concatenate([events[i] for events in found] or [np.empty(0)]) for i in (0, 1)]
             starts, stops = (gather(torch.from_numpy(events)) for events in ours)
@@ -170,15 +163,61 @@ class LineCrossings:
         return curves
 
 
-def _gap(
-    z: Float64[Tensor, "B R"],
-    points: Float64[Tensor, "K R"],
-    p: Int64[Tensor, " B"],
-    added: Float64[Tensor, " K"],
-) -> Float64[Tensor, "B K"]:
-    """Squared distance to each class mean less that to the own one, both with what is added."""
-    distance = torch.addmm(points.square().sum(1) + added, z, points.mT, alpha=-2)
-    return distance.sub_(distance.gather(1, p[:, None]))
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    """Squared distances to each mean along the line, less that to the own.
+
+    Args:
+        coefficients: Of (1-t)^2, 2 t (1-t) and t^2.
+        own: Class of each sample.
+        distance: Of each sample from its own mean, at both ends.
+        rounding: What computing may have rounded in each coefficient.
+        floors: How far rounding may have moved the means of the two ends.
+    """
+
+    coefficients: Float64[Tensor, "3 B K"]
+    own: Int64[Tensor, " B"]
+    distance: Float64[Tensor, "2 B"]
+    rounding: Float64[Tensor, "3 B"]
+    floors: Float64[Tensor, "2"]
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """All of them on the processor."""
+        return (getattr(self, part.name).cpu().numpy() for part in fields(self))
+
+
+def _gaps(
+    ends: tuple[Prototypes, Prototypes],
+    points: Sequence[Float64[Tensor, "K R"]],
+    z: Sequence[Float64[Tensor, "B R"]],
+    own: Int64[Tensor, " B"],
+) -> Gaps:
+    """The gaps between means and samples of two ends, each given in both bases side by side."""
+    A, B = ends
+    r = A.points.shape[1]
+    first, last = slice(None, r), slice(r, None)
+    f = z[0].new_empty(3, len(own), len(points[0]))
+    for rows, k in anchored(own, crowded=A.crowded or B.crowded):
+        a, b = (about(M, M, k) for M in points)
+        x, y = (about(H[rows], M, k) for H, M in zip(z, points, strict=True))
+        f[0, rows] = torch.addmm(a[:, first].square().sum(1), x[:, first], a[:, first].mT, alpha=-2)
+        across = x[:, last] @ b[:, last].mT + y[:, first] @ a[:, first].mT
+        f[1, rows] = (a[:, last] * b[:, last]).sum(1) - across
+        f[2, rows] = torch.addmm(b[:, last].square().sum(1), y[:, last], b[:, last].mT, alpha=-2)
+    f -= f.gather(2, own.expand(3, -1)[..., None])
+    x, y = (H - M[own] for H, M in zip(z, points, strict=True))
+    distance = torch.stack([x[:, first].norm(dim=1), y[:, last].norm(dim=1)])
+    return Gaps(f, own, distance, _rounding(A, B, z), torch.stack([A.floor, B.floor]))
+
+
+def _rounding(
+    A: Prototypes, B: Prototypes, z: Sequence[Float64[Tensor, "B R"]]
+) -> Float64[Tensor, "3 B"]:
+    """What computing rounds in the gaps' coefficients about the origin; nothing about anchors."""
+    if A.crowded or B.crowded:
+        return z[0].new_zeros(3, len(z[0]))
+    a, b = (H.norm(dim=1) + P.largest for H, P in zip(z, (A, B), strict=True))
+    return ROUNDING * torch.stack([A.largest * a, (A.largest * b + B.largest * a) / 2, B.largest * b])
 
 
 def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
@@ -197,14 +236,23 @@ def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | No
     return centre + S[: K - 1].sum() / (K - 1) * V[:, : K - 1] @ U[: K - 1]
 
 
-def _intervals(
-    f0: Float64[Tensor, "B K"], f1: Float64[Tensor, "B K"], f2: Float64[Tensor, "B K"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of where f0 (1-t)^2 + 2 f1 t (1-t) + f2 t^2 < 0 for a sample and some class."""
-    flat = np.flatnonzero((torch.minimum(torch.minimum(f0, f2), f1) < 0).numpy())
-    sample = flat // f0.shape[1]
-    c = np.stack([f.numpy().ravel()[flat] for f in (f0, f1, f2)])
-    first, last = c[0] < 0, c[2] < 0  # before a tie, which may be of least size, is scaled to nothing
+def _intervals(gaps: Gaps) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops of where another mean is nearer than the own, or as near and of a lower class."""
+    f, own, distance, rounding, floors = gaps.arrays()
+    room = rounding.max() + 8 * floors.max() * (distance.max() + floors.max())  # above every tie
+    least = np.minimum(np.minimum(f[0], f[2]), f[1])
+    least[np.arange(len(own)), own] = np.inf
+    flat = np.flatnonzero(least <= room)
+    sample = flat // f.shape[2]
+    c = f.reshape(3, -1)[:, flat]
+    first, last = c[0] < 0, c[2] < 0
+    near = np.flatnonzero(np.minimum(np.abs(c[0]), np.abs(c[2])) <= room)
+    if len(near):
+        s = sample[near]
+        settled = _settled(c[:, near], distance[:, s], rounding[:, s], floors)
+        settled[:, (lower := flat[near] % f.shape[2] < own[s]) & ~settled.any(axis=0)] = -1  # all along
+        c[:, near] = settled
+        first[near], last[near] = ((e < 0) | (lower & (e == 0)) for e in settled[::2])
     c0, c1, c2 = _near_one(c)
     kept = first | last | (c1**2 > c0 * c2)
     sample, first, last, c0, c1, c2 = (part[kept] for part in (sample, first, last, c0, c1, c2))
@@ -216,6 +264,16 @@ def _intervals(
     for t, after, bad in ((0.0, TINY, first), (1.0, 1 + EPS, last)):  # however near a root is
         pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, bad])
     return _union(np.concatenate(pieces, axis=1))
+
+
+def _settled(
+    c: np.ndarray, distance: np.ndarray, rounding: np.ndarray, floors: np.ndarray
+) -> np.ndarray:
+    """Coefficients, zero where they are within what the means' and the arithmetic's rounding explain."""
+    far = distance + np.sqrt(np.maximum(c[::2] + distance**2, 0))  # from both means together
+    a, b = 4 * floors
+    tie = np.stack([a * (far[0] + a), a * far[1] + b * far[0], b * (far[1] + b)]) + rounding
+    return np.where(np.abs(c) <= tie, 0, c)
 
 
 def _near_one(c: np.ndarray) -> np.ndarray:

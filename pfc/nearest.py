@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
+from pfc.prototypes import EPS, Prototypes
 from pfc.tiles import column_tiles, row_tiles, upcast
 
-EPS = torch.finfo(torch.float64).eps
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
 
@@ -93,28 +93,9 @@ class MeansSpan:
         return bool(self.centre.norm() <= self.points.norm(dim=1).max())
 
     @cached_property
-    def tie(self) -> Float64[Tensor, ""]:
-        """How far rounding may move a difference of squared distances to two points."""
-        return (4 * self.floor * longest(self.points)).clamp(min=torch.finfo(torch.float64).tiny)
-
-    def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
-        """Position in `points` of the nearest class mean; ties go to the lowest class."""
-        return (self._squares - 2 * z @ self.points.mT).argmin(1)
-
-    @cached_property
-    def _squares(self) -> Float64[Tensor, " P"]:
-        """Squared lengths of the points, with what breaks ties."""
-        return self.points.square().sum(1) + tie_break(self.tie, self.points)
-
-
-def longest(points: Float64[Tensor, "P R"]) -> Float64[Tensor, ""]:
-    """The largest norm of some points."""
-    return points.norm(dim=1).max()
-
-
-def tie_break(tie: Float64[Tensor, ""], points: Float64[Tensor, "P R"]) -> Float64[Tensor, " P"]:
-    """What is added to squared distances, so that those within rounding go to the lowest class."""
-    return tie * torch.arange(len(points), device="cpu").to(points)
+    def prototypes(self) -> Prototypes:
+        """The points, to the nearest of which samples are assigned."""
+        return Prototypes(self.points, self.floor)
 
 
 def _directions(
@@ -228,7 +209,7 @@ class NearestMean:
         """Add a batch that is already in the coordinates of the span; its features had this type."""
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         p = self.span.place[y]
-        nearest = self.span.nearest(z)
+        nearest = self.span.prototypes.nearest(z, p)
         residual = z - self.span.points[p]
         self.count.index_add_(0, p, z.new_ones(len(z)))
         self.hits.index_add_(0, p, (nearest == p).to(z))

@@ -151,13 +151,13 @@ def test_moments_ask_nothing():
 def test_nearest_means_and_the_line_ask_nothing(dtype):
     H, y = problems.features(1)
     spans = [MeansSpan.of(ClassMoments.of(H * s, y)) for s in (1, 2)]
-    central = [span.central for span in spans]  # asked once a layer
     first, last = map(on_meta, spans)
-    for span, value in zip((first, last), central, strict=True):
-        span.__dict__["central"] = value
+    for there, span in zip((first, last), spans, strict=True):  # asked once a layer
+        there.__dict__["central"] = span.central
+        there.prototypes.__dict__["crowded"] = span.prototypes.crowded
     line, nearest, y = LineCrossings(first, last), NearestMean.empty(first), y.to(META)
     z = [project(H.to(META, dtype), span, line.bases) for span in (first, last)]
-    line.__dict__["points"] = dict.fromkeys(ENDS, last.points)  # its decomposition asks once
+    line.__dict__["prototypes"] = dict.fromkeys(ENDS, last.prototypes)  # its decomposition asks once
     for _ in range(2):
         nearest.update(H.to(META, dtype), y)
         line.update(*z, y)

@@ -140,6 +140,18 @@ def test_collinear_means_leave_the_frame_undefined_and_nothing_else(seed):
     assert back.line(0.5, "etf").pfc2.item() == pytest.approx(brute(B, A, y, 0.5, "etf")[1], rel=1e-10)
 
 
+@pytest.mark.parametrize("c", [1.0, 3.0, 2.0, 0.01, 100.0])
+def test_where_the_line_passes_through_zero_the_metrics_are_undefined_there_alone(c):
+    A, y = problems.features(5, N=12, D=4, K=3)
+    t = 1 / (1 + c)
+    found = segment(A, -c * A, y).line([0, t, t * (1 - 1e-4), t + (1 - t) * 1e-4, 1])
+    for metric in (found.pfc1, found.pfc2):
+        assert metric.isnan().tolist() == [False, True, False, False, False]
+        assert metric[[2, 3, 4]].tolist() == pytest.approx([float(metric[0])] * 3, rel=1e-6)
+    collapsed = torch.stack([A[y == k].mean(0) for k in range(3)])[y]
+    assert segment(collapsed, -c * collapsed, y).line(t).pfc1.isnan()
+
+
 def test_rounding_decides_nothing_where_the_ends_are_the_same():
     A, y = problems.features(1, N=40, D=6, K=4)
     for B in (A, A.clone() + 0.0, 3 * A + 1):

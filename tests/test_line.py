@@ -132,6 +132,28 @@ def test_means_that_coincide_at_one_end_are_a_tie_there_whatever_the_size_of_the
     assert curve.accuracy(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0.5, 1]
 
 
+@pytest.mark.parametrize("gap", [1e-4, 1e-7, 1e-10])
+@pytest.mark.parametrize("K", [3, 100, 1000])
+def test_classes_that_nearly_coincide_keep_their_samples_in_layers_and_on_the_line(K, gap):
+    """The last two classes are `gap` apart, their samples a hundredth of it from their means."""
+    rng = np.random.default_rng(K)
+    M = rng.normal(size=(K, 8))
+    M[-1] = M[-2] + gap * rng.normal(size=8)
+    y = np.repeat(np.arange(K), 4)
+    H = M[y] + gap / 100 * rng.normal(size=(len(y), 8))
+    H[-1] = M[-2]  # one sample lies with the other class
+    H, y = torch.from_numpy(H), torch.from_numpy(y)
+    known = 1 - 1 / len(y)
+    found = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    assert found.update(H, y).tolist() == [*y[:-1].tolist(), K - 2]
+    t = torch.tensor([0, 0.3, 0.9, 1], dtype=torch.float64)
+    other = torch.from_numpy(M)[y] if K < 1000 else 2 * H
+    for ends, at_ends in (((H, 2 * H), [known] * 2), ((other, H), [1 if K < 1000 else known, known])):
+        accuracy = crossings(*ends, y, batch=1000)["measured"].accuracy(t).tolist()
+        assert [accuracy[0], accuracy[-1]] == pytest.approx(at_ends, abs=1e-12)
+        assert accuracy[2] == pytest.approx(known, abs=1e-12)
+
+
 @given(problems.seeds, st.sampled_from([0.0, 0.05, 0.3]))
 @settings(max_examples=50, deadline=None)
 def test_effective_depth_is_the_first_time_from_which_the_accuracy_stays(seed, eps):

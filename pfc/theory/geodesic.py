@@ -17,7 +17,7 @@ from torch import Tensor
 from pfc.line import ENDS, End, StepCurve, nearest_frame
 from pfc.metrics import Weighting, class_weights, etf_distance
 from pfc.theory.path import times
-from pfc.theory.turns import ZERO, differences, exponent_of, of_frame_distance, of_ratio
+from pfc.theory.turns import ROUNDING, ZERO, differences, exponent_of, of_frame_distance, of_ratio
 
 LARGEST = {"pfc1": 0.0, "pfc2": 1.0, "pfc3": 1.0}  # below ZERO of it, a change of a metric is round-off
 AT_ONCE = 2**20  # numbers of class means at several t, at once; ours
@@ -197,21 +197,24 @@ class Line:
         return cls(end, within, between, pi, means, curve, exponent)
 
     def at(self, t: Float64[Tensor, " T"]) -> OnLine:
-        """The metrics at each t in [0, 1]."""
-        basis = torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
+        """The metrics at each t in [0, 1]; PFC1 and PFC2 are undefined where all features vanish."""
+        u = 1 - t
+        size = u**2 * self.within[0] + t**2 * self.within[2]
+        within = size + 2 * u * t * self.within[1]
         parts = t.split(max(1, AT_ONCE // self.means[0].numel()))
-        A, B = self.means
-        between, pfc2 = zip(*(self._of(torch.lerp(A, B, s[:, None, None])) for s in parts), strict=True)
+        between, pfc2 = zip(*(self._of(s) for s in parts), strict=True)
         return OnLine(
-            pfc1=(self.within @ basis).clamp(min=0) / torch.cat(between),
+            pfc1=torch.where(within > ROUNDING * size, within, 0.0) / torch.cat(between),
             pfc2=torch.cat(pfc2),
             pfc3=t * torch.nan if self.curve is None else self.curve.accuracy(t),
         )
 
-    def _of(
-        self, means: Float64[Tensor, "T K R"]
-    ) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"]]:
-        """The between-class variance and PFC2 of class means."""
+    def _of(self, t: Float64[Tensor, " T"]) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"]]:
+        """The between-class variance and PFC2 at each t; means that cancel to round-off are zero."""
+        A, B = self.means
+        means = torch.lerp(A, B, t[:, None, None])
+        size = (1 - t) * A.norm() + t * B.norm()
+        means[means.flatten(1).norm(dim=1) <= ZERO * size] = 0
         M = means - (self.weights @ means)[:, None]
         return M.square().sum(2) @ self.weights, etf_distance(means)
 
