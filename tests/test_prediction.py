@@ -13,7 +13,7 @@ from torch import nn
 import pfc
 from pfc.files import write_json
 from pfc.profile import load_transport
-from pfc.profile.prediction import _of_law, _percent, _told
+from pfc.profile.prediction import _factor, _of_law, _percent, _told
 from pfc.theory import transport
 from pfc.theory.separation import fit
 from tests import problems
@@ -251,6 +251,14 @@ def test_where_pfc2_falls_twice_both_are_told():
 )
 def test_turns_are_printed_apart_and_inside(turns, told):
     assert _told(turns) == told
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [(0.5, "0.5"), (0.9994, "0.9994"), (1.00000004, "1.00000004"), (1 + 2.0**-52, "1.0000000000000002")],
+)
+def test_a_factor_of_what_changes_is_not_told_as_one(rate, told):
+    assert _factor(rate) == told
 
 
 def test_no_part_of_a_change_that_is_round_off_is_told():

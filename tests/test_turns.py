@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfc.theory.turns import Course, of_frame_distance, of_ratio
+from pfc.theory.turns import FIRST, Course, _places, of_frame_distance, of_ratio
 from tests import exact_line
 from tests.test_geodesic import segment
 
@@ -161,3 +161,9 @@ def test_verdicts_are_those_of_exact_arithmetic(check, block):
 def test_many_verdicts_are_those_of_exact_arithmetic(check, block):
     for seed in range(MANY // 10 * block, MANY // 10 * (block + 1)):
         CHECKS[check](seed)
+
+
+def test_two_turns_that_are_one_number_are_none():
+    assert _places([1.0, 1.0], 1.0) == ()
+    assert _places([0.25, 1.0, 1.0], 0.25) == (0.5,)
+    assert _places([0.0, 0.0, 0.0], 1.0) == (FIRST,)

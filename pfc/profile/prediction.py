@@ -302,8 +302,15 @@ def _of_law(metric: str, law: Law, layers: int) -> str:
     half = f", halves every {law.half_life:.3g} layers" if law.half_life > 0 else ""
     fits = f" (correlation of its logarithm with depth {law.correlation:+.3f})" if law.layers > 2 else ""
     return (
-        f"Law of data separation: {name}{some} changes by the factor {law.rate:.3g} a layer{half}{fits}."
+        f"Law of data separation: {name}{some} changes by the factor {_factor(law.rate)} a layer"
+        f"{half}{fits}."
     )
+
+
+def _factor(rate: float) -> str:
+    """A factor in the fewest digits, from three on, that tell it from 1."""
+    texts = (f"{rate:.{digits}g}" for digits in range(3, 18))
+    return next((text for text in texts if float(text) != 1), "1")
 
 
 def _told(turns: tuple[float, ...]) -> list[str]:

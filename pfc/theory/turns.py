@@ -6,7 +6,7 @@ cancellation costs digits: PFC1 is a ratio of quadratic forms, PFC2 a quartic fo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,7 +66,18 @@ def of_ratio(within: Quadratic, between: Quadratic) -> Course:
     root = math.hypot(d1 - 2 * d2 * cosine, 2 * d2 * math.sqrt(apart))
     z = -(d1 + math.copysign(root, d1)) / 2
     steps = sorted(x for x in ([z / d2] if d2 else []) + ([d0 / z] if z else []) if x > 0)
-    return Course(tuple(_inside(step, b / a) for step in steps), falls=(d2 or d1 or d0) > 0)
+    return Course(_places(steps, b / a), falls=(d2 or d1 or d0) > 0)
+
+
+def _places(steps: Iterable[float], ratio: float) -> tuple[float, ...]:
+    """The turns at these steps, ascending; two that are one number are none."""
+    turns: list[float] = []
+    for t in (_inside(step, ratio) for step in steps):
+        if turns and turns[-1] == t:
+            turns.pop()
+        else:
+            turns.append(t)
+    return tuple(turns)
 
 
 def _inside(step: float, ratio: float) -> float:
@@ -106,7 +117,7 @@ def of_frame_distance(A: Matrix, B: Matrix, *, frame: bool) -> Course:
     with np.errstate(over="ignore"):
         ratio = float(np.ldexp(b / a, back - shift))
     steps = (math.sin(top - angle) / math.sin(angle) for angle in angles)
-    return Course(tuple(_inside(step, ratio) for step in steps), falls)
+    return Course(_places(steps, ratio), falls)
 
 
 def _near_one(M: Matrix) -> tuple[Matrix, int]:
