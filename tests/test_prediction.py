@@ -255,7 +255,13 @@ def test_turns_are_printed_apart_and_inside(turns, told):
 
 @pytest.mark.parametrize(
     ("rate", "told"),
-    [(0.5, "0.5"), (0.9994, "0.9994"), (1.00000004, "1.00000004"), (1 + 2.0**-52, "1.0000000000000002")],
+    [
+        (0.5, "0.5"),
+        (0.9994, "0.999"),
+        (0.9996, "0.9996"),
+        (1.00000004, "1.00000004"),
+        (1 + 2.0**-52, "1.0000000000000002"),
+    ],
 )
 def test_a_factor_of_what_changes_is_not_told_as_one(rate, told):
     assert _factor(rate) == told
