@@ -150,7 +150,9 @@ def _own_and_childrens(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.device == b.device and torch.equal(a.detach(), b)
+    # of a sharded tensor the own part: `torch.equal` of the whole waits for processes outside its mesh
+    a, b = (x.to_local() if hasattr(x, "to_local") else x for x in (a.detach(), b))
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
 
 
 @contextmanager

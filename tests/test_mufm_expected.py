@@ -1,5 +1,8 @@
 """MUFM in closed form for orthogonal means and isotropic noise, against solver and definition."""
 
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +65,52 @@ def test_coefficients_of_any_size_have_a_closed_form():
     assert small.w == pytest.approx((100 * 1e-300 / 4 / 0.005) ** 0.25, rel=1e-9, abs=0)
     assert small.pfc1 == pytest.approx(0.25 * 6 * 4 / 3 * small.w**2, rel=1e-9, abs=0)
     assert (large.certificate, large.norm_ratio) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("K", "D", "n", "lam", "decay", "r", "sigma"),
+    [
+        (2, 2, 10**6, 143.0, 4e-6, 2777.0, 8e-5),
+        (10, 10, 10**6, 4e-3, 5e3, 1.0, 6.5e-5),
+        (10, 16, 1, 3e-8, 670.0, 2.3e-4, 7.6e-5),
+        (3, 5, 4, 1e4, 1e-8, 1.0, 1e-6),
+    ],
+)
+def test_no_digit_of_the_alignment_cancels(K, D, n, lam, decay, r, sigma):
+    found = mufm.optimum(K, D, n, lam=lam, weight_decay=decay, norm=r, sigma=sigma)
+    known = alignment(found.w, K, D, n, *map(Fraction, (lam, decay, r, sigma)))
+    for name, value in known.items():
+        assert getattr(found, name) == pytest.approx(float(value), rel=1e-13, abs=0), name
+
+
+def alignment(w, K, D, n, lam, decay, r, sigma):
+    """The numbers by their definitions, at a root refined to 100 digits."""
+    with localcontext() as context:
+        context.prec = 100
+        lam, decay, r, sigma = (
+            Decimal(x.numerator) / Decimal(x.denominator) for x in (lam, decay, r, sigma)
+        )
+        beta, noise, w = K * n * lam, sigma**2, Decimal(w)
+        for _ in range(4):  # Newton steps
+            size, b = w**2 + beta, r / K
+            f = (
+                b * w**2
+                + ((noise + r * b) * beta - Decimal(1) / K) * w
+                - b * beta
+                + decay * w * size**2 / beta
+            )
+            slope = 2 * b * w + (noise + r * b) * beta - Decimal(1) / K
+            w -= f / (slope + decay * size * (size + 4 * w**2) / beta)
+        size = w**2 + beta
+        kept, h, seen, idle = beta / size, (beta * r + w) / size, K * noise, (D - K) * noise
+        X, H = r**2 + seen + idle, h**2 + kept**2 * seen + idle
+        cosine = (r * h + kept * seen + idle) / (X * H).sqrt()
+        return {
+            "cosine": cosine,
+            "direction_distance": (2 - 2 * cosine).sqrt(),
+            "relative_displacement": (((h - r) ** 2 + (1 - kept) ** 2 * seen) / X).sqrt(),
+            "norm_ratio": (H / X).sqrt(),
+        }
 
 
 @pytest.mark.parametrize(

@@ -860,6 +860,30 @@ def sharded_and_trained(group, rank, measuring):
     return {name: p.detach().full_tensor().clone() for name, p in model.named_parameters()}
 
 
+class OwnMode(torch.nn.Linear):
+    """A layer with a `train` of its own, as of merged adapters: its weights are compared afterwards."""
+
+    def train(self, mode=True):
+        return super().train(mode)
+
+
+def own_mode_sharded(group, rank):
+    """The layers measured of a sharded network with such a layer."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(OwnMode(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    parts = [(torch.randn(12, 6, generator=torch.Generator().manual_seed(rank)), torch.arange(12) % 3)]
+    return pfc.measure(model, parts, group=group, layers="0", progress=False).layers
+
+
+@pytest.mark.timeout(60)
+def test_sharded_weights_are_compared_without_processes_outside_their_mesh(ranks):
+    assert ranks.run(2, own_mode_sharded) == [("0",), ("0",)]
+
+
 def test_sharded_parameters_train_on_to_the_same_bits(ranks):
     measured_, plain = (ranks.run(2, sharded_and_trained, measuring) for measuring in (True, False))
     for with_, without in zip(measured_, plain, strict=True):

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 
 from pfc.files import write_json
+from pfc.theory.transport import Gelbrich, SemiDiscrete, gap, restored, verdict
 from pfc.theory.transport import clouds as reading
 from pfc.theory.transport import cycles as cycling
 from pfc.theory.transport import exact as assigning
-from pfc.theory.transport import gap, restored, verdict
 from pfc.theory.transport import gelbrich as bounding
 from pfc.theory.transport import semidiscrete as solving
 from pfc.theory.transport.clouds import Clouds, ratio, times
@@ -181,6 +182,53 @@ def test_a_rearranged_cloud_costs_infinitely_more_than_nothing():
     found = quick(A, A.flip(0))
     assert (found.w2, found.ratio, found.exact.moved) == (0, math.inf, 1)
     assert found.to_dict()["exact"]["ratio"] == math.inf
+
+
+@pytest.mark.parametrize("size", [1e-17, 1e-60, 1e-130])
+def test_a_gap_far_below_the_cost_is_no_optimal_map(size):
+    A = torch.tensor([[0.0], [1], [3]], dtype=F64)
+    found = quick(size * A, 2 - A, certificates=False)
+    assert found.gap == pytest.approx(size * 6, rel=1e-12, abs=0)
+    assert "optimal transport map" not in str(found)
+    assert f"costs 1 + {found.gap / found.w2:.1e} times the optimal transport" in str(found)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e160])
+def test_a_cloud_whose_squares_leave_float64_is_refused(size):
+    A, B, _ = pair(2, N=6, D=3)
+    with pytest.raises(ValueError, match=r"^start has features of 1e.* at most: float64 cannot"):
+        quick(size * (A / A.abs().max()), B)
+    far = torch.cat([torch.ones(6, 1, dtype=F64), 1e-200 * A], 1)
+    with pytest.raises(ValueError, match=r"^end has differences of .*e-200 at most: float64 cannot"):
+        quick(torch.cat([A, B[:, :1]], 1), far)
+
+
+def test_near_doubles_whose_squares_underflow_prove_nothing():
+    A = torch.tensor([[1.0, 0, 0], [1, 1e-170, 1e-170], [1, 3e-170, -1e-170], [0, 0, 0]], dtype=F64)
+    B, _, _ = pair(5, N=4, D=3)
+    cycles = torch.tensor([[0, 1, 2], [1, 2, 0], [0, 2, 1]])
+    sums, rounding = cycling.cycle_sums(Clouds.of(A, B, None, "sample"), cycles)
+    assert (rounding > 0).all()
+    assert (rounding < 1e-13 * sums.abs()).all()
+
+
+def test_bounds_are_rounded_outwards():
+    assert [reading.rounded(1.23456, 4, up=up) for up in (False, True)] == ["1.234", "1.235"]
+    assert [reading.rounded(99.96, 2, up=up) for up in (False, True)] == ["99", "100"]
+    assert (reading.rounded(10.0, 4, up=True), reading.rounded(math.inf, 4, up=True)) == ("10", "inf")
+    assert times(1.18041, up=True) == "1.181 times"
+    assert times(1 + 2.01e-6, up=True) == "1 + 2.1e-06 times"
+    bound = Gelbrich(1.56097, 1.18046, None)
+    assert "W2^2 is at least 1.56, the map costs at most 1.181 times" in str(bound)
+    part = SemiDiscrete(1.0, 0.8, 1.25001, optimal=False, other=3, potential=(0.0, 1.0))
+    assert "costs at most 1.251 times" in str(part)
+    assert "costs 1.25 times" in str(replace(part, optimal=True))
+
+
+def test_the_rate_of_negative_cycles_is_printed_as_a_number():
+    A = torch.tensor([[0.0], [1], [3]])
+    told = str(quick(A, -A).cycles[0])
+    assert told.endswith("of all, 99 to 100 % are (sampled, 95 %).")
 
 
 def test_the_ratio_of_a_cost():

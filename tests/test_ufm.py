@@ -318,6 +318,41 @@ def test_a_tie_vanishes(n):
     assert found.vanished == (1,)
 
 
+def test_classes_of_one_size_coincide_however_near_the_others_are():
+    counts = [1000000, 1000002, 1000000, 1000000, 1000001, 1000000, 1000002, 1000000]
+    decays = {"weight_decay": 9.989600641007796e-05, "feature_decay": 0.00015641246363933215}
+    found = ufm.unbalanced(counts, 8, **decays, bias="free")  # N^2 lW lH is above 1,000,000
+    assert (found.vanished, found.merged) == ((), ((0, 2, 3, 5, 7),))
+    assert len(found.means[list(found.merged[0])].unique(dim=0)) == 1
+    far = ufm.unbalanced([10**9, 10**9, 1, 2], 3, weight_decay=1e-10, feature_decay=1e-10, bias="free")
+    assert str(far) == "No class vanishes and no two coincide."
+
+
+def test_the_threshold_is_printed_with_the_digits_that_part_the_classes():
+    decay = math.sqrt(7 * (1 - 1e-10)) / 52
+    found = ufm.unbalanced([6, 7, 3, 9, 1, 10, 9, 7], 8, weight_decay=decay, feature_decay=decay)
+    assert (
+        str(found) == "Classes that vanish, of no more than N^2 lW lH = 6.9999999993 samples: 0, 2, 4."
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 10, 11, 12, 13])
+@pytest.mark.parametrize("K", [2, 3, 5])
+def test_balanced_classes_vanish_at_a_tie_as_well(K, n, loss):
+    decay = 1 / (K * math.sqrt(n))  # c = 1 but for rounding
+    found = ufm.optimum(K, K, n, weight_decay=decay, feature_decay=decay, loss=loss)
+    assert found.zero
+    assert not found.means.any()
+    assert math.isnan(found.pfc1)
+
+
+def test_the_scale_of_cross_entropy_has_all_digits_near_the_threshold():
+    decay = (1 - 1e-9) / (2 * math.sqrt(2))
+    found = ufm.optimum(2, 2, 2, weight_decay=decay, feature_decay=decay, loss="ce")
+    assert found.scale == pytest.approx(2 * (1 - found.c) / found.c, rel=1e-8, abs=0)
+
+
 @pytest.mark.parametrize("bias", [False, "free"])
 def test_unbalanced_with_equal_counts_is_the_balanced_optimum(bias):
     one, other = ufm.unbalanced([50] * 4, 20, bias=bias), ufm.optimum(*DEFAULT, bias=bias)

@@ -19,8 +19,10 @@ from pfc.theory.coefficients import at_least, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
 from pfc.theory.minimum import STARTS, Minimum, Vector
 from pfc.theory.unbalanced import Unbalanced as Unbalanced
+from pfc.theory.unbalanced import mean_and_contrasts
 from pfc.theory.unbalanced import unbalanced as unbalanced
 
+TIE = 8 * float(np.finfo(np.float64).eps)  # c this near to 1 is 1 but for rounding; ours
 Bias = Literal["free"] | bool | float
 Method = Literal["lbfgs", "descent"]
 
@@ -117,6 +119,7 @@ def optimum(
     decay = _check(classes, features, per_class, weight_decay, feature_decay, loss, bias)
     K, D, n = classes, features, per_class
     c = K * math.sqrt(n * weight_decay * feature_decay)
+    c = 1.0 if math.isclose(c, 1, rel_tol=TIE) else c
     share = 1.0 if decay is None else decay / (1 + decay)  # weight of the logits' mean
     if loss == "ce":
         s, objective = _cross_entropy(K, D, c)
@@ -156,7 +159,7 @@ def _cross_entropy(K: int, D: int, c: float) -> tuple[list[float], float]:
         raise ValueError(
             f"cross-entropy has a closed form from classes - 1 = {K - 1} features on, got {D}; use solve"
         )
-    a = math.log(K / c - (K - 1)) if c < 1 else 0.0
+    a = math.log1p(K * (1 - c) / c) if c < 1 else 0.0
     return [a] * (K - 1) + [0.0], math.log1p((K - 1) * math.exp(-a)) + c / K * (K - 1) * a
 
 
@@ -172,10 +175,7 @@ def _metrics(K: int, D: int, *, zero: bool, unique: bool, mean: bool) -> dict[st
 def _embed(sizes: Float64[Tensor, " K"], D: int) -> Float64[Tensor, "K D"]:
     """K points, these sizes along an orthonormal basis whose last direction is their mean."""
     K = len(sizes)
-    ones = torch.ones(K, 1, dtype=torch.float64, device="cpu")
-    Q = torch.linalg.qr(
-        torch.cat([ones, torch.eye(K, K - 1, dtype=torch.float64, device="cpu")], 1)
-    ).Q.roll(-1, 1)
+    Q = mean_and_contrasts(K).roll(-1, 1)
     points = torch.zeros(K, D, dtype=torch.float64, device="cpu")
     points[:, :K] = (Q * sizes)[:, :D]
     return points

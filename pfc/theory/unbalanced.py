@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pfc.theory.coefficients import at_least, positive
 
-SAME = 1e-9  # distance of two classes' features over the largest feature that is rounding; ours
-
 
 @dataclass(frozen=True, eq=False)
 class Unbalanced:
@@ -53,11 +51,20 @@ class Unbalanced:
             return f"All {K} classes vanish: the decays are too strong."
         told = []
         if gone:
-            few = "" if self.b.any() else f", of no more than N^2 lW lH = {self.threshold:.6g} samples"
+            few = "" if self.b.any() else f", of no more than N^2 lW lH = {self._limit()} samples"
             told.append(f"Classes that vanish{few}: {', '.join(map(str, self.vanished))}.")
         if groups := [" and ".join(map(str, group)) for group in self.merged if not gone >= set(group)]:
             told.append(f"Classes whose features coincide: {'; '.join(groups)}.")
         return " ".join(told) or "No class vanishes and no two coincide."
+
+    def _limit(self) -> str:
+        """The threshold, with digits enough to part the classes that vanish from the others."""
+        told = [f"{self.threshold:.{digits}g}" for digits in (6, 9, 12, 17)]
+        return next((x for x in told if self._within(float(x)) == self.vanished), told[0])
+
+    def _within(self, limit: float) -> tuple[int, ...]:
+        """Classes of no more samples than a limit."""
+        return tuple((self.counts.double() <= limit).nonzero().flatten().tolist())
 
 
 def unbalanced(
@@ -98,22 +105,19 @@ def unbalanced(
         Classes whose features coincide: 1 and 2.
     """
     n = _check(counts, features, weight_decay, feature_decay, bias)
-    N, K, free = float(n.sum()), len(n), bias == "free"
-    share = n / N * free
-    # of the labels, whose columns of class k are n_k times the same
-    U, s, Vt = torch.linalg.svd(
-        (torch.eye(K, dtype=torch.float64, device="cpu") - share[:, None]) * n.sqrt()
-    )
+    N, K = float(n.sum()), len(n)
+    share = n / N * (bias == "free")
     cut = N * math.sqrt(weight_decay * feature_decay)
+    U, s, V = _directions(n, free=bias == "free")
     floor = K * torch.finfo(torch.float64).eps * max(float(s[0]), cut)
     z = torch.where(s - cut > floor, s - cut, 0.0)  # a tie vanishes, and with it what is zero in s
     ratio = math.sqrt(feature_decay / weight_decay)
     W, H = (torch.zeros(K, max(K, features), dtype=torch.float64, device="cpu") for _ in range(2))
-    W[:, :K], H[:, :K] = U * (z * ratio).sqrt(), (Vt.mT * (z / ratio).sqrt()) / n.sqrt()[:, None]
+    W[:, :K], H[:, :K] = U * (z * ratio).sqrt(), V * (z / ratio).sqrt() / n.sqrt()[:, None]
     return Unbalanced(
         objective=float(((s - z).square() / 2 + cut * z).sum() / N),
         threshold=cut**2,
-        vanished=tuple(_zero(W, H).tolist()),
+        vanished=tuple((~torch.cat([W, H], 1).any(1)).nonzero().flatten().tolist()),
         merged=_merged(H),
         W=W[:, :features].clone(),
         b=share,
@@ -122,16 +126,36 @@ def unbalanced(
     )
 
 
-def _zero(W: Float64[Tensor, "K D"], H: Float64[Tensor, "K D"]) -> Int64[Tensor, " J"]:
-    """Classes whose classifier and features are zero."""
-    sizes = [torch.linalg.norm(part, dim=1) for part in (W, H)]
-    return torch.stack([size <= SAME * size.max() for size in sizes]).all(0).nonzero().flatten()
+def _directions(
+    n: Float64[Tensor, " K"], *, free: bool
+) -> tuple[Float64[Tensor, "K K"], Float64[Tensor, " K"], Float64[Tensor, "K K"]]:
+    """Singular vectors and values of the labels, whose columns of class k are n_k times the same."""
+    # classes of one size are alike: their mean is a row of a small matrix, and every contrast between
+    # them keeps the value sqrt(n), so that what coincides does so exactly
+    sizes, group, m = torch.unique(n, return_inverse=True, return_counts=True)
+    root = m.double().sqrt()
+    share = sizes * root / n.sum() * free
+    U, s, Vt = torch.linalg.svd(
+        (torch.diag(torch.ones_like(sizes)) - share[:, None] * root) * sizes.sqrt()
+    )
+    contrasts = torch.empty(len(n), len(n) - len(sizes), dtype=torch.float64, device="cpu")
+    contrasts[group.argsort()] = torch.block_diag(*(mean_and_contrasts(k)[:, 1:] for k in m.tolist()))
+    values = torch.cat([s, sizes.sqrt().repeat_interleave(m - 1)])
+    order = values.argsort(descending=True, stable=True)
+    left, right = (torch.cat([(x / root[:, None])[group], contrasts], 1)[:, order] for x in (U, Vt.mT))
+    return left, values[order], right
+
+
+def mean_and_contrasts(m: int) -> Float64[Tensor, "m m"]:
+    """An orthonormal basis in columns, the first of equal entries, the others of sum zero."""
+    ones, units = torch.ones(m, 1, device="cpu"), torch.eye(m, m - 1, device="cpu")
+    return torch.linalg.qr(torch.cat([ones, units], 1).double()).Q
 
 
 def _merged(H: Float64[Tensor, "K D"]) -> tuple[tuple[int, ...], ...]:
     """Sets of two or more rows that coincide."""
-    same = torch.cdist(H, H, compute_mode="donot_use_mm_for_euclid_dist") <= SAME * H.norm(dim=1).max()
-    groups = {tuple(row.nonzero().flatten().tolist()) for row in same}
+    same = torch.unique(H, dim=0, return_inverse=True)[1]
+    groups = {tuple((same == k).nonzero().flatten().tolist()) for k in same}
     return tuple(sorted(group for group in groups if len(group) > 1))
 
 

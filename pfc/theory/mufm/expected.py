@@ -85,22 +85,27 @@ def optimum(
     K, beta, noise = classes, classes * per_class * lam, sigma**2
     a, b = noise + norm**2 / K, norm / K
     w = _scale(beta, a, b, 1 / K, weight_decay)
-    h, kept = (beta * norm + w) / (w**2 + beta), beta / (w**2 + beta)
-    misfit = w**2 * noise + (w * norm - 1) ** 2 / K
+    size = w**2 + beta
+    lost = w**2 / size  # of the noise that the classifier sees
+    # where f' = 0, 1 - w r is this; no digit of it cancels, nor of what follows from it
+    short = K * w * (noise * beta + weight_decay * size * (1 + w**2 / beta)) / (w + norm * beta)
+    misfit, grown = w**2 * noise + short**2 / K, w * short / size
+    kept, h = beta / size, norm + grown
     spread, idle = K * noise, (features - K) * noise
     X, H = norm**2 + spread + idle, h**2 + kept**2 * spread + idle
-    moved = (h - norm) ** 2 + (1 - kept) ** 2 * spread
-    apart = max(moved - (H**0.5 - X**0.5) ** 2, 0.0) / (H * X) ** 0.5
+    cosine = (norm * h + kept * spread + idle) / (H**0.5 * X**0.5)
+    # |X|^2 |H|^2 sin^2, by Lagrange's identity
+    across = spread * (norm * lost + grown) ** 2 + idle * (grown**2 + spread * lost**2)
     return Optimum(
         objective=K / 2 * (kept * misfit + weight_decay * w**2),
-        certificate=1 - kept * misfit / (w**2 + beta) / weight_decay,
+        certificate=1 - kept * misfit / size / weight_decay,
         w=w,
         h=h,
         pfc1=(kept**2 * spread + idle) / ((K - 1) * h**2 / K),
         pfc2=0.0,
-        cosine=1 - apart / 2,
-        direction_distance=apart**0.5,
-        relative_displacement=(moved / X) ** 0.5,
+        cosine=min(cosine, 1.0),
+        direction_distance=(across / H / X * 2 / (1 + cosine)) ** 0.5,
+        relative_displacement=((grown**2 + lost**2 * spread) / X) ** 0.5,
         norm_ratio=(H / X) ** 0.5,
     )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,21 @@ def ratio(cost: float, w2: float) -> float:
     return math.inf if cost > 0 else math.nan
 
 
-def times(ratio: float) -> str:
-    """A ratio in words, that shows an excess over 1 however small."""
-    tiny = 1 < ratio < 1.0005
-    return f"1 + {ratio - 1:.1e} times" if tiny else f"{ratio:.4g} times"
+def times(ratio: float, *, excess: float | None = None, up: bool = False) -> str:
+    """A ratio in words, that shows an excess over 1 however small; of an upper bound, rounded up."""
+    excess = ratio - 1 if excess is None else excess
+    if 0 < excess < 0.0005:
+        return f"1 + {rounded(excess, 2, up=up) if up else f'{excess:.1e}'} times"
+    return f"{rounded(ratio, 4, up=True) if up else f'{ratio:.4g}'} times"
+
+
+def rounded(bound: float, digits: int, *, up: bool) -> str:
+    """A bound with so many significant digits, still a bound: rounded up or down."""
+    if not math.isfinite(bound):
+        return str(bound)
+    with localcontext() as context:
+        context.prec, context.rounding = digits, ROUND_CEILING if up else ROUND_FLOOR
+        return f"{float(+Decimal(bound)):.4g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +78,8 @@ class Clouds:
         if y is not None:
             labels = labelled(before, y, name="start", finite=False, gaps="drop")[1].cpu()
         w = _weights(labels, len(before), weighting)
-        _check_sizes(before, after)
+        _check_sizes("start", before)
+        _check_sizes("end", after)
         means = torch.stack([_mean(cloud, w) for cloud in (before, after)])
         return cls(before, after, weighting, w, means, labels)
 
@@ -133,12 +146,16 @@ def _mean(x: Float[Tensor, "N D"], w: Float64[Tensor, " N"]) -> Float64[Tensor, 
     return torch.stack([share @ rows.cpu().double() for share, rows in parts]).sum(0)
 
 
-def _check_sizes(start: Tensor, end: Tensor) -> None:
-    size = max(float(x.abs().amax()) for x in (start, end))
-    if size and not SMALL <= size <= 1 / SMALL:
-        raise ValueError(
-            f"features of {size:.3g} at most: float64 cannot hold the squares; divide both by one number"
-        )
+def _check_sizes(name: str, x: Float[Tensor, "N D"]) -> None:
+    """Refuse a cloud whose squares, or those of whose differences, leave float64."""
+    first, height = x[0].cpu().double(), max(1, BLOCK // x.shape[1])
+    spread = max(float((rows.cpu().double() - first).abs().amax()) for rows in x.split(height))
+    for size, what in ((float(x.abs().amax()), "features"), (spread, "differences")):
+        if size and not SMALL <= size <= 1 / SMALL:
+            raise ValueError(
+                f"{name} has {what} of {size:.3g} at most: float64 cannot hold the squares; "
+                "multiply start and end by one number"
+            )
 
 
 def _weights(labels: Int64[Tensor, " N"] | None, N: int, weighting: Weighting) -> Float64[Tensor, " N"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.theory.transport.clouds import BLOCK, EPS, Clouds
+from pfc.theory.transport.clouds import BLOCK, EPS, Clouds, rounded
 
 LENGTHS = (2, 3, 5, 10)  # pairs are cycles of two; ours
 DRAWN = 10_000  # cycles of each length; ours
@@ -61,7 +61,8 @@ class Cycles:
         return (
             f"{self.negative:,} of {self.drawn:,} random {name} {'is' if self.negative == 1 else 'are'} "
             f"negative: not optimal, proven by samples {samples} ({self.value:.3g}); of all, "
-            f"{100 * self.low:.2g} to {100 * self.high:.2g} % are (sampled, 95 %)."
+            f"{rounded(100 * self.low, 2, up=False)} to {rounded(100 * self.high, 2, up=True)} % are "
+            "(sampled, 95 %)."
         )
 
 
@@ -84,15 +85,17 @@ def cycle_sums(
 ) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]:
     """Each cycle's sum, and how far rounding can have moved it."""
     # from differences of features as they are given, so that no mean enters; the worst case of an inner
-    # product is (k D + 4) eps times the sum of the factors' norms
+    # product is (k D + 4) eps times the sum of the factors' norms, whose squares may underflow
     k = cycles.shape[1]
     step = max(1, BLOCK // (k * clouds.D))
     sums, rounding = [], []
     for part in cycles.split(step):
         a, b = (x[part].cpu().double() for x in (clouds.start, clouds.end))
         a, b = a - a[:, :1], b - b.roll(-1, dims=1)
-        sums.append((a * b).sum((1, 2)))
-        rounding.append((k * clouds.D + 4) * EPS * (a.norm(dim=2) * b.norm(dim=2)).sum(1))
+        terms = a * b
+        sums.append(terms.sum((1, 2)))
+        size = torch.maximum((a.norm(dim=2) * b.norm(dim=2)).sum(1), terms.abs().sum((1, 2)))
+        rounding.append((k * clouds.D + 4) * EPS * size)
     return torch.cat(sums), torch.cat(rounding)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.theory.transport.clouds import Clouds, ratio, times
+from pfc.theory.transport.clouds import Clouds, ratio, rounded, times
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Gelbrich:
         if math.isnan(self.ratio):
             return "The map costs nothing, so there is nothing to prove by the covariances."
         of = "" if self.projected is None else f" of a projection on {self.projected:,} directions"
+        least, most = rounded(self.bound, 4, up=False), times(self.ratio, up=True)
         return (
             f"Proven by the covariances of the whole set (Gelbrich bound{of}): W2^2 is at least "
-            f"{self.bound:.4g}, the map costs at most {times(self.ratio)} the optimal transport."
+            f"{least}, the map costs at most {most} the optimal transport."
         )
 
 

@@ -47,11 +47,11 @@ class SemiDiscrete:
     def __str__(self) -> str:
         if math.isnan(self.ratio):
             return "The samples stand on their class means already, nothing is transported to these."
-        most = "" if self.optimal else "at most "
+        most = times(self.ratio) if self.optimal else f"at most {times(self.ratio, up=True)}"
         return (
-            f"Proven by duality, on the whole set: sending the samples to their class means costs {most}"
-            f"{times(self.ratio)} the optimal transport to these; {self.other:,} samples lie in another "
-            "class's power cell (least squared distance less potential)."
+            f"Proven by duality, on the whole set: sending the samples to their class means costs "
+            f"{most} the optimal transport to these; {self.other:,} samples lie in another class's "
+            "power cell (least squared distance less potential)."
         )
 
 
