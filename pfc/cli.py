@@ -100,7 +100,7 @@ def _run(arguments: list[str], signals: "Signals") -> None:
 
 
 def _refuse_empty(arguments: list[str]) -> None:
-    """Refuse an empty argument, as of a variable that is not set: it would be a path, and this folder's."""
+    """Refuse an empty argument, as of a variable that is not set: it would name the current folder."""
     for before, argument in pairwise(["", *arguments]):
         name, equals, value = argument.partition("=")
         if not argument or (name.startswith("--") and equals and not value):

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from pfc.foreign import attribute
 from pfc.taps import unwrapped
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -156,7 +157,7 @@ def defaults(model: nn.Module) -> list[Choice]:
         ValueError: If the model has no modules.
     """
     net, names = unwrapped(model), module_names(model)
-    own = getattr(net, "taps", None)
+    own = attribute(net, "taps")
     if isinstance(own, tuple) and own and all(name in names for name in own):
         return [Choice("the net's own tap points", {name: names[name] for name in own})]
     blocks = {n: m for n, m in names.items() if type(m).__name__ in KNOWN_BLOCKS}

@@ -211,6 +211,6 @@ def test_an_empty_text_is_no_path(run, tmp_path, monkeypatch):
         lambda: mufm.iterations(task),
         lambda: mufm.sweep(task, [0.1]),
     ):
-        with pytest.raises(ValueError, match="an empty text is no path; the current folder is '.'"):
+        with pytest.raises(ValueError, match=r"an empty text is no path; the current folder is '.'"):
             call()
     assert not [*tmp_path.iterdir()]

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -803,6 +804,29 @@ def left(group, rank):
 def test_leaving_the_loop_in_one_process_is_told_to_the_others(ranks):
     error, _ = ranks.run(2, left)
     with pytest.raises(ProcessError, match="process 1 of 2 stopped: it left the loop over the epochs"):
+        raise error
+
+
+def exits(group, rank):
+    """One process leaves by `sys.exit` in the midst of its data, and the other hears of it."""
+
+    def batches():
+        for number, batch in enumerate(data()):
+            if rank == 1 and number == 1:
+                sys.exit(3)
+            yield batch
+
+    class Own:
+        def __iter__(self):
+            return batches()
+
+    with suppress(SystemExit):
+        pfc.measure(net(), Own(), group=group, progress=False)
+
+
+def test_a_process_that_exits_says_how(ranks):
+    error, _ = ranks.run(2, exits)
+    with pytest.raises(ProcessError, match=r"^process 1 of 2 stopped: SystemExit: 3$"):
         raise error
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pfc.data.encoded import EncodedSet, Part
 from pfc.data.listing import nfc, quoted
 from pfc.files import parse_json
+from pfc.foreign import attribute
 from pfc.schema import short
 
 MOST = 100_000  # classes; a larger whole number is no class number but something else; ours
@@ -151,7 +152,7 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str | None:
 
 def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
     """The first class that a model's own `config.id2label` calls by another name, in words."""
-    known = getattr(getattr(model, "config", None), "id2label", None)
+    known = attribute(attribute(model, "config"), "id2label")
     if not isinstance(known, Mapping) or {*known} != {*range(len(known))}:
         return None
     names = [str(known[k]) for k in range(len(known))]
