@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor
 
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
@@ -83,9 +82,7 @@ def proof(
     *,
     lam: float,
     weight_decay: float,
-    size: Float64[Tensor, " D"] | None = None,
 ) -> tuple[float, float, float]:
-    """Bounds of the objective and its least value, and the certificate; `size` of X not yet centred."""
+    """Bounds of the objective and its least value for the samples as solved, and the certificate."""
     X, y = samples[0].numpy(), samples[1].numpy()
-    norms = np.linalg.norm(X, axis=0) if size is None else size.numpy()
-    return entropy_bounds(X, y, W, H, norms, lam=lam, weight_decay=weight_decay)
+    return entropy_bounds(X, y, W, H, lam=lam, weight_decay=weight_decay)

@@ -4,10 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike
@@ -163,30 +159,18 @@ def _size(data: Samples | Statistics) -> int:
     return data.within[0].numel() if isinstance(data, Statistics) else data[0].numel()
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Samples as the model with cross-entropy sees them, and the norms of their features before that."""
-
-    samples: Samples
-    size: Float64[Tensor, " D"]
-
-    @classmethod
-    def of(cls, data: Samples, *, centre: bool) -> "_Rows":
-        X, y = data[0].double(), data[1]
-        return cls((X - X.mean(0) if centre else X, y), torch.linalg.norm(X, dim=0))
-
-
-def _prepared(data: Samples | Statistics, options: _Options) -> Source | _Rows:
+def _prepared(data: Samples | Statistics, options: _Options) -> Source | Samples:
     """What of the data serves for every lam."""
     if options.loss == "mse":
         return Source.of(data, centre=options.centre, free=options.bias == "free")
     if isinstance(data, Statistics):
         raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
-    return _Rows.of(data, centre=options.centre)
+    X = data[0].double()
+    return (X - X.mean(0) if options.centre else X, data[1])
 
 
 def _solve(
-    prepared: Source | _Rows, lam: float, options: _Options, *, progress: bool = False
+    prepared: Source | Samples, lam: float, options: _Options, *, progress: bool = False
 ) -> Solution:
     positive(lam=lam)
     if not isinstance(prepared, Source):
@@ -225,15 +209,15 @@ def _solve(
     )
 
 
-def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool) -> Solution:
+def _cross_entropy(data: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
     """Solved jointly in W and H, and measured."""
     from pfc.theory.mufm import cross_entropy
 
-    (X, y), decay = rows.samples, options.weight_decay
+    (X, y), decay = data, options.weight_decay
     how: Any = {name: getattr(options, name) for name in ("weight_decay", "restarts", "seed")}
     found = cross_entropy.solve_cross_entropy(X, y, lam=lam, progress=progress, **how)
     W, H, known = found.W.numpy(), found.H.numpy(), {"lam": lam, "weight_decay": decay}
-    upper, lower, certificate = cross_entropy.proof(rows.samples, W, H, size=rows.size, **known)
+    upper, lower, certificate = cross_entropy.proof(data, W, H, **known)
     proof = Proof(
         gap=1 - lower / upper,
         certificate=certificate,
@@ -258,5 +242,5 @@ def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool
         pfc3=row.pfc3,
         **numbers,
         hidden=found.H,
-        data=rows.samples,
+        data=data,
     )
