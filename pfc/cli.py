@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pfc import __version__
+from pfc.warning import speaks
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -211,4 +212,5 @@ def _signals(*, own: bool) -> Iterator[Signals]:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"pfc: {message}", file=sys.stderr)
+    if speaks():
+        print(f"pfc: {message}", file=sys.stderr)

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -613,6 +614,20 @@ def test_measuring_under_torchrun(tmp_path):
     assert found.about["processes"] == 2
     known = pfc.measure(run.network(), run.data().batches(), progress=False)
     same(numbers(found), numbers(known), rtol=1e-5, atol=1e-5)  # float32 in batches of another size
+
+
+def test_notices_are_said_once_under_torchrun(tmp_path):
+    images = pfc.data.load("digits", limit=101)
+    list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
+    for i in range(20):
+        (folder := tmp_path / "other" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 7 * i).save(folder / f"{i}.png")
+    (tmp_path / "other" / "0" / "notes.bin").write_text("no image")
+    other = ["--data", str(tmp_path / "other"), "--no-theory", "--no-test"]
+    told = torchrun("measure", str(tmp_path / "run"), *other)
+    assert told.returncode == 0, told.stderr
+    for notice in ("pfc: these are not the data of", "pfc: 1 of 21 files in"):
+        assert told.stderr.count(notice) == 1, notice
 
 
 @pytest.mark.slow

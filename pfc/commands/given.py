@@ -15,6 +15,7 @@ from pfc.files import check_format, expanded, read_tensors, refuse_pickle
 from pfc.foreign import told
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
+from pfc.warning import speaks
 
 
 @Parameter(name="*")
@@ -132,7 +133,8 @@ class Given:
 
 
 def _say(words: str) -> None:
-    print(f"pfc: {words}", file=sys.stderr)
+    if speaks():
+        print(f"pfc: {words}", file=sys.stderr)
 
 
 def _check_name(source: str) -> None:
