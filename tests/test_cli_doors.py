@@ -118,6 +118,21 @@ def test_both_splits_side_by_side(run, files, capsys, tmp_path):
     assert table(about) == table(str(test))
 
 
+@pytest.mark.parametrize("name", ["own-held-out.json", "own-theory.json"])
+def test_places_of_all_files_are_looked_at_before_anything_is_measured(run, capsys, tmp_path, name):
+    (tmp_path / name).mkdir()
+    said = refused(capsys, "measure", run.folder, "--out", tmp_path / "own.json")
+    assert said == f"pfc: {tmp_path / name} is a folder, not a file: choose another name"
+    assert not (tmp_path / "own.json").exists()
+
+
+def test_a_test_profile_replaces_nothing_else(run, capsys, tmp_path):
+    (tmp_path / "own-held-out.json").write_text("{}")
+    said = refused(capsys, "measure", run.folder, "--out", tmp_path / "own.json", *QUIET)
+    assert f"{tmp_path / 'own-held-out.json'} holds no profile and would be replaced by one" in said
+    assert not (tmp_path / "own.json").exists()
+
+
 def test_a_run_ends_with_its_test_data(capsys, tmp_path):
     main(["run", *SMALL, "--out", str(tmp_path / "run"), *QUIET])
     out = capsys.readouterr().out
