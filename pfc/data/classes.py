@@ -70,7 +70,8 @@ def numbering(source: EncodedSet, split: str, column: str) -> Numbering:
     held = _held(source, column)
     if all(isinstance(label, str) for label in held):
         texts = sorted({nfc(label) for label in held})
-        numbers = {label: texts.index(nfc(label)) for label in held}
+        places = {text: number for number, text in enumerate(texts)}
+        numbers = {label: places[nfc(label)] for label in held}
         return Numbering(tuple(texts), numbers, remarks=tuple(renumbered(texts)))
     return _as_they_are(source, column, held)
 

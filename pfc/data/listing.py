@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from unicodedata import normalize
@@ -98,7 +99,14 @@ class Listing:
 
     def inside(self, folder: Path) -> list[Path]:
         """The folders directly in one."""
-        return [path for path in self.folders if path.parent == folder]
+        return self._inside.get(folder, [])
+
+    @cached_property
+    def _inside(self) -> dict[Path, list[Path]]:
+        found: dict[Path, list[Path]] = {}
+        for path in self.folders:
+            found.setdefault(path.parent, []).append(path)
+        return found
 
     def name(self, path: Path) -> str:
         """A path below the folder, for a message."""
