@@ -61,11 +61,13 @@ def is_ours(error: Exception) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """Kind and message of an error; of one that came from another process, what that raised."""
+    """Kind and message of an error, of ours the message; of another process's what that raised."""
     try:
         message = str(error).strip()
     except Exception:  # whose own message fails
         message = ""
+    if is_ours(error):
+        return message
     dead = ""
     if "Original Traceback" in message:  # a loader's worker sends its traceback as the message
         message = _raised(message)

@@ -398,7 +398,8 @@ def test_a_dictionary_that_points_outside_is_a_fault_of_the_file(tmp_path, monke
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: [Torn()])
     with pytest.raises(
-        ValueError, match=r"column 'label' of '.*train.parquet' can't be read as parquet: tr"
+        ValueError,
+        match=r"column 'label' of '.*train.parquet' can't be read as parquet: ArrowIndexError: tr",
     ):
         load(root)
 

@@ -10,9 +10,9 @@ from cyclopts import Parameter
 from torch import nn
 
 from pfc import data as sets
-from pfc.data.listing import some
 from pfc.files import check_format, expanded, read_tensors, refuse_pickle
 from pfc.foreign import told
+from pfc.schema import some
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
 from pfc.warning import speaks

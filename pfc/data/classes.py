@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
-from pfc.data.listing import nfc, quoted
 from pfc.files import parse_json
 from pfc.foreign import attribute
-from pfc.schema import short
+from pfc.schema import nfc, quoted, short
 
 MOST = 100_000  # classes; a larger whole number is no class number but something else; ours
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from pfc.data.classes import renumbered
 from pfc.data.encoded import EncodedSet, Part
-from pfc.data.listing import File, Listing, fingerprint, left_out, nfc, quoted, some, stamp
+from pfc.data.listing import File, Listing, fingerprint, left_out, stamp
 from pfc.data.parquet import SPLITS
+from pfc.schema import nfc, quoted, some
 
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .webp .tif .tiff .pbm .pgm .ppm".split())
 Rows = list[tuple[File, str]]  # images, each with its class
