@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pfc.foreign import attribute
+from pfc.schema import some
 from pfc.taps import unwrapped
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -112,9 +113,7 @@ def _matches(layer: str | nn.Module, names: Mapping[str, nn.Module]) -> list[str
         return [layer]
     found = [name for name in names if fnmatchcase(name, layer) and _same_depth(name, layer)]
     if not found:
-        some = list(names)[:40]
-        more = f" and {len(names) - 40} more" if len(names) > 40 else ""
-        raise ValueError(f"no layer matches {layer!r}; the model has {', '.join(some)}{more}")
+        raise ValueError(f"no layer matches {layer!r}; the model has {some(names, 40)}")
     return found
 
 

@@ -56,7 +56,7 @@ def solve_cross_entropy(
     """
     data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
-    at_least(0, restarts=restarts)
+    at_least(0, restarts=restarts, seed=seed)
     problem = Joint.of(data, labels, pull=lam, weight_decay=weight_decay, loss="ce")
     rng = np.random.default_rng([seed, STARTS])
     first = problem.join(ridge(data, labels, weight_decay=weight_decay).numpy(), problem.X)

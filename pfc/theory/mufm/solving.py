@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike
-from pfc.theory.coefficients import at_least, positive
+from pfc.schema import short
+from pfc.theory.coefficients import at_least, positive, several
 from pfc.theory.collapse import measured
 from pfc.theory.mufm.proof import Proof
 from pfc.theory.mufm.search import PROVEN, Effort, relaxed, search
@@ -36,15 +39,18 @@ class _Options:
     def __post_init__(self) -> None:
         """Refuse options that are out of range, unknown, or do not go together."""
         positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
-        if self.loss not in {"mse", "ce"}:
+        if self.loss not in ("mse", "ce"):
             raise ValueError(f"loss must be 'mse' or 'ce', got {self.loss!r}")
         if self.bias is not False and self.bias != "free":
             raise ValueError(f"bias must be False or 'free', got {self.bias!r}")
         if self.loss == "ce" and self.bias:
             raise ValueError("loss='ce' has no bias; take bias=False")
-        if self.weighting not in {"class", "sample"}:
+        if self.weighting not in ("class", "sample"):
             raise ValueError(f"weighting must be 'class' or 'sample', got {self.weighting!r}")
-        at_least(0, restarts=self.restarts)
+        for name in ("centre", "relax"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {short(value)}")
+        at_least(0, restarts=self.restarts, seed=self.seed)
         at_least(1, iterations=1 if self.iterations is None else self.iterations)
 
     def effort(self, size: int) -> Effort:
@@ -140,15 +146,16 @@ def sweep(
     Raises:
         ValueError: If there is no lam, or as `solve` does.
     """
-    lams = sorted(lams)
-    if not lams:
+    if not (lams := several("lams", lams)):
         raise ValueError("lams must hold at least one value of lam, got none")
+    for lam in lams:
+        positive(lam=lam)
     chosen = _Options(**options)
     data = checked(X, y)
     solutions: list[Solution] = []
     with one_thread(_size(data)), shown("values of lam", len(lams), enabled=progress) as step:
         prepared = _prepared(data, chosen)
-        for lam in lams:
+        for lam in sorted(lams):
             solutions.append(_solve(prepared, lam, chosen))
             step(len(solutions), f"lam {lam:.3g}: {solutions[-1].proven}")
     return solutions
