@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import pairwise
 from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from pfc import __version__
+from pfc.warning import speaks
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -88,6 +90,7 @@ def _open_streams() -> None:
 def _run(arguments: list[str], signals: "Signals") -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _one_line
+        _refuse_empty(arguments)
         app = _app()
         if arguments[:1] in [[name] for name in HELP]:
             import_module("pfc.commands")
@@ -95,6 +98,15 @@ def _run(arguments: list[str], signals: "Signals") -> None:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         _flush()
     signals.check()
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty argument, as of a variable that is not set: it would name the current folder."""
+    for before, argument in pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            option = name or (before if before.startswith("--") else "an argument")
+            raise ValueError(f"{option} is empty: give it a value, or leave it out")
 
 
 def _app() -> "App":
@@ -200,4 +212,5 @@ def _signals(*, own: bool) -> Iterator[Signals]:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"pfc: {message}", file=sys.stderr)
+    if speaks():
+        print(f"pfc: {message}", file=sys.stderr)

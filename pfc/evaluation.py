@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pfc.foreign import attribute, told
+
 Precision = Literal["bfloat16", "float16"]
 
 CHECKPOINTS = "None of the inputs have requires_grad=True"  # which checkpointed layers warn of
@@ -71,19 +73,21 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:  # parents first: their `train` sets the modes of all below
             if module.training != training:
-                module.train(training)
+                with told(f"train({training}) of {type(module).__name__} failed"):
+                    module.train(training)
         for module, training in modes:
             module.training = training
 
 
 def _evaluate(model: nn.Module) -> None:
-    try:
-        model.eval()
-    except NotImplementedError as error:  # what torch.export makes
-        raise ValueError(
-            f"the model {type(model).__name__} has no evaluation mode ({error}): if torch.export made "
-            "it, measure the original model"
-        ) from error
+    with told(f"eval() of {type(model).__name__} failed"):
+        try:
+            model.eval()
+        except NotImplementedError as error:  # what torch.export makes
+            raise ValueError(
+                f"the model {type(model).__name__} has no evaluation mode ({error}): if torch.export "
+                "made it, measure the original model"
+            ) from error
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def _sharded_again(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for reshard in filter(None, (getattr(module, "reshard", None) for module in parts)):
+        for reshard in filter(None, (attribute(module, "reshard") for module in parts)):
             reshard()
 
 
@@ -140,7 +144,7 @@ def _tensors_kept(model: nn.Module) -> Iterator[None]:
 def _writes_its_weights(module: nn.Module) -> bool:
     """Whether its mode or its forward pass may change its weights, such as of merged adapters."""
     own_mode = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
-    return own_mode or getattr(module, "max_norm", None) is not None
+    return own_mode or attribute(module, "max_norm") is not None
 
 
 def _own_and_childrens(module: nn.Module) -> Iterator[Tensor]:

@@ -36,7 +36,9 @@ CONVERT = (
 
 
 def expanded(path: str | Path) -> Path:
-    """A path whose `~` at the start is the user's home folder, if there is one."""
+    """A path whose `~` at the start is the user's home folder, if there is one; never an empty text."""
+    if path == "":
+        raise ValueError("an empty text is no path; the current folder is '.'")
     return Path(os.path.expanduser(path))
 
 

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from pfc.foreign import attribute
+from pfc.schema import some
 from pfc.taps import unwrapped
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -111,9 +113,7 @@ def _matches(layer: str | nn.Module, names: Mapping[str, nn.Module]) -> list[str
         return [layer]
     found = [name for name in names if fnmatchcase(name, layer) and _same_depth(name, layer)]
     if not found:
-        some = list(names)[:40]
-        more = f" and {len(names) - 40} more" if len(names) > 40 else ""
-        raise ValueError(f"no layer matches {layer!r}; the model has {', '.join(some)}{more}")
+        raise ValueError(f"no layer matches {layer!r}; the model has {some(names, 40)}")
     return found
 
 
@@ -156,7 +156,7 @@ def defaults(model: nn.Module) -> list[Choice]:
         ValueError: If the model has no modules.
     """
     net, names = unwrapped(model), module_names(model)
-    own = getattr(net, "taps", None)
+    own = attribute(net, "taps")
     if isinstance(own, tuple) and own and all(name in names for name in own):
         return [Choice("the net's own tap points", {name: names[name] for name in own})]
     blocks = {n: m for n, m in names.items() if type(m).__name__ in KNOWN_BLOCKS}

@@ -31,7 +31,7 @@ def class_weights(count: Float64[Tensor, " K"], weighting: Weighting) -> Float64
     Raises:
         ValueError: If the weighting is unknown.
     """
-    if weighting not in {"class", "sample"}:
+    if weighting not in ("class", "sample"):
         raise ValueError(f"weighting must be 'class' or 'sample', got {weighting!r}")
     weight = (count > 0).to(count) if weighting == "class" else count
     return weight / weight.sum()

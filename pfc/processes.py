@@ -149,7 +149,8 @@ class Group(Processes):
 
     def _tell(self, error: BaseException) -> None:
         """Say what stopped this process, with time for the others to hear: the store may go with it."""
-        what = str(error) or type(error).__name__
+        kind = "" if isinstance(error, ValueError | ProcessError) else f"{type(error).__name__}: "
+        what = f"{kind}{error}".removesuffix(": ") or type(error).__name__
         self._store.set("stopped", self._words(what, bad_input=isinstance(error, ValueError)))
         keys = [f"over/{rank}" for rank in range(self.size) if rank != self.rank]
         until = time.monotonic() + LINGER

@@ -1,19 +1,22 @@
-"""What may stand in a file: forms of JSON values and of tensors, made of smaller ones.
+"""What may stand in a file, forms of JSON values and of tensors; and how values and names are told.
 
 A form is a function that refuses a value which is something else, by its place in the file. So the
 content of a file is one table, in the module that writes it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
 Form = Callable[[Any, str], None]
+FEW = 5  # names in a message; ours
 MOST = 2**53  # the largest whole number in a file: what a float64 can count to
 
 
@@ -26,6 +29,27 @@ def one_line(error: object, most: int = 300) -> str:
 def short(value: Any) -> str:
     """A value as it stands in a message."""
     return one_line(repr(value), 60)
+
+
+def nfc(text: str) -> str:
+    """A name in the one Unicode form in which names are compared."""
+    return normalize("NFC", text)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path for a message: on one line, and as bytes where it is no UTF-8."""
+    raw = os.fsencode(path)
+    try:
+        return repr(raw.decode())
+    except UnicodeDecodeError:
+        return repr(raw)
+
+
+def some(names: Iterable[str], most: int = FEW) -> str:
+    """Names for a message, not more than a few."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def scalar(words: str, fits: Callable[[Any], bool]) -> Form:
@@ -153,8 +177,8 @@ def form_of(hint: Any) -> Form:
         return one_of(*inner)
     if get_origin(hint) is tuple:
         return list_of(form_of(inner[0]))
-    (some,) = (part for part in inner if part is not NoneType)
-    return optional(form_of(some))
+    (kind,) = (part for part in inner if part is not NoneType)
+    return optional(form_of(kind))
 
 
 def restored(hint: Any, value: Any) -> Any:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pfc.foreign import attribute, told
+
 Pool = str | Callable[[Tensor], Tensor]
 Side = Literal["input", "output"]
 Edge = tuple[nn.Module, Side, Callable[[Any], None]]
@@ -46,7 +48,7 @@ def all_tensors(output: Any, name: str = "") -> dict[str, Tensor]:
     elif isinstance(output, tuple | list):
         parts = enumerate(output)
     elif is_dataclass(output):
-        parts = ((field.name, getattr(output, field.name, None)) for field in fields(output))
+        parts = ((field.name, attribute(output, field.name)) for field in fields(output))
     found: dict[str, Tensor] = {}
     for key, part in parts:
         found |= all_tensors(part, f"{name}.{key}" if name else str(key))
@@ -70,7 +72,8 @@ def pooled(H: Tensor, pool: Pool, mask: Tensor | None = None) -> Tensor:
         ValueError: If `pool` is unknown or does not fit the output's shape.
     """
     if callable(pool):
-        rows = pool(H)
+        with told(f"pool failed on an output of shape {(*H.shape,)}"):
+            rows = pool(H)
         if not isinstance(rows, Tensor) or not rows.ndim or len(rows) != len(H):
             got = f"shape {(*rows.shape,)}" if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(f"pool must give one row a sample, got {got} for shape {(*H.shape,)}")

@@ -1,5 +1,6 @@
 """Warnings about data or features, shown at the line that called into the package."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -20,6 +21,11 @@ def warn(message: str, category: type[Warning] = CollapseWarning) -> None:
         if frame.f_globals.get("__name__", "").startswith("pfc.")
     ]
     warnings.warn(message, category, stacklevel=max(ours) + 1)
+
+
+def speaks() -> bool:
+    """Whether this process says on the command line what all say that `torchrun` started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 def renamed(old: str, new: str) -> property:

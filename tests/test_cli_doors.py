@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 import pfc
 from pfc.cli import main
 from pfc.data import arrays
+from pfc.experiments import mufm
 from tests.test_cli import refused
 
 SMALL = "digits --split fit --limit 300 --epochs 4 --width 16 --blocks 2 --seed 1".split()
@@ -117,6 +118,21 @@ def test_both_splits_side_by_side(run, files, capsys, tmp_path):
     assert table(about) == table(str(test))
 
 
+@pytest.mark.parametrize("name", ["own-held-out.json", "own-theory.json"])
+def test_places_of_all_files_are_looked_at_before_anything_is_measured(run, capsys, tmp_path, name):
+    (tmp_path / name).mkdir()
+    said = refused(capsys, "measure", run.folder, "--out", tmp_path / "own.json")
+    assert said == f"pfc: {tmp_path / name} is a folder, not a file: choose another name"
+    assert not (tmp_path / "own.json").exists()
+
+
+def test_a_test_profile_replaces_nothing_else(run, capsys, tmp_path):
+    (tmp_path / "own-held-out.json").write_text("{}")
+    said = refused(capsys, "measure", run.folder, "--out", tmp_path / "own.json", *QUIET)
+    assert f"{tmp_path / 'own-held-out.json'} holds no profile and would be replaced by one" in said
+    assert not (tmp_path / "own.json").exists()
+
+
 def test_a_run_ends_with_its_test_data(capsys, tmp_path):
     main(["run", *SMALL, "--out", str(tmp_path / "run"), *QUIET])
     out = capsys.readouterr().out
@@ -171,3 +187,45 @@ def test_a_profile_never_replaces_a_file_of_features(files, capsys):
 )
 def test_bad_input_is_one_line(run, files, capsys, arguments, words):
     assert words in refused(capsys, "measure", files / arguments[0], *arguments[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("run", "digits", "--out", ""), "--out"),
+        (("train", "digits", "--data", ""), "--data"),
+        (("train", "digits", "--out="), "--out"),
+        (("measure", "net:net", "--data", "digits", "--weights", ""), "--weights"),
+        (("measure", "", "--data", "digits"), "an argument"),
+        (("mufm", "--out", "", "--sweep"), "--out"),
+        (("mufm", "--features="), "--features"),
+        (("figures", "run", "--out", ""), "--out"),
+        (("figures", ""), "an argument"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(capsys, tmp_path, monkeypatch, arguments, option):
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, *arguments) == f"pfc: {option} is empty: give it a value, or leave it out"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_empty_text_is_no_path(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, profile = run.data(), run.profiles[4]
+    constants = mufm.Constants(per_class=10, dimensions=6, steps=20)
+    task = mufm.Task(data=mufm.Dataset.toy(constants), constants=constants, folder="")
+    for call in (
+        lambda: pfc.Run(""),
+        lambda: pfc.load(""),
+        lambda: pfc.data.load(""),
+        lambda: profile.save(""),
+        lambda: arrays.arrays(""),
+        lambda: pfc.figures.of_run(run, ""),
+        lambda: pfc.figures.of_profile(profile, ""),
+        lambda: next(pfc.train(run.network(), images, pfc.RECIPES["digits"], folder="")),
+        lambda: mufm.iterations(task),
+        lambda: mufm.sweep(task, [0.1]),
+    ):
+        with pytest.raises(ValueError, match=r"an empty text is no path; the current folder is '.'"):
+            call()
+    assert not [*tmp_path.iterdir()]

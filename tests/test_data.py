@@ -364,8 +364,14 @@ def test_without_network_the_error_says_offline(monkeypatch):
             "no folder and no hub data set 'a/b': go",
         ),
         (ConnectionError("no route"), "offline: .*'digits' and local folders need no network"),
-        (RuntimeError("scripts are not supported"), "'a/b' cannot be loaded: scripts are not"),
-        (datasets.exceptions.DatasetGenerationError("torn"), "'a/b' cannot be loaded: torn"),
+        (
+            RuntimeError("scripts are not supported"),
+            "'a/b' cannot be loaded: RuntimeError: scripts are not",
+        ),
+        (
+            datasets.exceptions.DatasetGenerationError("torn"),
+            "'a/b' cannot be loaded: DatasetGenerationError: torn",
+        ),
     ],
 )
 def test_what_the_hub_says_is_passed_on(monkeypatch, error, message):

@@ -1,5 +1,10 @@
 """Errors of models, loaders and data of others: told with what ran, the original as the cause."""
 
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import nn
@@ -308,3 +313,134 @@ def test_messages_of_several_lines_and_of_none():
     told_ = in_words(RuntimeError(trace + "    raise\n    ^^^^^\nRuntimeError: first: line\n  second\n"))
     assert told_ == "RuntimeError: first: line\n  second"
     assert in_words(Speechless()) == "Speechless"
+
+
+def broken(*_):
+    raise RuntimeError("out of order")
+
+
+class Property(Dataset):
+    """Samples, an attribute of which can't be had."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i], Y[i]
+
+
+def with_broken(kind, name):
+    """A class of the same kind whose attribute of that name raises."""
+    return type("Broken", (kind,), {name: property(broken)})
+
+
+@pytest.mark.parametrize("name", ["classes", "features"])
+def test_what_an_attribute_of_a_dataset_raises_is_told(name):
+    data = DataLoader(with_broken(Property, name)(), 10)
+    with pytest.raises(ValueError, match=f"^'{name}' of Broken failed: RuntimeError: out of order$"):
+        measure(net(), data)
+
+
+@pytest.mark.parametrize("name", ["name", "dataset", "batch_sampler", "sampler"])
+def test_what_an_attribute_of_a_loader_raises_is_told(name):
+    data = with_broken(list, name)([(X, Y)])
+    with pytest.raises(ValueError, match=f"^'{name}' of Broken failed: RuntimeError: out of order$"):
+        measure(net(), data)
+
+
+@pytest.mark.parametrize("name", ["taps", "config", "max_norm"])
+def test_what_an_attribute_of_a_model_raises_is_told(name):
+    model = with_broken(nn.Sequential, name)(*net())
+    with pytest.raises(ValueError, match=f"^'{name}' of Broken failed: RuntimeError: out of order$"):
+        measure(model, [(X, Y)])
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_what_a_change_of_mode_raises_is_told(which):
+    def train(self, mode=True):
+        if mode == which:
+            broken()
+        return nn.Module.train(self, mode)
+
+    model = type("Moody", (nn.Sequential,), {"train": train})(*net())
+    how = "train.True" if which else "eval"
+    with pytest.raises(ValueError, match=f"^{how}.* of Moody failed: RuntimeError: out of order$"):
+        measure(model, [(X, Y)])
+
+
+def monitored(model, data, **how):
+    with pfc.Monitor(model, **how).batch(data[0][1]):
+        model(data[0][0])
+
+
+@pytest.mark.parametrize("collect", [pfc.measure, pfc.features, monitored])
+def test_what_a_pool_raises_is_told(collect):
+    why = r"^pool failed on an output of shape \(2, 16\): RuntimeError: out of order$"
+    with pytest.raises(ValueError, match=why):
+        collect(net(), [(X, Y)], pool=broken)
+
+
+class Lazy(Mapping):
+    """A batch that reads a column when it is asked for it."""
+
+    def __iter__(self):
+        return iter(["x", "labels"])
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, name):
+        broken()
+
+
+class Restless(list):
+    """An iterator that can't be begun again."""
+
+    def __iter__(self):
+        broken()
+
+    def __next__(self):
+        broken()
+
+
+def test_batches_and_iterators_that_fail_when_asked_are_told():
+    with pytest.raises(ValueError, match=r"^the data failed at batch 0: RuntimeError: out of order$"):
+        measure(net(), [Lazy()])
+    with pytest.raises(ValueError, match=r"^the data failed before their first batch: RuntimeError"):
+        measure(net(), Restless())
+
+
+class Rotten:
+    """An array some of whose rows, or whose shape, can't be read."""
+
+    def __init__(self, rows=40, shape=(40, 8)):
+        self.rows, self._shape = rows, shape
+
+    @property
+    def shape(self):
+        return self._shape or broken()
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, rows):
+        return X[rows].numpy() if rows.stop <= self.rows else broken()
+
+
+def test_arrays_that_can_not_be_read_are_told():
+    for array in (Rotten(rows=0), Rotten(rows=1), Rotten(shape=None)):
+        with pytest.raises(ValueError, match=r"^layer 'a' failed: RuntimeError: out of order$"):
+            pfc.measure_features({"a": array}, Y, progress=False)
+    head = type("Head", (nn.Module,), {"forward": broken})()
+    head.weight = nn.Parameter(torch.ones(4, 8))
+    why = r"^the classifier failed on 1 rows of 8 features: RuntimeError: out of order$"
+    with pytest.raises(ValueError, match=why):
+        pfc.measure_features({"a": X}, Y, classifier=head, progress=False)
+
+
+def test_a_worker_that_dies_is_named():
+    command = [sys.executable, "-m", "tests.dying_workers"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 8
+    named = r".*, [12]: the data failed.*: .*worker (process |\(pid(\(s\))? )\d+"
+    assert not [line for line in lines if not re.match(named, line)]

@@ -215,12 +215,26 @@ def test_cross_entropy_is_bounded_anywhere(seed, lam):
     X, y = problems.features(seed, N=12, D=3, K=3)
     best = quiet(X, y, lam=lam, loss="ce", restarts=1)
     W, H = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 3), (12, 3)))
-    size, how = X.norm(dim=0).numpy(), {"lam": lam, "weight_decay": 0.005}
-    upper, lower, _ = entropy_bounds(X.numpy(), y.numpy(), W.numpy(), H.numpy(), size, **how)
+    how = {"lam": lam, "weight_decay": 0.005}
+    upper, lower, _ = entropy_bounds(X.numpy(), y.numpy(), W.numpy(), H.numpy(), **how)
     loss = torch.nn.functional.cross_entropy(H @ W.mT, y)
     value = loss + 0.0025 * W.square().sum() + lam / 2 * (H - X).square().sum()
     assert float(value) == pytest.approx(upper, rel=1e-10)
     assert 0 <= lower <= best.objective * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e6, 1e8])
+def test_a_proof_of_cross_entropy_is_of_the_centred_data_as_they_are_solved(offset):
+    X, y = problems.features(3, N=12, D=4, K=3, spread=0.3)
+    X = X + offset
+    found = quiet(X, y, lam=0.3, weight_decay=0.1, loss="ce", centre=True)
+    own = quiet(X - X.mean(0), y, lam=0.3, weight_decay=0.1, loss="ce")
+    assert (found.gap, found.certificate, found.proven) == (own.gap, own.certificate, own.proven)
+    assert found.starts == 1
+    assert found.proven.startswith("global minimum to a relative 1e-09"), "the search ended on that"
+    assert float(
+        twins.exact_entropy(found.W, found.features(), X - X.mean(0), y, 0.3, 0.1)
+    ) == pytest.approx(found.objective, rel=1e-11)
 
 
 def test_features_turned_towards_the_data_leave_spurious_minima():

@@ -5,12 +5,14 @@ import math
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -614,6 +616,20 @@ def test_measuring_under_torchrun(tmp_path):
     same(numbers(found), numbers(known), rtol=1e-5, atol=1e-5)  # float32 in batches of another size
 
 
+def test_notices_are_said_once_under_torchrun(tmp_path):
+    images = pfc.data.load("digits", limit=101)
+    list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
+    for i in range(20):
+        (folder := tmp_path / "other" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 7 * i).save(folder / f"{i}.png")
+    (tmp_path / "other" / "0" / "notes.bin").write_text("no image")
+    other = ["--data", str(tmp_path / "other"), "--no-theory", "--no-test"]
+    told = torchrun("measure", str(tmp_path / "run"), *other)
+    assert told.returncode == 0, told.stderr
+    for notice in ("pfc: these are not the data of", "pfc: 1 of 21 files in"):
+        assert told.stderr.count(notice) == 1, notice
+
+
 @pytest.mark.slow
 def test_training_under_torchrun(tmp_path):
     changes = ["--epochs", "1", "--width", "8", "--blocks", "2", "--limit", "101"]
@@ -803,6 +819,29 @@ def left(group, rank):
 def test_leaving_the_loop_in_one_process_is_told_to_the_others(ranks):
     error, _ = ranks.run(2, left)
     with pytest.raises(ProcessError, match="process 1 of 2 stopped: it left the loop over the epochs"):
+        raise error
+
+
+def exits(group, rank):
+    """One process leaves by `sys.exit` in the midst of its data, and the other hears of it."""
+
+    def batches():
+        for number, batch in enumerate(data()):
+            if rank == 1 and number == 1:
+                sys.exit(3)
+            yield batch
+
+    class Own:
+        def __iter__(self):
+            return batches()
+
+    with suppress(SystemExit):
+        pfc.measure(net(), Own(), group=group, progress=False)
+
+
+def test_a_process_that_exits_says_how(ranks):
+    error, _ = ranks.run(2, exits)
+    with pytest.raises(ProcessError, match=r"^process 1 of 2 stopped: SystemExit: 3$"):
         raise error
 
 

@@ -216,6 +216,14 @@ def test_another_split_that_has_changed_is_refused(kept, here, change, words):
         kept.data("test")
 
 
+def test_of_another_split_the_names_and_sizes_of_files_are_compared_and_no_more(kept, here):
+    path, before = here / "set/test/a/0.png", kept.data("test")
+    size = path.stat().st_size
+    Image.new("L", (4, 4)).save(path)
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))  # a PNG may have something behind its end
+    assert not kept.data("test").images.equal(before.images)
+
+
 def test_data_that_have_moved_are_found_by_their_new_place(kept, here, capsys):
     (here / "set").rename(here / "moved")
     with pytest.raises(

@@ -4,17 +4,18 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from torch import nn
 
 from pfc import data as sets
-from pfc.data.listing import some
 from pfc.files import check_format, expanded, read_tensors, refuse_pickle
-from pfc.foreign import in_words
+from pfc.foreign import told
+from pfc.schema import some
 from pfc.training import Run, fill
 from pfc.training.folder import FORMAT as RUN
+from pfc.warning import speaks
 
 
 @Parameter(name="*")
@@ -132,7 +133,8 @@ class Given:
 
 
 def _say(words: str) -> None:
-    print(f"pfc: {words}", file=sys.stderr)
+    if speaks():
+        print(f"pfc: {words}", file=sys.stderr)
 
 
 def _check_name(source: str) -> None:
@@ -158,15 +160,20 @@ def _without_gaps(images: sets.Images) -> sets.Images:
     return images
 
 
+def _found(source: str) -> Any:
+    """What MODULE:FUNCTION names."""
+    try:
+        return resolve_name(source)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"can't find {source}: {error}") from error
+
+
 def _from_factory(source: str, weights: Path | None) -> nn.Module:
     sys.path.insert(0, "")
     try:
-        factory = resolve_name(source)
-        model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"can't find {source}: {error}") from error
-    except Exception as error:  # whatever the user's own module or function raises
-        raise ValueError(f"{source} failed: {in_words(error)}") from error
+        with told(f"{source} failed"):  # whatever the user's own module or function raises
+            factory = _found(source)
+            model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
     finally:
         sys.path.remove("")
     if not isinstance(model, nn.Module):

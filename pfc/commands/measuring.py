@@ -111,7 +111,7 @@ def measure(
         )
     else:
         with launched(device) as (ranks, device):
-            found = _of_model(source, given, options, about, batch_size, device, ranks)
+            found = _of_model(source, given, options, about, batch_size, device, ranks, out)
         if not ranks.is_main:
             return
     print(found.profile)
@@ -121,7 +121,7 @@ def measure(
     if found.test is not None:
         print_beside(found.profile, found.test, found.splits)
     if found.test is not None and out is not None:
-        found.test.save(out.with_name(f"{out.stem}-{found.splits[1]}.json"))
+        found.test.save(_of_split(out, found.splits[1]))
     if options.passes == 2:
         print(found.profile.verdict())
 
@@ -134,9 +134,20 @@ def _checked(out: Path | None, batch_size: int) -> Path | None:
         return None
     if out.suffix != ".json":
         raise ValueError(f"--out must end in .json, got {out}")
-    check_place(out, f"{out.stem}.safetensors.next", f"{out.stem}-theory.json")
-    refuse_foreign(out)
-    return out.with_name(f"{out.stem}-theory.json")
+    _check_profile(out)
+    check_place(beside := out.with_name(f"{out.stem}-theory.json"))
+    return beside
+
+
+def _check_profile(path: Path) -> None:
+    """Refuse a place where a profile can't be kept."""
+    check_place(path, f"{path.stem}.safetensors.next")
+    refuse_foreign(path)
+
+
+def _of_split(out: Path, split: str) -> Path:
+    """Where the profile of the split kept apart stands."""
+    return out.with_name(f"{out.stem}-{split}.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,11 +175,16 @@ def _of_model(
     batch_size: int,
     device: str | None,
     ranks: Processes,
+    out: Path | None,
 ) -> Found:
     """Measure a model, and its test data about the means of what was measured."""
     model, images = given.model(source), given.images(source)
-    if ranks.is_main:
-        given.describe(source, images)
+    given.describe(source, images)
+    apart = (
+        given.held_out(source) if about.test and about.means is None and options.passes == 2 else None
+    )
+    if apart is not None and out is not None:
+        _check_profile(_of_split(out, apart))
 
     def measured(images: sets.Images, means: Profile | None = None) -> Profile:
         own = images.part(ranks.rank, ranks.size).batches(batch_size)
@@ -181,7 +197,7 @@ def _of_model(
         means = load(expanded(about.means)) if of_file else measured(given.images(source, about.means))
     profile = measured(images, means)
     gap = of_model(profile, model, images, device)
-    if means is None and about.test and options.passes == 2 and (apart := given.held_out(source)):
+    if apart is not None:
         test = measured(given.images(source, apart), profile)
         return Found(profile, gap, test, (images.split, apart))
     return Found(profile, gap)

@@ -11,8 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pfc.data.listing import some
 from pfc.files import expanded, reading, refuse_pickle, refuse_pointer
+from pfc.schema import some
 
 SHOWN = 20  # names in a message; ours
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
-from pfc.data.listing import nfc, quoted
 from pfc.files import parse_json
-from pfc.schema import short
+from pfc.foreign import attribute
+from pfc.schema import nfc, quoted, short
 
 MOST = 100_000  # classes; a larger whole number is no class number but something else; ours
 
@@ -69,7 +69,8 @@ def numbering(source: EncodedSet, split: str, column: str) -> Numbering:
     held = _held(source, column)
     if all(isinstance(label, str) for label in held):
         texts = sorted({nfc(label) for label in held})
-        numbers = {label: texts.index(nfc(label)) for label in held}
+        places = {text: number for number, text in enumerate(texts)}
+        numbers = {label: places[nfc(label)] for label in held}
         return Numbering(tuple(texts), numbers, remarks=tuple(renumbered(texts)))
     return _as_they_are(source, column, held)
 
@@ -151,7 +152,7 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str | None:
 
 def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
     """The first class that a model's own `config.id2label` calls by another name, in words."""
-    known = getattr(getattr(model, "config", None), "id2label", None)
+    known = attribute(attribute(model, "config"), "id2label")
     if not isinstance(known, Mapping) or {*known} != {*range(len(known))}:
         return None
     names = [str(known[k]) for k in range(len(known))]

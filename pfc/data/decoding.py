@@ -15,6 +15,7 @@ from pfc.data.classes import Numbering, kinds, numbering, values
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images
 from pfc.files import POINTER
+from pfc.foreign import in_words
 from pfc.progress import Step, shown
 from pfc.schema import one_line
 
@@ -134,7 +135,7 @@ def _why(error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "no known image format"
-    return one_line(error) or type(error).__name__
+    return one_line(in_words(error))
 
 
 def _room(N: int, shape: tuple[int, ...], where: str) -> UInt8[Tensor, "N C H W"]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pfc.data.listing import quoted
+from pfc.schema import quoted
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 from pfc.data.classes import renumbered
 from pfc.data.encoded import EncodedSet, Part
-from pfc.data.listing import File, Listing, fingerprint, left_out, nfc, quoted, some, stamp
+from pfc.data.listing import File, Listing, fingerprint, left_out, stamp
 from pfc.data.parquet import SPLITS
+from pfc.schema import nfc, quoted, some
 
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .webp .tif .tiff .pbm .pgm .ppm".split())
 Rows = list[tuple[File, str]]  # images, each with its class
@@ -31,11 +32,11 @@ def image_folder(spec: str, listing: Listing) -> EncodedSet:
         )
     classes = _classes(listing, roots, rows)
     splits = {split: own for split, own in rows.items() if own}
-    schema = _schema(classes)
+    schema, numbers = _schema(classes), {name: number for number, name in enumerate(classes)}
 
     def read(split: str, column: str) -> Iterator[list[Any]]:
         for file, name in rows[split]:
-            yield [classes.index(name)] if column == "label" else [{"path": str(file.path)}]
+            yield [numbers[name]] if column == "label" else [{"path": str(file.path)}]
 
     return EncodedSet(
         spec,
@@ -128,7 +129,7 @@ def _refuse_splits_inside(listing: Listing, root: Path, folders: Sequence[Path])
 
 def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Rows]) -> list[str]:
     """The classes of all splits in the order of their names; a class folder without image is refused."""
-    classes = sorted({name for own in rows.values() for _, name in own})
+    classes = {name for own in rows.values() for _, name in own}
     empty = [
         folder
         for split, root in roots.items()
@@ -140,7 +141,7 @@ def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Row
             f"no image lies in {_names(listing, empty)} of {quoted(listing.root)}: if it is a class, "
             f"put its images there ({', '.join(sorted(SUFFIXES))}), else move the folder away"
         )
-    return classes
+    return sorted(classes)
 
 
 def _left_out(listing: Listing, splits: Mapping[str, Rows]) -> Iterator[str]:

@@ -2,34 +2,13 @@
 
 import os
 import stat
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from unicodedata import normalize
 
-FEW = 5  # names in a message; ours
-
-
-def nfc(text: str) -> str:
-    """A name in the one Unicode form in which names are compared."""
-    return normalize("NFC", text)
-
-
-def quoted(path: str | Path) -> str:
-    """A path for a message: on one line, and as bytes where it is no UTF-8."""
-    raw = os.fsencode(path)
-    try:
-        return repr(raw.decode())
-    except UnicodeDecodeError:
-        return repr(raw)
-
-
-def some(names: Iterable[str], most: int = FEW) -> str:
-    """Names for a message, not more than a few."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+from pfc.schema import nfc, quoted, some
 
 
 @dataclass(frozen=True)
@@ -98,7 +77,14 @@ class Listing:
 
     def inside(self, folder: Path) -> list[Path]:
         """The folders directly in one."""
-        return [path for path in self.folders if path.parent == folder]
+        return self._inside.get(folder, [])
+
+    @cached_property
+    def _inside(self) -> dict[Path, list[Path]]:
+        found: dict[Path, list[Path]] = {}
+        for path in self.folders:
+            found.setdefault(path.parent, []).append(path)
+        return found
 
     def name(self, path: Path) -> str:
         """A path below the folder, for a message."""

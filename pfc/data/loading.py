@@ -16,10 +16,9 @@ from torch import Tensor
 from pfc.data.decoding import Columns, columns_of, decoded
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images, Normalisation, Origin
-from pfc.data.listing import quoted, some
 from pfc.data.sources import find
 from pfc.files import expanded, parse_json, read_tensors, write_tensors
-from pfc.schema import COUNT, FINITE, TEXT, Array, check_arrays, list_of, object_of
+from pfc.schema import COUNT, FINITE, TEXT, Array, check_arrays, list_of, object_of, quoted, some
 from pfc.warning import warn
 
 FORMAT = "pfc-images-1"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
-from pfc.data.listing import File, Listing, fingerprint, quoted, some, stamp
+from pfc.data.listing import File, Listing, fingerprint, stamp
 from pfc.files import refuse_pointer
-from pfc.schema import one_line
+from pfc.foreign import in_words
+from pfc.schema import one_line, quoted, some
 
 CHECKED = {"page_checksum_verification": True}  # where a file has checksums
 ROWS = 256  # read at a time, so that the encoded bytes are never all in memory
@@ -79,7 +80,7 @@ def _naming(file: File, column: str | None = None) -> Iterator[None]:
     except (pa.ArrowException, OSError, TypeError, UnicodeError) as error:  # what pyarrow raises
         what = "" if column is None else f"column {column!r} of "
         raise ValueError(
-            f"{what}{quoted(file.path)} can't be read as parquet: {one_line(error, 200)}"
+            f"{what}{quoted(file.path)} can't be read as parquet: {one_line(in_words(error), 200)}"
         ) from error
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
 from pfc.data.folders import image_folder
-from pfc.data.listing import Listing, left_out, quoted
+from pfc.data.listing import Listing, left_out
 from pfc.data.parquet import ROWS, parquet_folder
 from pfc.files import expanded, refuse_pickle
-from pfc.schema import one_line
+from pfc.foreign import in_words
+from pfc.schema import one_line, quoted
 
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -51,7 +52,7 @@ def _hub(spec: str, progress: bool) -> EncodedSet:
             "that name; 'digits' and local folders need no network"
         ) from error
     except Exception as error:  # whatever the library and its own libraries raise
-        why = one_line(error) or type(error).__name__
+        why = one_line(in_words(error))
         raise ValueError(f"the hub's data set {spec!r} cannot be loaded: {why}") from error
 
     def read(split: str, column: str) -> Iterator[Any]:

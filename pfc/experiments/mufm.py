@@ -12,7 +12,7 @@ from pfc.experiments.task import METRICS
 from pfc.experiments.task import Constants as Constants
 from pfc.experiments.task import Dataset as Dataset
 from pfc.experiments.task import Task as Task
-from pfc.files import check_place, plain, read_json, write_json
+from pfc.files import check_place, expanded, plain, read_json, write_json
 from pfc.progress import shown
 from pfc.schema import ABOVE, COUNT, FLAG, NUMBER, TEXT, defaults_of, list_of, object_of
 from pfc.theory import mufm as models
@@ -156,7 +156,7 @@ def iterations(task: Task) -> Iterations:
         >>> list(found.ways)
         ['MUFM, ours', 'UFM, ours', 'MUFM, descent', 'UFM, descent']
     """
-    path = Path(task.folder) / "figure4.json"
+    path = expanded(task.folder) / "figure4.json"
     check_place(path, "figure4.png", "figure4.svg")
     data, c = task.data.metrics, task.constants
     solution, seconds = _timed(lambda: task.solve(c.lam))
@@ -228,7 +228,7 @@ def sweep(task: Task, lams: Iterable[float]) -> Sweep:
         ValueError: If a coefficient is not positive, the folder holds a sweep with other settings or a
             damaged one, or the models refuse the data.
     """
-    chosen, path = coefficients(lams), Path(task.folder) / "figure5.json"
+    chosen, path = coefficients(lams), expanded(task.folder) / "figure5.json"
     check_place(path, "figure5.png", "figure5.svg")
     settings = task.settings(sweep=True)
     kept = _kept(path, settings) or {

@@ -85,7 +85,7 @@ def of_profile(
     how = {"position": position, "end": end if theory else None, "transport": transport}
     chosen = OF_PROFILE | (OF_THEORY if theory and profile.segments else {})
     named = {f"{stem}{name}": partial(draw, profile, **how) for name, draw in chosen.items()}
-    return _drawn(named, Path(folder))
+    return _drawn(named, folder)
 
 
 def of_run(
@@ -114,7 +114,7 @@ def of_run(
     """
     from pfc.profile import load_transport
 
-    folder = run.folder / "figures" if folder is None else Path(folder)
+    folder = run.folder / "figures" if folder is None else folder
     epochs = run.profiles
     last = epochs[max(epochs)]
     files = _drawn({name: partial(draw, epochs) for name, draw in OF_RUN.items()}, folder)
@@ -123,8 +123,11 @@ def of_run(
     return files + of_profile(last, folder, **how)
 
 
-def _drawn(figures: Mapping[str, Callable[[], Any]], folder: Path) -> list[Path]:
+def _drawn(figures: Mapping[str, Callable[[], Any]], folder: str | Path) -> list[Path]:
     """Draw and write figures by name; one that fails, as by one's own settings, costs only itself."""
+    from pfc.files import expanded
+
+    folder = expanded(folder)
     files: list[Path] = []
     for name, draw in figures.items():
         try:

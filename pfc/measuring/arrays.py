@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pfc.evaluation import undisturbed
+from pfc.foreign import told
 from pfc.measuring.decisions import answers_of
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
@@ -56,7 +57,8 @@ class ArrayHead:
         if self.module is not None:
             own = next(self.module.parameters(), H)
             with undisturbed(self.module, own.device):
-                found: Tensor = self.module(H.to(own.device, own.dtype))
+                with told(f"the classifier failed on {len(H)} rows of {H.shape[1]} features"):
+                    found: Tensor = self.module(H.to(own.device, own.dtype))
             return found
         assert self.weight is not None, "either a module or a weight"
         found = H.double() @ self.weight.to(H.device).mT
@@ -116,7 +118,9 @@ class ArraySource:
 
     def _read(self, name: str, rows: slice) -> Float[Tensor, "B D"]:
         where = f"layer {name!r}" + (f", rows {rows.start} to {rows.stop - 1}" if rows.start else "")
-        return samples(self.arrays[name][rows], name=where, flatten=True)
+        with told(f"{where} failed"):
+            read = self.arrays[name][rows]
+        return samples(read, name=where, flatten=True)
 
     def __len__(self) -> int:
         return -(-len(self.y) // self.height)
@@ -141,7 +145,8 @@ class ArraySource:
 def _sliceable(X: Any, name: str) -> Any:
     """What gives some of its rows without reading the others, such as a memory-mapped array."""
     kind = type(X)
-    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and hasattr(X, "shape"):
-        if len(X.shape):
-            return X
+    with told(f"{name} failed"):
+        if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and hasattr(X, "shape"):
+            if len(X.shape):
+                return X
     return samples(X, name=name, flatten=True)

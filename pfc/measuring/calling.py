@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pfc.foreign import in_words, is_ours
+from pfc.foreign import in_words, is_ours, of_worker
 from pfc.layers import module_names
 from pfc.measuring.loader import Batch
 
@@ -73,6 +73,8 @@ def call(net: nn.Module, batch: Batch, form: Form) -> Any:
 
 def failed(net: nn.Module, batch: Batch, error: Exception) -> ValueError:
     """The error that says on which batch and in which layer a model failed, and why."""
+    if of_worker(error):
+        return ValueError(f"the data failed: {in_words(error)}")
     names = {id(module): name for name, module in module_names(net).items()}
     layer, trace = "", error.__traceback__
     while trace is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pfc.data.classes import renamed_classes
 from pfc.device import device_of
 from pfc.evaluation import Precision, undisturbed
+from pfc.foreign import workers_told
 from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
@@ -121,7 +122,7 @@ def measure(
     reference = Reference.of(means)
     names = [*reference.moments] if reference is not None and layers is None else layers
     tokens = _tokens(pool, shift, classes)
-    with together(group) as ranks, ExitStack() as stack:
+    with together(group) as ranks, workers_told(), ExitStack() as stack:
         device = _place(model, device)
         how = _how(passes, classes, weighting, statistics, reference)
         ranks.use_device(device)
@@ -261,7 +262,7 @@ def features(
 
     batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), device, tokens)
     quiet = undisturbed(unwrapped(model), device, precision)
-    with quiet, shown("collect", batches.total, enabled=progress) as step:
+    with workers_told(), quiet, shown("collect", batches.total, enabled=progress) as step:
         for batch in batches:
             looked = looked or survey(request, batch)
             looked.forward(batch, torch.device("cpu"), keep)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfc.foreign import attribute
 from pfc.layers import module_names
 from pfc.measuring.trial import ALIKE, Made, ModuleCall, Product, Trial, rows_of
 from pfc.samples import ArrayLike, samples
@@ -128,7 +129,7 @@ def kept_names(model: nn.Module, classifier: Classifier) -> set[str]:
 
 def weight_of(module: nn.Module | None) -> Tensor | None:
     """The weight K x D of a linear layer or a convolution of 1 x 1 pixels."""
-    weight = getattr(module, "weight", None)
+    weight = attribute(module, "weight")
     if not isinstance(weight, Tensor) or weight.ndim < 2 or prod(weight.shape[2:]) != 1:
         return None
     return rows_of(gathered(weight))

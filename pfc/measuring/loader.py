@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader, IterableDataset
 
-from pfc.foreign import told
+from pfc.foreign import attribute, told
 from pfc.labels import BatchLabels
 from pfc.measuring.nested import changed
 from pfc.measuring.tokens import Tokens
@@ -131,13 +131,13 @@ class MeasuredBatches:
         """Rows of the dataset behind a loader, where it knows."""
         if self.tokens is not None:
             return None
-        return _length(getattr(self.data, "dataset", None))
+        return _length(attribute(self.data, "dataset"))
 
     @property
     def classes(self) -> int | None:
         """The data's own number of classes: `classes` of the data or of its `dataset`."""
-        for owner in (self.data, getattr(self.data, "dataset", None)):
-            own = getattr(owner, "classes", None)
+        for owner in (self.data, attribute(self.data, "dataset")):
+            own = attribute(owner, "classes")
             if isinstance(own, int) and not isinstance(own, bool):
                 return own
             if isinstance(own, list | tuple) and own:
@@ -147,11 +147,11 @@ class MeasuredBatches:
     @property
     def class_names(self) -> list[str]:
         """The data's own names of the classes, as image folders and Hugging Face data sets have them."""
-        dataset = getattr(self.data, "dataset", None)
-        features = getattr(dataset, "features", None)
+        dataset = attribute(self.data, "dataset")
+        features = attribute(dataset, "features")
         labels = [features.get(name) for name in LABELS] if isinstance(features, Mapping) else []
-        owners = [getattr(owner, "classes", None) for owner in (self.data, dataset)]
-        for names in (*owners, *(getattr(label, "names", None) for label in labels)):
+        owners = [attribute(owner, "classes") for owner in (self.data, dataset)]
+        for names in (*owners, *(attribute(label, "names") for label in labels)):
             if isinstance(names, list | tuple) and names:
                 return [*map(str, names)]
         return []
@@ -159,7 +159,7 @@ class MeasuredBatches:
     @property
     def name(self) -> str | None:
         """The data's own name, if they have one."""
-        name = getattr(self.data, "name", None)
+        name = attribute(self.data, "name")
         return name if isinstance(name, str) else None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -172,7 +172,8 @@ class MeasuredBatches:
         """Number, inputs and labels, of samples or of tokens, of each batch up to the limit."""
         seen = 0
         for number, item in self._read():
-            args, kwargs, y = _split(item, number)
+            with told(f"the data failed at batch {number}"):  # a mapping may read when it is asked
+                args, kwargs, y = _split(item, number)
             y = (
                 integers(y, f"labels of batch {number}")
                 if self.tokens
@@ -257,9 +258,13 @@ def _check_iterable(data: Any) -> None:
     if not isinstance(data, Iterable) and not hasattr(type(data), "__getitem__"):
         raise ValueError(
             f"data must be batches that can be iterated over, got {type(data).__name__}"
-            + ("; call its batches()" if hasattr(data, "batches") else "")
+            + ("; call its batches()" if attribute(data, "batches") else "")
         )
-    if isinstance(data, Iterator) and iter(data) is data:  # asking a loader would draw its seed
+    with told("the data failed before their first batch"):
+        one_shot = (
+            isinstance(data, Iterator) and iter(data) is data
+        )  # asking a loader would draw its seed
+    if one_shot:
         raise ValueError(
             f"data is a one-shot iterator ({type(data).__name__}), and measuring reads it more than "
             "once; give the loader or list that it came from"

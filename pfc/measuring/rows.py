@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pfc.layers import Choice, Layers, by_name, choose, defaults
 from pfc.measuring.head import Head
 from pfc.measuring.trial import ModuleCall, Trial
+from pfc.schema import some
 from pfc.taps import NoTokensError, ran_twice, unwrapped, why_silent
 
 SHOWN = 3  # layers that are named where some are left out; ours
@@ -188,9 +189,8 @@ def _left_out(trial: Trial, choice: Choice, rows: Mapping[str, Row], head: Head 
     }
     if not reasons:
         return ""
-    shown = [f"{name} {reason}" for name, reason in [*reasons.items()][:SHOWN]]
-    more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-    return f" ({len(rows)} of {len(rows) + len(reasons)}: {', '.join(shown)}{more})"
+    shown = some((f"{name} {reason}" for name, reason in reasons.items()), SHOWN)
+    return f" ({len(rows)} of {len(rows) + len(reasons)}: {shown})"
 
 
 def _reason(calls: list[ModuleCall], head: Head | None) -> str:

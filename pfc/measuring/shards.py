@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from pfc.evaluation import is_sharded
+from pfc.foreign import attribute, told
 from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
@@ -72,12 +73,12 @@ def own_limit(limit: int | None, data: Any, ranks: Processes) -> int | None:
 
 def _own_samples(data: Any) -> int | None:
     """Samples of a loader before the first that its `DistributedSampler` repeats; `None` without one."""
-    batch_sampler = getattr(data, "batch_sampler", None)
-    sampler = getattr(batch_sampler, "sampler", None) or getattr(data, "sampler", None)
+    sampler = attribute(attribute(data, "batch_sampler"), "sampler") or attribute(data, "sampler")
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return None
     # it takes every size-th place of one order, in which those that are repeated come last
-    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+    with told("the length of the sampler's dataset failed"):
+        return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
 def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Survey:

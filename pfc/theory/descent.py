@@ -62,6 +62,7 @@ def on_ufm(
     """
     at_least(2, classes=classes)
     at_least(1, features=features, per_class=per_class)
+    at_least(0, seed=seed)
     positive(weight_decay=weight_decay, feature_decay=feature_decay)
     how: Any = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss}
     problem = Joint.without_data(classes, features, per_class, **how)
@@ -111,7 +112,8 @@ def on_mufm(
     """
     data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
-    if start not in {"normal", "data"}:
+    at_least(0, seed=seed)
+    if start not in ("normal", "data"):
         raise ValueError(f"start must be 'normal' or 'data', got {start!r}")
     problem = Joint.of(data, labels, pull=lam, weight_decay=weight_decay, loss=loss)
     theta = problem.normal_start(np.random.default_rng([seed, STARTS]))

@@ -9,8 +9,12 @@ hold together only if $1 - t_l = \rho^{l/2}$: blocks whose steps shrink by one f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
+
+from pfc.schema import short
+from pfc.theory.coefficients import several
 
 SAME = 1e-12  # relative differences below this are round-off; ours
 
@@ -47,12 +51,18 @@ def fit(values: Sequence[float]) -> Law:
         The law; NaN throughout with fewer than two values above zero, and a NaN correlation with two, or
         where all values are the same.
 
+    Raises:
+        ValueError: If they are no sequence of numbers.
+
     Example:
         >>> law = fit([50 * 0.4**l for l in range(6)])
         >>> round(law.rate, 12), round(law.half_life, 9), round(law.correlation, 12)
         (0.4, 0.756470797, -1.0)
     """
-    kept = [(l, math.log(v)) for l, v in enumerate(values) if math.isfinite(v) and v > 0]
+    for value in (listed := several("values", values)):
+        if not isinstance(value, Real):
+            raise ValueError(f"values must be numbers, got {short(value)}")
+    kept = [(l, math.log(v)) for l, v in enumerate(listed) if math.isfinite(v) and v > 0]
     if len(kept) < 2:
         return Law(math.nan, math.nan, math.nan, math.nan, math.nan, len(kept))
     l, logs = np.array(kept).T

@@ -38,6 +38,7 @@ def toy(
     """
     at_least(2, classes=classes)
     at_least(1, features=features, per_class=per_class)
+    at_least(0, seed=seed)
     positive(sigma=sigma)
     rng = np.random.default_rng(seed)
     mu = rng.normal(size=(features, classes))

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from pfc.theory import descent
-from pfc.theory.coefficients import at_least, positive
+from pfc.theory.coefficients import at_least, finite, positive
 from pfc.theory.joint import LOSSES, Joint, JointSolution, Loss, best
 from pfc.theory.minimum import STARTS, Minimum, Vector
 from pfc.theory.unbalanced import Unbalanced as Unbalanced
@@ -230,6 +230,7 @@ def solve(
     """
     decay = _check(classes, features, per_class, weight_decay, feature_decay, loss, bias)
     at_least(1, restarts=restarts)
+    at_least(0, seed=seed)
     how = {"pull": feature_decay, "weight_decay": weight_decay, "loss": loss, "bias": decay}
     problem = Joint.without_data(classes, features, per_class, **how)
     rng = np.random.default_rng([seed, STARTS])
@@ -264,6 +265,6 @@ def _check(K: int, D: int, n: int, lW: float, lH: float, loss: Loss, bias: Bias)
         return None
     if bias == "free":
         return 0.0
-    if isinstance(bias, (bool, str)) or not (math.isfinite(bias) and bias > 0):
+    if not (finite(bias) and bias > 0):
         raise ValueError(f"bias must be False, 'free' or a decay above 0, got {bias!r}")
     return float(bias)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.theory.coefficients import at_least, positive
+from pfc.theory.coefficients import at_least, positive, several
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +161,11 @@ def _merged(H: Float64[Tensor, "K D"]) -> tuple[tuple[int, ...], ...]:
 
 def _check(counts: Sequence[int], D: int, lW: float, lH: float, bias: object) -> Float64[Tensor, " K"]:
     """Samples of each class as a tensor, once all arguments are sound."""
+    counts = several("counts", counts)
     at_least(2, classes=len(counts))
     for count in counts:
         at_least(1, counts=count)
+    at_least(1, features=D)
     positive(weight_decay=lW, feature_decay=lH)
     if bias is not False and bias != "free":
         raise ValueError(f"bias must be False or 'free', got {bias!r}")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pfc import files
 from pfc.data import Images
-from pfc.data.listing import quoted
 from pfc.schema import (
     COUNT,
     FINITE,
@@ -29,6 +28,7 @@ from pfc.schema import (
     object_of,
     one_line,
     optional,
+    quoted,
 )
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import differences, resolved

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from pfc import data as sets
-from pfc.data.listing import quoted
 from pfc.files import expanded, read_tensors, refuse_pickle
 from pfc.profile import Profile, load
-from pfc.schema import restored
+from pfc.schema import quoted, restored
 from pfc.training.folder import FORMAT, fill, history, read_config
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import changes, differences, moved

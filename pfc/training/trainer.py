@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfc.data import Images
-from pfc.data.listing import quoted, some
 from pfc.device import device_of
 from pfc.measuring import measure
 from pfc.nets import one_of
 from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
+from pfc.schema import quoted, some
 from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import about_data

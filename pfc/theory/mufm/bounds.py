@@ -174,13 +174,12 @@ def entropy_bounds(
     y: Int64[np.ndarray, " N"],
     W: Wide,
     H: Samples,
-    size: Vector,
     *,
     lam: float,
     weight_decay: float,
 ) -> tuple[float, float, float]:
-    """Bounds from above at W and H and from below of the least objective, and the certificate."""
-    N, e = len(X), rounding(float(len(X)), X.shape[1])
+    """Bounds from above at W and H and from below of the least for this X, and the certificate."""
+    N, e, size = len(X), rounding(float(len(X)), X.shape[1]), np.linalg.norm(X, axis=0)
     p, loss = _wrong_answers(H @ W.T, y)
     U = p / N
     U[np.arange(N), y] = -U.sum(1)

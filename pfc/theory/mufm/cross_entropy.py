@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor
 
 from pfc.samples import ArrayLike, in_float64
 from pfc.theory.coefficients import at_least, positive
@@ -57,7 +56,7 @@ def solve_cross_entropy(
     """
     data, labels = in_float64(X, y)
     positive(lam=lam, weight_decay=weight_decay)
-    at_least(0, restarts=restarts)
+    at_least(0, restarts=restarts, seed=seed)
     problem = Joint.of(data, labels, pull=lam, weight_decay=weight_decay, loss="ce")
     rng = np.random.default_rng([seed, STARTS])
     first = problem.join(ridge(data, labels, weight_decay=weight_decay).numpy(), problem.X)
@@ -83,9 +82,7 @@ def proof(
     *,
     lam: float,
     weight_decay: float,
-    size: Float64[Tensor, " D"] | None = None,
 ) -> tuple[float, float, float]:
-    """Bounds of the objective and its least value, and the certificate; `size` of X not yet centred."""
+    """Bounds of the objective and its least value for the samples as solved, and the certificate."""
     X, y = samples[0].numpy(), samples[1].numpy()
-    norms = np.linalg.norm(X, axis=0) if size is None else size.numpy()
-    return entropy_bounds(X, y, W, H, norms, lam=lam, weight_decay=weight_decay)
+    return entropy_bounds(X, y, W, H, lam=lam, weight_decay=weight_decay)

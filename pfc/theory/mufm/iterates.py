@@ -55,7 +55,8 @@ def iterates(
     """
     positive(lam=lam, weight_decay=weight_decay, tolerance=tolerance)
     at_least(1, iterations=iterations, records=records)
-    if start not in {"normal", "ridge"}:
+    at_least(0, seed=seed)
+    if start not in ("normal", "ridge"):
         raise ValueError(f"start must be 'normal' or 'ridge', got {start!r}")
     source = Source.of(checked(X, y))
     problem, V = source.problem(lam=lam, weight_decay=weight_decay)

@@ -4,7 +4,7 @@ Theorem 3 says that its features lie on straight lines at equal distances and th
 matters. Nothing of this is used here, so that it can be seen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from pfc.samples import ArrayLike, in_float64
-from pfc.theory.coefficients import at_least, positive
+from pfc.theory.coefficients import at_least, positive, several
 from pfc.theory.minimum import STARTS, Minimum, Vector, least, minima
 from pfc.theory.mufm.flow import ridge
 
@@ -185,15 +185,15 @@ def solve_layered(
     """
     data, labels = in_float64(X, y)
     at_least(1, layers=layers)
-    at_least(0, restarts=restarts)
-    lams = np.ravel(lam)
-    if len(lams) not in {1, layers}:
-        raise ValueError(f"lam must be one number or one for each of {layers} layers, got {len(lams)}")
-    for one in lams:
+    at_least(0, restarts=restarts, seed=seed)
+    each = several("lam", lam) if isinstance(lam, Iterable) else [lam]
+    if len(each) not in {1, layers}:
+        raise ValueError(f"lam must be one number or one for each of {layers} layers, got {len(each)}")
+    for one in each:
         positive(lam=one, weight_decay=weight_decay)
     first = ridge(data, labels, weight_decay=weight_decay).numpy()
     Y = np.eye(len(first))[labels.numpy()].T
-    lams = np.full(layers, lams, dtype=np.float64)
+    lams = np.full(layers, each, dtype=np.float64)
     chain = _Chain(np.ascontiguousarray(data.numpy().T), Y, lams, weight_decay)
     rng = np.random.default_rng([seed, STARTS])
     starts = ((first if i == 0 else rng.normal(size=first.shape)).ravel() for i in range(restarts + 1))

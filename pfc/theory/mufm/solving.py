@@ -4,14 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
+import numpy as np
 
 from pfc.device import one_thread
 from pfc.progress import shown
 from pfc.samples import ArrayLike
-from pfc.theory.coefficients import at_least, positive
+from pfc.schema import short
+from pfc.theory.coefficients import at_least, positive, several
 from pfc.theory.collapse import measured
 from pfc.theory.mufm.proof import Proof
 from pfc.theory.mufm.search import PROVEN, Effort, relaxed, search
@@ -40,15 +39,18 @@ class _Options:
     def __post_init__(self) -> None:
         """Refuse options that are out of range, unknown, or do not go together."""
         positive(weight_decay=self.weight_decay, tolerance=self.tolerance)
-        if self.loss not in {"mse", "ce"}:
+        if self.loss not in ("mse", "ce"):
             raise ValueError(f"loss must be 'mse' or 'ce', got {self.loss!r}")
         if self.bias is not False and self.bias != "free":
             raise ValueError(f"bias must be False or 'free', got {self.bias!r}")
         if self.loss == "ce" and self.bias:
             raise ValueError("loss='ce' has no bias; take bias=False")
-        if self.weighting not in {"class", "sample"}:
+        if self.weighting not in ("class", "sample"):
             raise ValueError(f"weighting must be 'class' or 'sample', got {self.weighting!r}")
-        at_least(0, restarts=self.restarts)
+        for name in ("centre", "relax"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {short(value)}")
+        at_least(0, restarts=self.restarts, seed=self.seed)
         at_least(1, iterations=1 if self.iterations is None else self.iterations)
 
     def effort(self, size: int) -> Effort:
@@ -144,15 +146,16 @@ def sweep(
     Raises:
         ValueError: If there is no lam, or as `solve` does.
     """
-    lams = sorted(lams)
-    if not lams:
+    if not (lams := several("lams", lams)):
         raise ValueError("lams must hold at least one value of lam, got none")
+    for lam in lams:
+        positive(lam=lam)
     chosen = _Options(**options)
     data = checked(X, y)
     solutions: list[Solution] = []
     with one_thread(_size(data)), shown("values of lam", len(lams), enabled=progress) as step:
         prepared = _prepared(data, chosen)
-        for lam in lams:
+        for lam in sorted(lams):
             solutions.append(_solve(prepared, lam, chosen))
             step(len(solutions), f"lam {lam:.3g}: {solutions[-1].proven}")
     return solutions
@@ -163,30 +166,18 @@ def _size(data: Samples | Statistics) -> int:
     return data.within[0].numel() if isinstance(data, Statistics) else data[0].numel()
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Samples as the model with cross-entropy sees them, and the norms of their features before that."""
-
-    samples: Samples
-    size: Float64[Tensor, " D"]
-
-    @classmethod
-    def of(cls, data: Samples, *, centre: bool) -> "_Rows":
-        X, y = data[0].double(), data[1]
-        return cls((X - X.mean(0) if centre else X, y), torch.linalg.norm(X, dim=0))
-
-
-def _prepared(data: Samples | Statistics, options: _Options) -> Source | _Rows:
+def _prepared(data: Samples | Statistics, options: _Options) -> Source | Samples:
     """What of the data serves for every lam."""
     if options.loss == "mse":
         return Source.of(data, centre=options.centre, free=options.bias == "free")
     if isinstance(data, Statistics):
         raise ValueError("loss='ce' needs samples X and y: its H has no closed form; got statistics")
-    return _Rows.of(data, centre=options.centre)
+    X = data[0].double()
+    return (X - X.mean(0) if options.centre else X, data[1])
 
 
 def _solve(
-    prepared: Source | _Rows, lam: float, options: _Options, *, progress: bool = False
+    prepared: Source | Samples, lam: float, options: _Options, *, progress: bool = False
 ) -> Solution:
     positive(lam=lam)
     if not isinstance(prepared, Source):
@@ -225,15 +216,15 @@ def _solve(
     )
 
 
-def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool) -> Solution:
+def _cross_entropy(data: Samples, lam: float, options: _Options, *, progress: bool) -> Solution:
     """Solved jointly in W and H, and measured."""
     from pfc.theory.mufm import cross_entropy
 
-    (X, y), decay = rows.samples, options.weight_decay
+    (X, y), decay = data, options.weight_decay
     how: Any = {name: getattr(options, name) for name in ("weight_decay", "restarts", "seed")}
     found = cross_entropy.solve_cross_entropy(X, y, lam=lam, progress=progress, **how)
     W, H, known = found.W.numpy(), found.H.numpy(), {"lam": lam, "weight_decay": decay}
-    upper, lower, certificate = cross_entropy.proof(rows.samples, W, H, size=rows.size, **known)
+    upper, lower, certificate = cross_entropy.proof(data, W, H, **known)
     proof = Proof(
         gap=1 - lower / upper,
         certificate=certificate,
@@ -258,5 +249,5 @@ def _cross_entropy(rows: _Rows, lam: float, options: _Options, *, progress: bool
         pfc3=row.pfc3,
         **numbers,
         hidden=found.H,
-        data=rows.samples,
+        data=data,
     )

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from pfc.metrics import Weighting, class_weights
 from pfc.samples import ArrayLike, labelled, refuse_gaps
+from pfc.schema import short
 
 Samples = tuple[Float[Tensor, "N F"], Int64[Tensor, " N"]]
 EMPTY = "the data gave no batch at all; is the loader empty?"
@@ -221,7 +222,12 @@ def gather(batches: Iterable[Any]) -> Statistics:
         tensor([[2., 0.],
                 [0., 2.]], dtype=torch.float64)
     """
-    return summed(pair(batch, number) for number, batch in enumerate(batches))
+    try:
+        each = iter(batches)
+    except TypeError as error:
+        message = f"batches must be pairs (x, y) to iterate over, got {short(batches)}"
+        raise ValueError(message) from error
+    return summed(pair(batch, number) for number, batch in enumerate(each))
 
 
 def summed(pairs: Iterable[Samples]) -> Statistics:

@@ -14,6 +14,7 @@ from pfc.progress import shown
 from pfc.samples import ArrayLike
 from pfc.schema import form_of
 from pfc.schema import restored as rebuilt
+from pfc.theory.coefficients import whole
 from pfc.theory.transport.clouds import Clouds
 from pfc.theory.transport.cycles import LENGTHS, Cycles, draw_cycles
 from pfc.theory.transport.exact import Exact, Subset, assign_at_most, draw_subsets, subset_sizes
@@ -161,6 +162,7 @@ def gap(
     """
     class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)  # refuses an unknown one
     clouds = Clouds.of(start, end, y, weighting)
+    whole(exact=exact, directions=directions, seed=seed)
     _check_sizes(exact, directions, clouds)
     cost = clouds.cost()
     stages = _stages(clouds, cost, exact, directions if certificates else 0, seed)
