@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from unicodedata import normalize
@@ -29,6 +30,15 @@ def one_line(error: object, most: int = 300) -> str:
 def short(value: Any) -> str:
     """A value as it stands in a message."""
     return one_line(repr(value), 60)
+
+
+def rounded(bound: float, digits: int, *, up: bool) -> str:
+    """A bound with so many significant digits, still a bound: rounded up or down."""
+    if not math.isfinite(bound):
+        return str(bound)
+    with localcontext() as context:
+        context.prec, context.rounding = digits, ROUND_CEILING if up else ROUND_FLOOR
+        return f"{float(+Decimal(bound)):.4g}"
 
 
 def nfc(text: str) -> str:

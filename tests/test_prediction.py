@@ -305,12 +305,18 @@ def test_effective_depth_on_the_line_stands_beside_the_measured():
     assert depth.t == pytest.approx(float(first), abs=1e-3)
     position = segment.position("path")
     at = segment.layers.index(depth.layer)
+
+    def up(value):
+        """To three digits below 1, and no less than it is."""
+        return f"{math.ceil(1000 * value - 1e-9) / 1000:g}"
+
+    assert 0.1 < depth.t < 1
     assert position[at] == depth.position >= depth.t > position[at - 1]
     assert depth.measured == profile.layers[profile.effective_depth()]
     assert str(depth) == (
         "Effective depth: on the line to the measured features at least 99 % of the samples are "
-        f"nearest to their own class mean from t = {depth.t:.3g} on, which {depth.layer} (at "
-        f"{depth.position:.3g}) is the first to reach; measured, they are from {depth.measured} on."
+        f"nearest to their own class mean from t = {up(depth.t)} on, which {depth.layer} (at "
+        f"{up(depth.position)}) is the first to reach; measured, they are from {depth.measured} on."
     )
     assert str(depth) in profile.prediction().sentences()
     assert profile.prediction().to_dict()["depth"]["t"] == depth.t

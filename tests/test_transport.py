@@ -15,6 +15,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 
 from pfc.files import write_json
+from pfc.schema import rounded
 from pfc.theory.transport import Gelbrich, SemiDiscrete, gap, restored, verdict
 from pfc.theory.transport import clouds as reading
 from pfc.theory.transport import cycles as cycling
@@ -213,9 +214,9 @@ def test_near_doubles_whose_squares_underflow_prove_nothing():
 
 
 def test_bounds_are_rounded_outwards():
-    assert [reading.rounded(1.23456, 4, up=up) for up in (False, True)] == ["1.234", "1.235"]
-    assert [reading.rounded(99.96, 2, up=up) for up in (False, True)] == ["99", "100"]
-    assert (reading.rounded(10.0, 4, up=True), reading.rounded(math.inf, 4, up=True)) == ("10", "inf")
+    assert [rounded(1.23456, 4, up=up) for up in (False, True)] == ["1.234", "1.235"]
+    assert [rounded(99.96, 2, up=up) for up in (False, True)] == ["99", "100"]
+    assert (rounded(10.0, 4, up=True), rounded(math.inf, 4, up=True)) == ("10", "inf")
     assert times(1.18041, up=True) == "1.181 times"
     assert times(1 + 2.01e-6, up=True) == "1 + 2.1e-06 times"
     bound = Gelbrich(1.56097, 1.18046, None)

@@ -13,7 +13,7 @@ from pfc.files import expanded, read_json, sealed, write_json
 from pfc.line import End
 from pfc.metrics import effective_depth
 from pfc.profile.segment import Position, Segment
-from pfc.schema import TEXT, form_of, list_of, object_of, optional
+from pfc.schema import TEXT, form_of, list_of, object_of, optional, rounded
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1, Theorem2
 from pfc.theory.path import Path
 from pfc.theory.separation import Law
@@ -67,8 +67,9 @@ class Depth:
         )
 
     def __str__(self) -> str:
-        t = "no t" if self.t is None else f"t = {self.t:.3g}"
-        reached = f", which {self.layer} (at {self.position:.3g}) is the first to reach"
+        t = "no t" if self.t is None else f"t = {_up(self.t)}"
+        at = _up(self.position)
+        reached = f", which {self.layer} (at {at}) is the first to reach"
         measured = "at no layer to the end" if self.measured is None else f"from {self.measured} on"
         return (
             "Effective depth: on the line to the measured features at least "
@@ -322,6 +323,11 @@ def _told(turns: tuple[float, ...]) -> list[str]:
 
 def _listed(turns: tuple[float, ...]) -> str:
     return ", ".join(_told(turns))
+
+
+def _up(t: float) -> str:
+    """A time from which on something holds, in three digits, no earlier but for round-off."""
+    return rounded(round(t, 12), 3, up=True)
 
 
 def _three(x: float) -> str:

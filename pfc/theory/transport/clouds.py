@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pfc.metrics import Weighting, class_weights
 from pfc.samples import labelled, samples
+from pfc.schema import rounded
 
 SMALL = 1e-140  # the squares of features below it, or above its inverse, leave float64; ours
 BLOCK = 2**21  # numbers of one cloud in float64 at a time, 16 MiB; ours
@@ -32,15 +32,6 @@ def times(ratio: float, *, excess: float | None = None, up: bool = False) -> str
     if 0 < excess < 0.0005:
         return f"1 + {rounded(excess, 2, up=up) if up else f'{excess:.1e}'} times"
     return f"{rounded(ratio, 4, up=True) if up else f'{ratio:.4g}'} times"
-
-
-def rounded(bound: float, digits: int, *, up: bool) -> str:
-    """A bound with so many significant digits, still a bound: rounded up or down."""
-    if not math.isfinite(bound):
-        return str(bound)
-    with localcontext() as context:
-        context.prec, context.rounding = digits, ROUND_CEILING if up else ROUND_FLOOR
-        return f"{float(+Decimal(bound)):.4g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.theory.transport.clouds import BLOCK, EPS, Clouds, rounded
+from pfc.schema import rounded
+from pfc.theory.transport.clouds import BLOCK, EPS, Clouds
 
 LENGTHS = (2, 3, 5, 10)  # pairs are cycles of two; ours
 DRAWN = 10_000  # cycles of each length; ours

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pfc.theory.transport.clouds import Clouds, ratio, rounded, times
+from pfc.schema import rounded
+from pfc.theory.transport.clouds import Clouds, ratio, times
 
 
 @dataclass(frozen=True)
