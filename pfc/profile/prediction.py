@@ -327,7 +327,7 @@ def _listed(turns: tuple[float, ...]) -> str:
 
 def _up(t: float) -> str:
     """A time from which on something holds, in three digits, no earlier but for round-off."""
-    return rounded(round(t, 12), 3, up=True)
+    return rounded(t * (1 - 1e-12), 3, up=True)
 
 
 def _three(x: float) -> str:
