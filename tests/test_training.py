@@ -201,6 +201,40 @@ def test_bfloat16_trains(digits):
     assert epochs[-1].loss < epochs[1].loss
 
 
+def test_auto_is_what_the_machine_multiplies_and_what_a_run_began_with(digits, tmp_path, monkeypatch):
+    for flags, known in (
+        ({"amx_bf16"}, "bfloat16"),
+        ({"avx512_bf16"}, "bfloat16"),
+        ({"avx2"}, "float32"),
+    ):
+        monkeypatch.setattr("pfc.training.speed._flags", lambda flags=flags: flags)
+        trained(digits, tmp_path / known, precision="auto", stop=2, resume=True)
+        assert Run(tmp_path / known).config["precision"] == known
+    trained(digits, tmp_path / "bfloat16", precision="auto", resume=True)  # on another machine
+    assert Run(tmp_path / "bfloat16").config["precision"] == "bfloat16"
+
+
+def test_convolutions_in_bfloat16_lie_channels_last_and_resume_to_the_same_bits(digits, tmp_path):
+    recipe = replace(TINY, net="conv", blocks=(1, 1), width=4)
+
+    def nets(folder, **how):
+        net = recipe.build(digits)
+        epochs = pfc.train(
+            net, digits, recipe, folder=folder, precision="bfloat16", progress=False, **how
+        )
+        return net, epochs
+
+    whole, epochs = nets(tmp_path / "whole")
+    assert [epoch.epoch for epoch in epochs] == list(range(recipe.epochs + 1))
+    assert whole.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    _, epochs = nets(tmp_path / "cut")
+    assert [next(epochs).epoch for _ in range(3)] == [0, 1, 2]
+    epochs.close()
+    again, epochs = nets(tmp_path / "cut", resume=True)
+    assert [epoch.epoch for epoch in epochs][-1] == recipe.epochs
+    assert same_bits(again, whole)
+
+
 def test_a_stopped_run_resumes_to_the_same_bits(digits, tmp_path):
     whole, epochs = trained(digits, tmp_path / "whole")
     trained(digits, tmp_path / "cut", stop=4)
@@ -210,7 +244,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(digits, tmp_path):
     assert [e.loss for e in rest] == [e.loss for e in epochs[4:]]
     histories = [Run(tmp_path / name).history for name in ("whole", "cut")]
     for line in (line for history in histories for line in history):
-        line.pop("seconds")
+        assert line.pop("seconds") > 0
+        assert line.pop("measuring_seconds") > 0
     assert histories[0] == histories[1]
     assert [line["epoch"] for line in histories[0]] == list(range(1, 7))
     assert trained(digits, tmp_path / "cut", resume=True)[1] == []

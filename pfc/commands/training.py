@@ -20,7 +20,7 @@ from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
 from pfc.training.same_data import resolved
-from pfc.training.trainer import ForwardPrecision
+from pfc.training.speed import PrecisionChoice
 
 Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
     "Changes",
@@ -47,8 +47,9 @@ class Options:
         label: The column with the labels, where the data have several, such as coarse_label.
         seed: Of the first weights, the order of the samples and the subset.
         device: Such as cpu or cuda.
-        precision: Of the forward passes.
+        precision: Of the forward passes; auto takes bfloat16 where the machine multiplies it by itself.
         threads: Processor threads; chosen by the size of the network if not given.
+        compile: Compile the network for training; on a GPU if not given.
         measure_every: Measure each so many epochs, not at about ten in geometric steps.
     """
 
@@ -59,8 +60,9 @@ class Options:
     label: str | None = None
     seed: int = 0
     device: str | None = None
-    precision: ForwardPrecision = "float32"
+    precision: PrecisionChoice = "float32"
     threads: int | None = None
+    compile: bool | None = None
     measure_every: int | None = None
 
 
@@ -141,6 +143,8 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
         torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
         net = recipe.build(images, options.seed)
+        on_gpu = torch.device(device or "cpu").type == "cuda"
+        how["compile"] = on_gpu if options.compile is None else options.compile
         for epoch in train_epochs(net, images, recipe, **how, device=device):
             if epoch.profile is not None and ranks.is_main:
                 print(_line(epoch.epoch, epoch.profile), file=sys.stderr)

@@ -64,7 +64,8 @@ HISTORY_SCHEMA = object_of(  # a line of history.jsonl, whose format config.json
     {
         **{"epoch": POSITIVE, "loss": NUMBER, "accuracy": FRACTION},
         **{"learning_rate": NUMBER, "seconds": NUMBER},
-    }
+    },
+    optional={"measuring_seconds": optional(NUMBER)},
 )
 WRITTEN = ("json", "jsonl", "safetensors", "safetensors.next", "png", "svg")
 TORN = (*(f".*.{kind}.*" for kind in WRITTEN), ".tmp*")  # what a killed process was writing
@@ -99,6 +100,7 @@ class RunFolder:
             self._sweep()
         else:
             where = {"device": str(run.device), "threads": run.threads, "processes": run.ranks.size}
+            where |= {"compiled": run.run is not run.parallel}
             about = {"format": FORMAT, **self.about, **where, **environment()}
             files.write_json(self.path / "config.json", about)
         done = self.restore(run) if kept.exists() else -1
@@ -190,7 +192,7 @@ class RunFolder:
         fill(run.net, part["model"], path)
         for name, tensor in momentum.items():
             parameter = parameters[name]
-            run.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter)
+            run.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensor)
         self._set_random(part["random"], run, path)
         return int(epoch)
 

@@ -12,12 +12,14 @@ from pfc.data import Images
 from pfc.device import device_of
 from pfc.files import expanded
 from pfc.lock import locked
+from pfc.nets import one_of
 from pfc.processes import together
 from pfc.progress import shown
 from pfc.theory.coefficients import at_least
-from pfc.training.folder import RunFolder, gathered_random
+from pfc.training.folder import RunFolder, gathered_random, read_config
 from pfc.training.recipes import Recipe
-from pfc.training.trainer import Epoch, ForwardPrecision, Trainer
+from pfc.training.speed import ForwardPrecision, PrecisionChoice, fast_precision
+from pfc.training.trainer import Epoch, Trainer
 
 
 def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
@@ -52,8 +54,9 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: ForwardPrecision = "float32",
+    precision: PrecisionChoice = "float32",
     threads: int | None = None,
+    compile: bool = False,
     measure_every: int | None = None,
     group: Any = None,
     progress: bool = True,
@@ -79,9 +82,13 @@ def train(
         resume: Continue the run in `folder`; starts it if nothing is there yet.
         seed: Of the order of the samples.
         device: Where to train; the net's own place if `None`.
-        precision: `"bfloat16"` runs forward passes under autocast.
+        precision: `"bfloat16"` runs forward passes under autocast, convolutions with the channels last
+            in memory. `"auto"` takes it where the device multiplies bfloat16 by itself (a GPU that says
+            so; a processor with the flag amx_bf16 or avx512_bf16), and what a kept run began with.
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
             many times slower on two busy threads than on one.
+        compile: Compile the network for training by `torch.compile`: a minute at the start, a GPU's
+            steps are faster afterwards. A resumed run has the same bits only if it does as before.
         measure_every: Measure each so many epochs instead of the geometric steps.
         group: The processes that train together; `None` for all of an initialised process group,
             `False` for this one alone.
@@ -97,10 +104,12 @@ def train(
     due = measured_epochs(recipe.epochs, measure_every)
     with together(group) as ranks:
         ranks.use_device(device_of(device, net))
-        chosen = {"seed": seed, "precision": precision, "measured": due, "recipe": str(recipe)}
+        path = None if folder is None else expanded(folder)
+        taken = _precision(precision, path, device_of(device, net))
+        chosen = {"seed": seed, "precision": taken, "measured": due, "recipe": str(recipe)}
         ranks.agree(**chosen, samples=len(data), data=data.fingerprint)
-        run = Trainer(net, data, recipe, seed, device, precision, threads, ranks)
-        home = RunFolder(expanded(folder), run.about(measure_every)) if folder is not None else None
+        run = Trainer(net, data, recipe, seed, device, taken, threads, ranks, compile=compile)
+        home = None if path is None else RunFolder(path, run.about(measure_every))
         mine = home if ranks.is_main else None  # only the first process writes
         bar = shown(f"train {recipe.name}", recipe.epochs, enabled=progress and ranks.is_main)
         with locked(mine.path) if mine else nullcontext(), bar as step:
@@ -117,6 +126,17 @@ def train(
                 if number:
                     step(number, f"loss {epoch.loss:.3g} accuracy {epoch.accuracy:.4f}")
                 yield epoch
+
+
+def _precision(choice: PrecisionChoice, folder: Path | None, device: torch.device) -> ForwardPrecision:
+    """The precision that is meant: of `"auto"` that of the kept run, or the faster one."""
+    one_of(PrecisionChoice, precision=choice)
+    if choice != "auto":
+        return choice
+    if folder is not None and (folder / "config.json").exists():
+        kept: ForwardPrecision = read_config(folder)["precision"]
+        return kept
+    return fast_precision(device)
 
 
 def middle_of(epochs: list[int]) -> int:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,8 +21,7 @@ from pfc.schema import quoted, some
 from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import about_data
-
-ForwardPrecision = Literal["float32", "bfloat16"]
+from pfc.training.speed import ForwardPrecision, arranged, compiled
 
 SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
 
@@ -37,6 +36,7 @@ class Epoch:
         accuracy: Fraction of the samples classified rightly during the pass; `None` at epoch 0.
         learning_rate: Rate of the pass; `None` at epoch 0.
         seconds: Wall-clock seconds of the pass, without measuring.
+        measuring_seconds: Of the measuring after it; `None` where nothing is measured.
         profile: Of every layer after the pass, at the epochs that are measured, else `None`.
     """
 
@@ -46,6 +46,7 @@ class Epoch:
     learning_rate: float | None
     seconds: float
     profile: Profile | None = None
+    measuring_seconds: float | None = None
 
     def __repr__(self) -> str:
         told = [] if self.loss is None else [f"loss {self.loss:.4g}", f"accuracy {self.accuracy:.4f}"]
@@ -66,6 +67,8 @@ class Trainer:
         precision: ForwardPrecision,
         threads: int | None,
         ranks: Processes = ALONE,
+        *,
+        compile: bool = False,
     ) -> None:
         one_of(ForwardPrecision, precision=precision)
         at_least(1, threads=1 if threads is None else threads)
@@ -77,12 +80,13 @@ class Trainer:
         if not 0 <= seed < 2**40:
             raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
         self.device = device_of(device, net)
-        self.net = net.to(self.device)
+        self.net = arranged(net.to(self.device), precision)
         self.data = data.to(self.device)
         self.recipe, self.seed, self.precision = recipe, seed, precision
         self.ranks = ranks
         self.threads = threads or self._threads()
         self.parallel = self.net if ranks.size == 1 else self._parallel()
+        self.run = compiled(self.parallel) if compile else self.parallel
         self.optimizer = torch.optim.SGD(
             net.parameters(),
             lr=recipe.learning_rate,
@@ -133,11 +137,12 @@ class Trainer:
                     f"a learning rate below {self.recipe.learning_rate} would do"
                 )
         seconds = time.perf_counter() - started
-        profile = None
-        if profiled:
-            own = self.data.part(self.ranks.rank, self.ranks.size).batches()
-            profile = measure(self.net, own, group=self.ranks.group, progress=False)
-        return Epoch(number, loss, accuracy, rate, seconds, profile)
+        if not profiled:
+            return Epoch(number, loss, accuracy, rate, seconds)
+        started = time.perf_counter()
+        own = self.data.part(self.ranks.rank, self.ranks.size).batches()
+        profile = measure(self.net, own, group=self.ranks.group, progress=False)
+        return Epoch(number, loss, accuracy, rate, seconds, profile, time.perf_counter() - started)
 
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
         self.parallel.train()
@@ -166,7 +171,7 @@ class Trainer:
         index, counts = _share(batch, self.ranks)
         x, y = self.data.normalised(index), self.data.labels[index]
         with self._autocast():
-            logits = self.parallel(x)
+            logits = self.run(x)
         loss = objective(logits.float(), y, self.recipe.loss)
         self.optimizer.zero_grad(set_to_none=True)
         (loss * (counts * self.ranks.size / len(batch))).backward()  # whose mean is that of the batch

@@ -1,0 +1,190 @@
+"""Train the paper's networks, made small, by many recipes, and keep what every layer of each became.
+
+Each run, a try of a data set with a seed, adds one line to results.jsonl and is skipped when its line
+is there already. Runs go side by side, as `--jobs` says.
+
+    python records/recipes-search/search.py cifar10 --data FOLDER
+    python records/recipes-search/search.py cifar10 stl10 --data FOLDER --device cuda --jobs 16
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pfc.data
+from pfc.nets import ConvResNet
+from pfc.profile import Profile
+from pfc.training import RECIPES, Recipe, train
+
+HERE = Path(__file__).parent
+METRICS = ("pfc1", "pfc2", "pfc3")
+RANDOM_START = {"zero_start": False}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set at a size that one core of a processor trains for 350 epochs in 90 minutes.
+
+    Args:
+        limit: Images, as many of each class.
+        width: Of the network.
+        decays: Weight decays to be tried.
+        rates: Learning rates to be tried.
+        more: Further changes of the paper's recipe, each to be tried with both losses.
+    """
+
+    limit: int
+    width: int
+    decays: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+    rates: tuple[float, ...] = (0.02, 0.05, 0.1)
+    more: tuple[dict[str, Any], ...] = field(
+        default=(
+            *({"head": "flatten", "weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3)),
+            {"weight_decay": 2e-3, **RANDOM_START},
+            {"weight_decay": 2e-3, "form": "relu(Wx)", **RANDOM_START},
+            {"weight_decay": 2e-3, "batch_size": 64},
+            {"weight_decay": 5e-3, "batch_size": 64},
+            {"weight_decay": 2e-3, "batch_size": 32},
+        )
+    )
+
+    def tries(self, name: str) -> Iterator[Recipe]:
+        """The recipes, the paper's own first."""
+        paper = replace(RECIPES[name], width=self.width)
+        yield paper
+        yield replace(paper, loss="mse")
+        grid = (
+            {"weight_decay": decay, "learning_rate": rate}
+            for rate, decay in product(sorted(self.rates, key=lambda r: abs(r - 0.05)), self.decays)
+        )
+        for changes, loss in product((*grid, *self.more), ("cross-entropy", "mse")):
+            yield replace(paper, **changes, loss=loss)
+
+
+FULLY_CONNECTED = (
+    {"weight_decay": 5e-3, **RANDOM_START},
+    {"weight_decay": 5e-3, "form": "relu(Wx)", **RANDOM_START},
+    {"weight_decay": 5e-3, "batch_size": 64},
+    {"weight_decay": 5e-3, "normalise": "none", "learning_rate": 0.005},
+)
+SETTINGS = {
+    "mnist": Setting(
+        2_000, 200, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2), (0.01, 0.02, 0.05), FULLY_CONNECTED
+    ),
+    "fashion_mnist": Setting(2_000, 16),
+    "cifar10": Setting(2_000, 32),
+    "stl10": Setting(1_000, 8),
+    "cifar100": Setting(2_000, 16),
+}
+
+
+def changes(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What differs from the paper's recipe at this width."""
+    paper = replace(RECIPES[name], width=SETTINGS[name].width)
+    return {k: v for k, v in vars(recipe).items() if v != getattr(paper, k)}
+
+
+def run(task: tuple[str, Recipe, int, str, str]) -> dict[str, Any]:
+    """Train once; the line of results.jsonl."""
+    name, recipe, seed, source, device = task
+    torch.set_num_threads(1)
+    setting, started = SETTINGS[name], time.perf_counter()
+    line: dict[str, Any] = {"set": name, "changes": changes(name, recipe), "seed": seed}
+    line |= {"images": setting.limit, "width": setting.width, "epochs": recipe.epochs}
+    data = pfc.data.load(source, limit=setting.limit)
+    torch.manual_seed(seed)
+    net = recipe.build(data, seed)
+    profile = None
+    try:
+        for epoch in train(
+            *(net, data, recipe),
+            **{"seed": seed, "device": device, "precision": "auto", "progress": False},
+            measure_every=recipe.epochs,
+        ):
+            profile = epoch.profile
+    except ValueError as error:  # how `train` reports a loss that is not finite
+        return {**line, "seconds": round(time.perf_counter() - started, 1), "error": str(error)}
+    if profile is None:
+        raise RuntimeError("the last epoch was not measured")
+    if isinstance(net, ConvResNet):  # a first stage over pooled maps beside flattened ones
+        pooled = pfc.measure(net, data.batches(), pool="mean", device=device, progress=False)
+        line["pooled"] = read(pooled)
+    return {**line, "seconds": round(time.perf_counter() - started, 1), **read(profile)}
+
+
+def read(profile: Profile) -> dict[str, Any]:
+    """What a run is judged by, layer by layer."""
+    rows = {m: [float(f"{v:.5g}") for v in profile.columns[m]] for m in METRICS}
+    depth = profile.effective_depth()
+    told = {"accuracy": profile.accuracy, "layers": len(profile.layers), "effective_depth": depth}
+    return {**told, **rows}
+
+
+def key(line: dict[str, Any]) -> str:
+    """What tells a run from others."""
+    return json.dumps([line[k] for k in ("set", "changes", "seed", "images", "width", "epochs")])
+
+
+def tasks(given: argparse.Namespace, done: set[str]) -> list[tuple[str, Recipe, int, str, str]]:
+    """The runs that are to be made, the sets' in turn."""
+    found: list[list[tuple[str, Recipe, int, str, str]]] = []
+    for name in given.sets:
+        place = str(given.data / name) if given.data else RECIPES[name].data
+        setting = SETTINGS[name]
+        recipes = [replace(r, epochs=given.epochs) for r in setting.tries(name)][: given.most]
+        own = []
+        for seed, recipe in product(given.seeds, recipes):
+            size = {"images": setting.limit, "width": setting.width, "epochs": recipe.epochs}
+            line = {"set": name, "changes": changes(name, recipe), "seed": seed, **size}
+            if key(line) not in done:
+                done.add(key(line))  # the paper's own recipe is on the grid, too
+                own.append((name, recipe, seed, place, given.device))
+        found.append(own)
+    return [task for row in zip_longest(*found) for task in row if task]
+
+
+def main(given: argparse.Namespace) -> None:
+    """Make the runs that are missing."""
+    path = given.out
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    due = tasks(given, {key(json.loads(line)) for line in lines})
+    started = time.perf_counter()
+    print(f"{len(due)} runs", flush=True)
+    with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=None) as pool:
+        for number, line in enumerate(pool.imap_unordered(run, due), start=1):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            at = time.perf_counter() - started
+            last = {m: line[m][-1] for m in METRICS if m in line}
+            print(
+                f"{number} of {len(due)}, {at:.0f} s: {line['set']} {line['changes']} {last}", flush=True
+            )
+            if at > given.seconds:
+                pool.terminate()
+                break
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="+", choices=SETTINGS)
+    parser.add_argument(
+        "--data", type=Path, help="folder with a folder of each set; hub names otherwise"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=350)
+    parser.add_argument("--most", type=int, help="tries of each set")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main(parser.parse_args())
