@@ -71,7 +71,7 @@ def full(path, why="File too large"):
 def content(folder):
     """Bytes of every file; of the history all but seconds, which no run repeats, and their checksum."""
     files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    own = ("seconds", "checksum")
+    own = ("seconds", "measuring_seconds", "checksum")
     lines = [
         json.loads(line)
         for line in files.pop(next(p for p in files if p.name == "history.jsonl")).splitlines()
