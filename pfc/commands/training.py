@@ -49,7 +49,7 @@ class Options:
         device: Such as cpu or cuda.
         precision: Of the forward passes; auto takes bfloat16 where the machine multiplies it by itself.
         threads: Processor threads; chosen by the size of the network if not given.
-        compile: Compile the network for training; on a GPU if not given.
+        compile: Compile the network for training by torch.compile.
         measure_every: Measure each so many epochs, not at about ten in geometric steps.
     """
 
@@ -62,7 +62,7 @@ class Options:
     device: str | None = None
     precision: PrecisionChoice = "float32"
     threads: int | None = None
-    compile: bool | None = None
+    compile: bool = False
     measure_every: int | None = None
 
 
@@ -131,7 +131,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     changed |= {"data": resolved(changed["data"])} if "data" in changed else {}
     recipe = replace(RECIPES[name], **changed)
     folder = expanded(options.out or Path("runs") / name)
-    named = ("seed", "precision", "threads", "measure_every")
+    named = ("seed", "precision", "threads", "compile", "measure_every")
     how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
     chosen = (options.split, options.limit, options.seed)
@@ -143,8 +143,6 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
             print(f"{images}\n{folder}: {recipe.epochs} epochs", file=sys.stderr)
         torch.manual_seed(options.seed + ranks.rank)  # else the random state kept were the process's own
         net = recipe.build(images, options.seed)
-        on_gpu = torch.device(device or "cpu").type == "cuda"
-        how["compile"] = on_gpu if options.compile is None else options.compile
         for epoch in train_epochs(net, images, recipe, **how, device=device):
             if epoch.profile is not None and ranks.is_main:
                 print(_line(epoch.epoch, epoch.profile), file=sys.stderr)

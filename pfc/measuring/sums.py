@@ -144,7 +144,10 @@ class Sums:
     def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
         """Keep the first batch after which a layer's scatter is not finite, without synchronising."""
         fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
-        batch = torch.stack([torch.as_tensor(each, device=self.device) for each in batches])
+        new = fine.new_full  # filled there, where a copy from the host would wait for the device
+        batch = torch.stack([
+            each if isinstance(each, Tensor) else new((), each, dtype=torch.int64) for each in batches
+        ])
         self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
 
     def check_finite(self) -> None:

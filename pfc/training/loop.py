@@ -83,12 +83,13 @@ def train(
         seed: Of the order of the samples.
         device: Where to train; the net's own place if `None`.
         precision: `"bfloat16"` runs forward passes under autocast, convolutions with the channels last
-            in memory. `"auto"` takes it where the device multiplies bfloat16 by itself (a GPU that says
-            so; a processor with the flag amx_bf16 or avx512_bf16), and what a kept run began with.
+            in memory. `"auto"` takes it on a processor that multiplies bfloat16 by itself (its flag
+            amx_bf16 or avx512_bf16 in /proc/cpuinfo, so on Linux alone), and what a kept run began
+            with; on a GPU it takes float32, whose convolutions run in TensorFloat-32 and were faster.
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
             many times slower on two busy threads than on one.
-        compile: Compile the network for training by `torch.compile`: a minute at the start, a GPU's
-            steps are faster afterwards. A resumed run has the same bits only if it does as before.
+        compile: Compile the network for training by `torch.compile`, which takes a minute at the start.
+            A resumed run has the same bits only if it does as before.
         measure_every: Measure each so many epochs instead of the geometric steps.
         group: The processes that train together; `None` for all of an initialised process group,
             `False` for this one alone.

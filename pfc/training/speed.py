@@ -14,11 +14,8 @@ UNITS = ("amx_bf16", "avx512_bf16")  # the flags of x86 processors that multiply
 
 
 def fast_precision(device: torch.device) -> ForwardPrecision:
-    """`"bfloat16"` where the device multiplies it by itself: a GPU says so, a processor by its flags."""
-    if device.type == "cuda":
-        own = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        own = device.type == "cpu" and any(unit in _flags() for unit in UNITS)
+    """`"bfloat16"` on a processor that multiplies it by itself; steps of a GPU wait for launches."""
+    own = device.type == "cpu" and any(unit in _flags() for unit in UNITS)
     return "bfloat16" if own else "float32"
 
 

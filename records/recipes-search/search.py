@@ -24,6 +24,7 @@ import pfc.data
 from pfc.nets import ConvResNet
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, train
+from pfc.training.speed import fast_precision
 
 HERE = Path(__file__).parent
 METRICS = ("pfc1", "pfc2", "pfc3")
@@ -100,6 +101,7 @@ def run(task: tuple[str, Recipe, int, str, str]) -> dict[str, Any]:
     setting, started = SETTINGS[name], time.perf_counter()
     line: dict[str, Any] = {"set": name, "changes": changes(name, recipe), "seed": seed}
     line |= {"images": setting.limit, "width": setting.width, "epochs": recipe.epochs}
+    line |= {"device": named(device), "precision": fast_precision(torch.device(device))}
     data = pfc.data.load(source, limit=setting.limit)
     torch.manual_seed(seed)
     net = recipe.build(data, seed)
@@ -119,6 +121,11 @@ def run(task: tuple[str, Recipe, int, str, str]) -> dict[str, Any]:
         pooled = pfc.measure(net, data.batches(), pool="mean", device=device, progress=False)
         line["pooled"] = read(pooled)
     return {**line, "seconds": round(time.perf_counter() - started, 1), **read(profile)}
+
+
+def named(device: str) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def read(profile: Profile) -> dict[str, Any]:
