@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentences import METRICS, START, Sentences, environment, keep, layers, page, read, seeds, train
+from pages import environment, keep, layers, page, seeds
+from sentences import METRICS, START, Sentences, read, train
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pfc
@@ -73,7 +74,9 @@ def main(folder: Path, chosen: list[int]) -> None:
     runs = [run(data, test, seed) for seed in chosen]
     found, epochs, _ = runs[0]
     keep(RECORD, found, epochs, METRICS[:3], segments=False)
-    settings = environment(words=WORDS, network=NETWORK, training=TRAINING, seeds=chosen)
+    settings = environment(
+        "torch", "transformers", words=WORDS, network=NETWORK, training=TRAINING, seeds=chosen
+    )
     write_json(RECORD / "config.json", settings)
     parts = {
         "The classifier's input, seed by seed": seeds([cells for *_, cells in runs]),

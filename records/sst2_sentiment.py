@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentences import METRICS, Sentences, environment, keep, layers, page, read, seeds, train
+from pages import environment, keep, layers, page, seeds
+from sentences import METRICS, Sentences, read, train
 from transformers import BertConfig, BertForSequenceClassification
 
 import pfc
@@ -67,7 +68,9 @@ def main(folder: Path, chosen: list[int]) -> None:
     runs = [run(data, test, seed) for seed in chosen]
     found, epochs, _ = runs[0]
     keep(RECORD, found, epochs, ("pfc1", "pfc3"))  # of two classes PFC2 is 0
-    settings = environment(words=WORDS, network=NETWORK, training=TRAINING, seeds=chosen)
+    settings = environment(
+        "torch", "transformers", words=WORDS, network=NETWORK, training=TRAINING, seeds=chosen
+    )
     write_json(RECORD / "config.json", settings)
     parts = {"The classifier's input, seed by seed": seeds([cells for *_, cells in runs])}
     for pool, title in POOLS.items():

@@ -12,8 +12,8 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ import pfc.data
 from pfc.nets import ConvResNet
 from pfc.profile import Profile
 from pfc.training import RECIPES, Recipe, train
+from pfc.training.recipes import Loss
 from pfc.training.speed import fast_precision
 
 HERE = Path(__file__).parent
 METRICS = ("pfc1", "pfc2", "pfc3")
-RANDOM_START = {"zero_start": False}
 
 
 @dataclass(frozen=True)
@@ -38,53 +38,57 @@ class Setting:
     Args:
         limit: Images, as many of each class.
         width: Of the network.
-        decays: Weight decays to be tried.
-        rates: Learning rates to be tried.
+        rates: Learning rates to be tried of each loss, the first ones first; the paper gives none.
+        decays: Weight decays to be tried with each.
         more: Further changes of the paper's recipe, each to be tried with both losses.
     """
 
     limit: int
     width: int
+    rates: Mapping[Loss, tuple[float, ...]]
     decays: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-    rates: tuple[float, ...] = (0.02, 0.05, 0.1)
-    more: tuple[dict[str, Any], ...] = field(
-        default=(
-            *({"head": "flatten", "weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3)),
-            {"weight_decay": 2e-3, **RANDOM_START},
-            {"weight_decay": 2e-3, "form": "relu(Wx)", **RANDOM_START},
-            {"weight_decay": 2e-3, "batch_size": 64},
-            {"weight_decay": 5e-3, "batch_size": 64},
-            {"weight_decay": 2e-3, "batch_size": 32},
-        )
-    )
+    more: tuple[dict[str, Any], ...] = ()
 
     def tries(self, name: str) -> Iterator[Recipe]:
         """The recipes, the paper's own first."""
         paper = replace(RECIPES[name], width=self.width)
         yield paper
-        yield replace(paper, loss="mse")
-        grid = (
-            {"weight_decay": decay, "learning_rate": rate}
-            for rate, decay in product(sorted(self.rates, key=lambda r: abs(r - 0.05)), self.decays)
-        )
-        for changes, loss in product((*grid, *self.more), ("cross-entropy", "mse")):
-            yield replace(paper, **changes, loss=loss)
+        depth = max(map(len, self.rates.values()))
+        for place, decay in product(range(depth), self.decays):
+            for loss, rates in self.rates.items():
+                if place < len(rates):
+                    yield replace(paper, loss=loss, learning_rate=rates[place], weight_decay=decay)
+        for changes, (loss, rates) in product(self.more, self.rates.items()):
+            yield replace(paper, **{"learning_rate": rates[0], **changes}, loss=loss)
 
 
+RANDOM_START = {"zero_start": False}
+CONVOLUTIONAL = (
+    *({"head": "flatten", "weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3)),
+    {"weight_decay": 2e-3, **RANDOM_START},
+    {"weight_decay": 2e-3, "form": "relu(Wx)", **RANDOM_START},
+    *({"weight_decay": decay, "batch_size": 64} for decay in (2e-3, 5e-3)),
+    {"weight_decay": 2e-3, "batch_size": 32},
+)
 FULLY_CONNECTED = (
     {"weight_decay": 5e-3, **RANDOM_START},
     {"weight_decay": 5e-3, "form": "relu(Wx)", **RANDOM_START},
     {"weight_decay": 5e-3, "batch_size": 64},
     {"weight_decay": 5e-3, "normalise": "none", "learning_rate": 0.005},
 )
+RATES: dict[Loss, tuple[float, ...]] = {"cross-entropy": (0.05, 0.02, 0.1), "mse": (0.01, 0.005, 0.02)}
 SETTINGS = {
     "mnist": Setting(
-        2_000, 200, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2), (0.01, 0.02, 0.05), FULLY_CONNECTED
+        2_000,
+        200,
+        {"cross-entropy": (0.02, 0.05, 0.01), "mse": (0.01, 0.02, 0.005)},
+        (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+        FULLY_CONNECTED,
     ),
-    "fashion_mnist": Setting(2_000, 16),
-    "cifar10": Setting(2_000, 32),
-    "stl10": Setting(1_000, 8),
-    "cifar100": Setting(2_000, 16),
+    "fashion_mnist": Setting(2_000, 16, RATES, more=CONVOLUTIONAL),
+    "cifar10": Setting(2_000, 32, RATES, more=CONVOLUTIONAL),
+    "stl10": Setting(1_000, 8, RATES, more=CONVOLUTIONAL),
+    "cifar100": Setting(2_000, 16, RATES, more=CONVOLUTIONAL),
 }
 
 
