@@ -1,7 +1,8 @@
 """Train the paper's networks, made small, by many recipes, and keep what every layer of each became.
 
 Each run, a try of a data set with a seed, adds one line to results.jsonl and is skipped when its line
-is there already. Runs go side by side, as `--jobs` says.
+is there already. Runs go side by side, as `--jobs` says. At the end README.md is written from NOTES.md
+and all lines.
 
     python records/recipes-search/search.py cifar10 --data FOLDER
     python records/recipes-search/search.py cifar10 stl10 --data FOLDER --device cuda --jobs 16
@@ -163,11 +164,57 @@ def tasks(given: argparse.Namespace, done: set[str]) -> list[tuple[str, Recipe, 
     return [task for row in zip_longest(*found) for task in row if task]
 
 
+def rows(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """A line a run, those that end nearest to a frame first."""
+    heads = (
+        "differs",
+        "seed",
+        "accuracy",
+        "effective depth",
+        "of pooled maps",
+        *map(str.upper, METRICS),
+    )
+    yield f"| {' | '.join(heads)} | s | where |"
+    yield "| --- " * (len(heads) + 2) + "|"
+    for line in sorted(lines, key=lambda each: each.get("pfc2", [float("inf")])[-1]):
+        differs = ", ".join(f"{k} {v}" for k, v in line["changes"].items()) or "- (the paper's)"
+        where = (
+            f"{line['seconds']:.0f} | {line.get('device', 'cpu')}, {line.get('precision', 'float32')} |"
+        )
+        if "error" in line:
+            yield f"| {differs} | {line['seed']} | diverged {'| ' * (len(heads) - 2)}| {where}"
+            continue
+        ends = (f"{line[m][0]:.3g} to {line[m][-1]:.3g}" for m in METRICS)
+        cells = (f"{line['accuracy']:.4f}", depth(line), depth(line.get("pooled", line)), *ends)
+        yield f"| {differs} | {line['seed']} | {' | '.join(cells)} | {where}"
+
+
+def depth(line: dict[str, Any]) -> str:
+    """The effective depth, counted from 1, of the number of layers."""
+    found = line["effective_depth"]
+    return f"{'none' if found is None else found + 1} of {line['layers']}"
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """The record's README."""
+    parts = [(HERE / "NOTES.md").read_text(encoding="utf-8").rstrip(), ""]
+    for name in SETTINGS:
+        if own := [line for line in lines if line["set"] == name]:
+            size = ", ".join(f"{own[0][k]:,} {k}" for k in ("images", "epochs"))
+            parts += [f"## {name}: {size}, width {own[0]['width']}", "", *rows(own), ""]
+    return "\n".join(parts)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All runs that are kept."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def main(given: argparse.Namespace) -> None:
     """Make the runs that are missing."""
     path = given.out
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    due = tasks(given, {key(json.loads(line)) for line in lines})
+    due = tasks(given, {key(line) for line in read_lines(path)})
     started = time.perf_counter()
     print(f"{len(due)} runs", flush=True)
     with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=None) as pool:
@@ -182,6 +229,8 @@ def main(given: argparse.Namespace) -> None:
             if at > given.seconds:
                 pool.terminate()
                 break
+    if path == HERE / "results.jsonl":
+        (HERE / "README.md").write_text(page(read_lines(path)), encoding="utf-8")
 
 
 if __name__ == "__main__":
