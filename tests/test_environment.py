@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ import pfc
 from pfc import files
 from pfc.cli import main
 from pfc.figures import album
+from pfc.theory import mufm, transport, ufm
 from pfc.training import Run
+from tests import problems
 
 SMALL = "digits --epochs 1 --limit 60 --width 6 --blocks 1 --out".split()
 
@@ -100,3 +103,19 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("moved"), move(a, b)))
     files.write_text(tmp_path / "a.txt", "text")
     assert order == ["a.txt", "moved", tmp_path.name]
+
+
+def test_what_numpy_is_to_raise_stops_no_theory():
+    H, y = problems.features(3, N=60, D=6, K=4)
+    how = {"lam": 0.1, "weight_decay": 0.01}
+    with np.errstate(all="raise"):
+        profile = pfc.measure_features({"a": H, "b": 2 * H.flip(1) ** 3}, y, progress=False)
+        told = [
+            *profile.prediction().sentences(),
+            transport.gap(H, 2 * H.flip(1), y, progress=False),
+            *(mufm.solve(H, y, **how, loss=loss) for loss in ("mse", "ce")),
+            mufm.optimum(3, 5, 20, **how, norm=1.0, sigma=0.3),
+            mufm.solve_layered(H, y, **{**how, "lam": [0.1, 0.2]}, layers=2),
+            ufm.unbalanced([3, 4, 5], 6, weight_decay=0.01, feature_decay=0.01),
+        ]
+    assert all(map(str, told))

@@ -117,8 +117,9 @@ def _smooth(c: np.ndarray, w: np.ndarray, pi: np.ndarray) -> np.ndarray:
         return T * float(w @ (top + np.log(total))) - float(pi @ v), (w / total) @ p - pi
 
     v = np.zeros(len(pi))
-    for T in COOLING:
-        v = minimize(value_and_slope, v, args=(T,), jac=True, method="L-BFGS-B").x
+    with np.errstate(under="ignore"):  # whatever the user wants of numpy
+        for T in COOLING:
+            v = minimize(value_and_slope, v, args=(T,), jac=True, method="L-BFGS-B").x
     return v - v[0]
 
 
