@@ -10,7 +10,7 @@ import torch
 import pfc
 from pfc.experiments import mufm
 from pfc.experiments.mufm import Constants, Dataset, Task
-from pfc.files import plain
+from pfc.strict_json import plain
 from pfc.theory import ufm
 from pfc.theory.mufm import SpuriousMinimaWarning
 from pfc.training import Run

@@ -31,9 +31,9 @@ from pfc import figures
 from pfc.cli import main
 from pfc.data.loading import _from_cache, _to_cache
 from pfc.experiments import mufm
-from pfc.files import plain, sealed
 from pfc.measuring import transport
 from pfc.profile import load_transport
+from pfc.strict_json import plain, sealed
 from pfc.training import Recipe, Run
 from pfc.training.folder import RunFolder
 from pfc.training.trainer import Trainer

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfc.data.encoded import EncodedSet, Part
-from pfc.files import parse_json
 from pfc.foreign import attribute
 from pfc.schema import nfc, quoted, short
+from pfc.strict_json import parse_json
 
 MOST = 100_000  # classes; a larger whole number is no class number but something else; ours
 

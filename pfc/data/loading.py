@@ -17,8 +17,9 @@ from pfc.data.decoding import Columns, columns_of, decoded
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images, Normalisation, Origin
 from pfc.data.sources import find
-from pfc.files import expanded, parse_json, read_tensors, write_tensors
+from pfc.files import expanded, read_tensors, write_tensors
 from pfc.schema import COUNT, FINITE, TEXT, Array, check_arrays, list_of, object_of, quoted, some
+from pfc.strict_json import parse_json
 from pfc.warning import warn
 
 FORMAT = "pfc-images-1"

@@ -12,9 +12,10 @@ from pfc.experiments.task import METRICS
 from pfc.experiments.task import Constants as Constants
 from pfc.experiments.task import Dataset as Dataset
 from pfc.experiments.task import Task as Task
-from pfc.files import check_place, expanded, plain, read_json, write_json
+from pfc.files import check_place, expanded, read_json, write_json
 from pfc.progress import shown
 from pfc.schema import ABOVE, COUNT, FLAG, NUMBER, TEXT, defaults_of, list_of, object_of
+from pfc.strict_json import plain
 from pfc.theory import mufm as models
 from pfc.theory.coefficients import positive
 from pfc.theory.mufm.proof import APART

@@ -9,11 +9,12 @@ from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from pfc.files import expanded, read_json, sealed, write_json
+from pfc.files import expanded, read_json, write_json
 from pfc.line import End
 from pfc.metrics import effective_depth
 from pfc.profile.segment import Position, Segment
 from pfc.schema import TEXT, form_of, list_of, object_of, optional, rounded
+from pfc.strict_json import sealed
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1, Theorem2
 from pfc.theory.path import Path
 from pfc.theory.separation import Law

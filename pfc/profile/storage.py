@@ -11,7 +11,6 @@ from torch import Tensor
 from pfc.files import (
     expanded,
     format_of,
-    parse_json,
     read_json,
     read_tensors,
     reading,
@@ -40,6 +39,7 @@ from pfc.schema import (
     short,
     up_to,
 )
+from pfc.strict_json import parse_json
 from pfc.theory.path import names as path_numbers
 
 FORMAT = "pfc-profile-1"

@@ -30,6 +30,7 @@ from pfc.schema import (
     optional,
     quoted,
 )
+from pfc.strict_json import parse_json, plain, sealed, unsealed
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import differences, resolved
 from pfc.training.trainer import Epoch, Trainer
@@ -212,7 +213,7 @@ class RunFolder:
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; what an older version did not write has its default."""
     config = files.read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
-    recipe = files.plain(defaults_of(Recipe)) | config["recipe"]
+    recipe = plain(defaults_of(Recipe)) | config["recipe"]
     return {**DEFAULTS, **config, "recipe": recipe, "data": DATA_DEFAULTS | config["data"]}
 
 
@@ -347,10 +348,10 @@ def history(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(files.sealed(line)) + "\n"
+    return json.dumps(sealed(line)) + "\n"
 
 
 def _read_line(text: bytes, where: str) -> dict[str, Any]:
-    line = files.unsealed(files.parse_json(text, where), where)
+    line = unsealed(parse_json(text, where), where)
     HISTORY_SCHEMA(line, f"{where}: ")
     return line

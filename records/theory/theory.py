@@ -20,9 +20,10 @@ import torch
 from scipy.stats import t as student
 
 from pfc import figures, measure
-from pfc.files import plain, write_text
+from pfc.files import write_text
 from pfc.measuring import transport
 from pfc.profile import Profile
+from pfc.strict_json import plain
 from pfc.theory.transport import Gap
 from pfc.training import Run
 
