@@ -84,3 +84,34 @@ def test_next_words_come_nearer_to_their_means_layer_by_layer():
     assert all(1.25 < value < 1.28 for value in train.columns["pfc2"][:-1])
     share = [b / a for a, b in zip(train.columns["pfc1"], test.columns["pfc1"], strict=True)]
     assert all(1.03 < s < 1.05 for s in share[1:])
+
+
+def test_the_search_of_recipes_says_what_its_runs_say():
+    folder = RECORDS / "recipes-search"
+    lines = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
+    page = (folder / "README.md").read_text()
+    assert page.startswith((folder / "NOTES.md").read_text().rstrip())
+    assert page.count("| diverged |") == sum("error" in line for line in lines)
+    done = [line for line in lines if "error" not in line]
+    for line in done:
+        for metric in ("pfc1", "pfc2"):
+            assert f"| {line[metric][0]:.3g} to {line[metric][-1]:.3g} |" in page
+    ends = {
+        (
+            line["set"],
+            line["changes"].get("loss", "cross-entropy"),
+            *map(repr, line["changes"].values()),
+        ): (
+            line["pfc1"][-1],
+            line["pfc2"][-1],
+            line["effective_depth"],
+        )
+        for line in done
+    }
+    conv = {key: end for key, end in ends.items() if key[0] != "mnist"}
+    assert all(
+        (pfc2 < 0.23 and pfc1 < 0.01) == (key[1] == "mse") for key, (pfc1, pfc2, _) in conv.items()
+    )
+    cifar10 = [end for key, end in ends.items() if key[0] == "cifar10"]
+    assert {depth for *_, depth in cifar10} == {9}
+    assert all(0.57 < pfc2 < 0.68 for _, pfc2, _ in cifar10)
