@@ -71,7 +71,9 @@ class MeansSpan:
         error = pi @ ((means.mean - centre) + means.mean_error)
         basis, values, floor = _directions(M * pi.sqrt()[:, None], _rounding(means))
         if not bool(pi.all()):  # the means of no weight need further directions
-            more, _, floor = _directions(M - (M @ basis) @ basis.mT, floor)
+            noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)
+            more, _, floor = _directions(_beyond(M[pi == 0], basis), torch.maximum(floor, noise))
+            more = torch.linalg.qr(_beyond(more.mT, basis).mT).Q
             basis = torch.cat([basis.mT, more.mT]).mT
             values = torch.cat([values, values.new_zeros(more.shape[1])])
         points = _together(M @ basis, floor)
@@ -106,6 +108,13 @@ def _directions(
     floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
     rank = int((values > floor).sum())
     return directions[:rank].contiguous().mT, values[:rank], floor
+
+
+def _beyond(M: Float64[Tensor, "P D"], basis: Float64[Tensor, "D R"]) -> Float64[Tensor, "P D"]:
+    """What orthonormal columns miss of the rows of a matrix; twice, as once leaves round-off."""
+    for _ in range(2):
+        M = M - (M @ basis) @ basis.mT
+    return M
 
 
 def _places(seen: Bool[Tensor, " K"]) -> Int64[Tensor, " K"]:

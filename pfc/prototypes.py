@@ -42,11 +42,10 @@ class Prototypes:
         p, squares = self.points, self.points.square().sum(1)
         if not p.shape[1]:
             return False
+        same = torch.unique(p, dim=0, return_inverse=True)[1]
         for rows in torch.arange(len(p), device=p.device).split(ROWS):
             apart = squares[rows, None] + squares - 2 * p[rows] @ p.mT
-            i, j = (apart < (CROWDED * self.largest) ** 2).nonzero().unbind(1)
-            i = rows[i]
-            if (p[i[i < j]] != p[j[i < j]]).any():
+            if ((apart < (CROWDED * self.largest) ** 2) & (same[rows, None] != same)).any():
                 return True
         return False
 

@@ -269,6 +269,16 @@ def test_a_class_at_a_time():
     assert profile_of({"h": problems.O1_H}, problems.O1_Y, passes=1).classes("h").accuracy.isna().all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("K", [3, 30, 300])
+def test_the_nearest_other_class_is_the_lowest_of_those_at_one_distance(K, offset):
+    H = 3 * torch.eye(K).repeat_interleave(2, 0) + offset
+    H[::2] += 1
+    H[1::2] -= 1
+    found = profile_of({"h": H}, torch.arange(K).repeat_interleave(2))
+    assert found.classes("h").nearest.tolist() == [1] + [0] * (K - 1)
+
+
 def test_confusion_counts_every_sample_once():
     x, y = problems.features(8, N=200, K=4)
     profile = profile_of({"x": x}, y)

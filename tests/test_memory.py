@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pfc
+from pfc.prototypes import Prototypes
 from tests.models import samples, seeded
 
 BATCH, WIDE, LAYERS, CLASSES = 12, 300, 4, 3
@@ -63,6 +64,15 @@ def _small_tiles(monkeypatch):
 def test_nothing_larger_than_a_batch_is_made(n, options):
     size, where = largest(n, **options)
     assert size <= OWN, where
+
+
+def test_crowded_class_means_are_seen_without_a_list_of_pairs():
+    K, R = 200, 100
+    points = torch.randn(K, R, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points[0] *= 1e6
+    with Largest() as seen:
+        assert Prototypes(points, torch.tensor(1e-9, dtype=torch.float64)).crowded
+    assert seen.found[0] <= 8 * K * K, seen.found[1]
 
 
 @pytest.mark.usefixtures("_small_tiles")

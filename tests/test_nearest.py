@@ -34,6 +34,23 @@ def test_decisions_are_those_in_the_whole_space(seed):
         assert nearest.hits.tolist() == hits
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_means_of_no_weight_bend_no_distance(seed):
+    """Classes without samples in the data at hand, of sizes 1e-3 to 1e8, in more or fewer dimensions."""
+    rng = np.random.default_rng(seed)
+    K, D = int(rng.integers(3, 12)), int(rng.integers(1, 14))
+    H = rng.integers(-3, 4, size=(K, D)) * (10.0 ** rng.integers(-3, 9, size=(K, 1)) if seed % 2 else 1)
+    some = torch.arange(K) < rng.integers(2, K)
+    weights = some.double() / some.sum()
+    span = MeansSpan.of(ClassMoments.of(H, torch.arange(K)), weights=weights)
+    R = span.basis.shape[1]
+    assert R <= min(D, K - 1)
+    np.testing.assert_allclose(span.basis.mT @ span.basis, np.eye(R), atol=1e-13)
+    M = torch.from_numpy(H) - span.centre
+    missed = (M - M @ span.basis @ span.basis.mT).norm(dim=1).max()
+    assert missed <= 1e-13 * M.norm(dim=1).max()
+
+
 @given(problems.seeds)
 @settings(max_examples=20, deadline=None)
 def test_batches_and_merging_add_up(seed):

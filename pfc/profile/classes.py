@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from pfc.prototypes import ROUNDING
 from pfc.schema import Array, check_arrays
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ClassGeometry:
         count: Samples of each class.
         scatter: Summed squared distances of each class's samples to their mean.
         norm: Length of each class mean less the unweighted mean of the means.
-        nearest: The other class whose mean is the nearest.
+        nearest: The other class whose mean is the nearest, the lowest of those at one distance.
         cosine: Of the angle between the two, seen from the mean of the means; NaN if one is that mean.
         hits: Samples of each class that are nearest to its own mean; `None` after one pass.
         gram: Inner products of the centred class means; `None` of many classes.
@@ -69,7 +70,8 @@ class ClassGeometry:
         M = M - M.mean(0)
         norm = torch.linalg.vector_norm(M, dim=1)
         apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")
-        place = apart.fill_diagonal_(torch.inf).argmin(1)
+        least = apart.fill_diagonal_(torch.inf).amin(1, keepdim=True)
+        place = (apart <= least + ROUNDING * norm.max()).byte().argmax(1)
         few = len(M) <= most
         return cls(
             number=number.cpu(),
