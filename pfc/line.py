@@ -21,11 +21,12 @@ from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
-from pfc.prototypes import EPS, ROUNDING, Prototypes, about, anchored
+from pfc.prototypes import EPS, ROUNDING, Prototypes, by_class
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
 TINY = float(np.finfo(np.float64).tiny)
+FINE = 2**20  # times rounding: above it a gap has digits enough; ours
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
@@ -51,7 +52,14 @@ class StepCurve:
         return torch.cat([self.starts, self.stops]).unique()
 
     def accuracy(self, t: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
-        """Fraction of the samples that are nearest to their own class mean at each t in [0, 1]."""
+        """Fraction of the samples nearest to their own class mean at each t in [0, 1].
+
+        Args:
+            t: The times.
+
+        Returns:
+            In [0, 1]; at a breakpoint inside (0, 1), which is known to rounding, that of either side.
+        """
         started, stopped = (torch.searchsorted(e, t, right=True) for e in (self.starts, self.stops))
         return (self.samples - started + stopped).double() / self.samples
 
@@ -195,29 +203,36 @@ def _gaps(
     """The gaps between means and samples of two ends, each given in both bases side by side."""
     A, B = ends
     r = A.points.shape[1]
-    first, last = slice(None, r), slice(r, None)
-    f = z[0].new_empty(3, len(own), len(points[0]))
-    for rows, k in anchored(own, crowded=A.crowded or B.crowded):
-        a, b = (about(M, M, k) for M in points)
-        x, y = (about(H[rows], M, k) for H, M in zip(z, points, strict=True))
-        f[0, rows] = torch.addmm(a[:, first].square().sum(1), x[:, first], a[:, first].mT, alpha=-2)
-        across = x[:, last] @ b[:, last].mT + y[:, first] @ a[:, first].mT
-        f[1, rows] = (a[:, last] * b[:, last]).sum(1) - across
-        f[2, rows] = torch.addmm(b[:, last].square().sum(1), y[:, last], b[:, last].mT, alpha=-2)
+    f = _coefficients(points, z, r)
     f -= f.gather(2, own.expand(3, -1)[..., None])
-    x, y = (H - M[own] for H, M in zip(z, points, strict=True))
-    distance = torch.stack([x[:, first].norm(dim=1), y[:, last].norm(dim=1)])
-    return Gaps(f, own, distance, _rounding(A, B, z), torch.stack([A.floor, B.floor]))
-
-
-def _rounding(
-    A: Prototypes, B: Prototypes, z: Sequence[Float64[Tensor, "B R"]]
-) -> Float64[Tensor, "3 B"]:
-    """What computing rounds in the gaps' coefficients about the origin; nothing about anchors."""
+    x, y = (H.norm(dim=1) for H in z)
+    across = A.largest * (B.largest + y) + B.largest * (A.largest + x)
+    first, last = A.rounding(z[0]), B.rounding(z[1])
+    rounding = torch.stack([first, ROUNDING / 2 * across, last])
     if A.crowded or B.crowded:
-        return z[0].new_zeros(3, len(z[0]))
-    a, b = (H.norm(dim=1) + P.largest for H, P in zip(z, (A, B), strict=True))
-    return ROUNDING * torch.stack([A.largest * a, (A.largest * b + B.largest * a) / 2, B.largest * b])
+        least = torch.minimum(f[0].abs(), f[2].abs()).scatter(1, own[:, None], torch.inf)
+        for rows, k in by_class(own, least.amin(1) <= FINE * torch.maximum(first, last)):
+            moved = [M - M[k] for M in points]
+            f[:, rows] = _coefficients(
+                moved, [H[rows] - M[k] for H, M in zip(z, points, strict=True)], r
+            )
+            f[:, rows] -= f[:, rows, k, None]
+            rounding[:, rows] = 0
+    x, y = (H - M[own] for H, M in zip(z, points, strict=True))
+    distance = torch.stack([x[:, :r].norm(dim=1), y[:, r:].norm(dim=1)])
+    return Gaps(f, own, distance, rounding, torch.stack([A.floor, B.floor]))
+
+
+def _coefficients(
+    points: Sequence[Float64[Tensor, "K R"]], z: Sequence[Float64[Tensor, "B R"]], r: int
+) -> Float64[Tensor, "3 B K"]:
+    """Squared distances along the line but for what all classes share; the first r axes are A's."""
+    (a, b), (x, y), A, B = points, z, slice(None, r), slice(r, None)
+    f = x.new_empty(3, len(x), len(a))
+    torch.addmm(a[:, A].square().sum(1), x[:, A], a[:, A].mT, alpha=-2, out=f[0])
+    f[1] = (a[:, B] * b[:, B]).sum(1) - x[:, B] @ b[:, B].mT - y[:, A] @ a[:, A].mT
+    torch.addmm(b[:, B].square().sum(1), y[:, B], b[:, B].mT, alpha=-2, out=f[2])
+    return f
 
 
 def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:

@@ -218,7 +218,7 @@ class NearestMean:
         """Add a batch that is already in the coordinates of the span; its features had this type."""
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         p = self.span.place[y]
-        nearest = self.span.prototypes.nearest(z, p)
+        nearest = self.span.prototypes.nearest(z)
         residual = z - self.span.points[p]
         self.count.index_add_(0, p, z.new_ones(len(z)))
         self.hits.index_add_(0, p, (nearest == p).to(z))

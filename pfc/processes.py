@@ -340,7 +340,7 @@ def _many(group: Any) -> bool:
 @contextmanager
 def launched(device: str | None) -> Iterator[tuple[Processes, str | None]]:
     """Join the processes that `torchrun` started, if it did, for the length of the block."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or not dist.is_available():
         yield Processes(), device
         return
     gpus = torch.cuda.is_available() and dist.is_nccl_available() and device in {None, "cuda"}

@@ -1,8 +1,8 @@
 """The nearest of several points, decided to the last digit of the data; ties go to the lowest class.
 
 With r = z - p_o about an anchor p_o and q_j = p_j - p_o, a squared distance less that to the anchor is
-|q_j|^2 - 2 <r, q_j>: one product of matrices. One anchor serves all samples unless points nearly
-coincide; then each sample's is its own class mean, about which near points keep their digits.
+|q_j|^2 - 2 <r, q_j>: one product of matrices. The origin serves all samples; where points nearly
+coincide, those that it leaves undecided are seen again about a point near them, to all their digits.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
@@ -38,7 +38,7 @@ class Prototypes:
 
     @cached_property
     def crowded(self) -> bool:
-        """Whether two points differ, but by less than rounding about the origin might hide."""
+        """Whether two points differ, but by so little that rounding about the origin might hide it."""
         p, squares = self.points, self.points.square().sum(1)
         if not p.shape[1]:
             return False
@@ -49,45 +49,37 @@ class Prototypes:
                 return True
         return False
 
-    def nearest(self, z: Float64[Tensor, "B R"], own: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-        """The nearest point of each sample; `own` is that of its class, near which it may be."""
-        for _ in range(2 if self.crowded else 1):  # about the sample's class, then about what is found
-            found = torch.empty_like(own)
-            for rows, k in anchored(own, crowded=self.crowded):
-                r, q = (about(M, self.points, k) for M in (z[rows], self.points))
-                found[rows] = self._lowest(r, q)
-            own = found
-        return own
+    def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
+        """The nearest point of each sample."""
+        found, several = self._lowest(z, self.points, self.rounding(z))
+        if self.crowded:
+            for rows, k in by_class(found, several):
+                r, q = z[rows] - self.points[k], self.points - self.points[k]
+                found[rows] = self._lowest(r, q)[0]
+        return found
 
-    def _lowest(self, r: Float64[Tensor, "b R"], q: Float64[Tensor, "P R"]) -> Int64[Tensor, " b"]:
-        """The lowest of those points that are nearest to within rounding."""
+    def _lowest(
+        self, r: Float64[Tensor, "b R"], q: Float64[Tensor, "P R"], rounding: Tensor | float = 0.0
+    ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
+        """The lowest of the points that are nearest to within rounding, and whether they are several."""
         gap = torch.addmm(q.square().sum(1), r, q.mT, alpha=-2)
-        least, square = gap.amin(1), r.square().sum(1)
-        tie = self.tie((least + square).clamp(min=0).sqrt()) + self.rounding(square.sqrt())
-        return (gap <= (least + tie)[:, None]).byte().argmax(1)
+        least = gap.amin(1)
+        tie = self.tie((least + r.square().sum(1)).clamp(min=0).sqrt()) + rounding
+        near = (gap <= (least + tie)[:, None]).byte()
+        return near.argmax(1), near.sum(1) > 1
 
     def tie(self, distance: Float64[Tensor, "*B"]) -> Float64[Tensor, "*B"]:
         """How far moved points may move the difference of two squared distances of this size."""
         return 8 * self.floor * (distance + self.floor)
 
-    def rounding(self, size: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
-        """What computing rounds in this difference, for samples of that norm; nothing about anchors."""
-        return (0.0 if self.crowded else ROUNDING * self.largest) * (self.largest + size)
+    def rounding(self, z: Float64[Tensor, "B R"]) -> Float64[Tensor, " B"]:
+        """What computing about the origin rounds in this difference."""
+        return ROUNDING * self.largest * (self.largest + z.norm(dim=1))
 
 
-def anchored(
-    own: Int64[Tensor, " B"], *, crowded: bool
-) -> Iterator[tuple[Int64[Tensor, " b"] | slice, Int64[Tensor, ""] | None]]:
-    """Samples, as rows, and the point about which they are seen; `None` for the origin."""
-    if not crowded:
-        yield slice(None), None
-        return
-    for k in own.unique():
-        yield (own == k).nonzero()[:, 0], k
-
-
-def about(
-    M: Float64[Tensor, "N R"], points: Float64[Tensor, "P R"], k: Int64[Tensor, ""] | None
-) -> Float64[Tensor, "N R"]:
-    """Rows about a point, or about the origin."""
-    return M if k is None else M - points[k]
+def by_class(
+    classes: Int64[Tensor, " B"], among: Bool[Tensor, " B"]
+) -> Iterator[tuple[Int64[Tensor, " b"], Int64[Tensor, ""]]]:
+    """The rows of each class, among some rows; they wait for the device."""
+    for k in classes[among].unique():
+        yield ((classes == k) & among).nonzero()[:, 0], k

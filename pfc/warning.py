@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = CollapseWarning) -> None:
 
 def speaks() -> bool:
     """Whether this process says on the command line what all say that `torchrun` started together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+    return int(os.environ.get("WORLD_SIZE") or 1) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 def renamed(old: str, new: str) -> property:

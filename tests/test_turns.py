@@ -90,7 +90,7 @@ def check_frame(seed):
     exact_E = exact_line.exact(np.eye(K)) - Fraction(1, K)
     rest = [rng.normal(size=(K, K)), whole(rng, K, K)][seed // 3 % 2]
     along = [float(rng.integers(-2, 3)), rng.normal()][seed // 6 % 2]
-    size = [1.0, far(rng, -3, 3), far(rng, -6, -1)][seed // 12 % 3]  # below, PFC2 is round-off
+    size = 2.0 ** round(rng.uniform(*[(0, 0), (-10, 10), (-20, -3)][seed // 12 % 3]))  # exact
     A = np.hstack([along * E, E @ rest * size])
     exact_A = np.hstack([Fraction(along) * exact_E, exact_E @ exact_line.exact(rest * size)])
     B, exact_B = np.hstack([E, 0 * E]), np.hstack([exact_E, 0 * exact_E])
