@@ -38,7 +38,7 @@ def rounded(bound: float, digits: int, *, up: bool) -> str:
         return str(bound)
     with localcontext() as context:
         context.prec, context.rounding = digits, ROUND_CEILING if up else ROUND_FLOOR
-        return f"{float(+Decimal(bound)):.{digits}g}"
+        return f"{float(+Decimal(bound)):.{max(digits, 4)}g}"
 
 
 def nfc(text: str) -> str:
