@@ -115,3 +115,15 @@ def test_the_search_of_recipes_says_what_its_runs_say():
     cifar10 = [end for key, end in ends.items() if key[0] == "cifar10"]
     assert {depth for *_, depth in cifar10} == {9}
     assert all(0.57 < pfc2 < 0.68 for _, pfc2, _ in cifar10)
+
+
+@pytest.mark.parametrize(("name", "blocks", "last"), [("resnet20", 9, 0.9956), ("resnet56", 27, 0.9998)])
+def test_the_effective_depth_of_published_networks_is_their_depth(name, blocks, last):
+    record = RECORDS / "published"
+    train, test, flat = (pfc.load(record / f"{name}-{k}.json") for k in ("train", "test", "flattened"))
+    assert (train.effective_depth(), len(train.layers)) == (blocks - 1, blocks)
+    assert all(p.non_monotone_layers("pfc3") == [] for p in (train, test, flat))
+    assert train.columns["pfc3"][-1] == pytest.approx(last, abs=1e-4)
+    assert len(train.non_monotone_layers("pfc1")) == {"resnet20": 1, "resnet56": 5}[name]
+    assert not any(layer.startswith("layer3") for layer in train.non_monotone_layers("pfc1"))
+    assert test.about["means"] == "cifar10, 50000 samples"
