@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from math import isnan
@@ -22,11 +22,12 @@ def keep(
     epochs: Mapping[int, Profile],
     metrics: Sequence[str],
     *,
-    segments: bool = True,
+    segments: Container[str] | None = None,
 ) -> None:
-    """Write the profiles, without class means and perhaps segments, and their figures."""
+    """Write the profiles, without class means, with segments where they are named, and their figures."""
     for name, profile in profiles.items():
-        kept = profile if segments else replace(profile, segments=())
+        whole = segments is None or name in segments
+        kept = profile if whole else replace(profile, segments=())
         kept.save(record / f"{name}.json", means=False, pairs=False)
         figures.save(figures.layers(profile, metrics=metrics), record / f"{name}.png")
     if epochs:

@@ -132,7 +132,7 @@ def main(folder: Path, weights: Path, names: Sequence[str]) -> None:
         parts[f"{name}, flattened maps of {FLATTENED:,} training images"] = layers(
             {"train": flat}, METRICS
         )
-    keep(RECORD, found, {}, METRICS)
+    keep(RECORD, found, {}, METRICS, segments={"resnet56-train"})  # megabytes each
     about = environment("torch", images=[len(train), len(test)], flattened=FLATTENED, mean=MEAN, std=STD)
     write_json(RECORD / "config.json", about)
     words = {name: f"metrics over the blocks, {name.replace('-', ', ')}" for name in found}

@@ -73,7 +73,7 @@ def main(folder: Path, chosen: list[int]) -> None:
     data, test, _ = read(folder, WORDS, next_word=True)
     runs = [run(data, test, seed) for seed in chosen]
     found, epochs, _ = runs[0]
-    keep(RECORD, found, epochs, METRICS[:3], segments=False)
+    keep(RECORD, found, epochs, METRICS[:3], segments=())
     settings = environment(
         "torch", "transformers", words=WORDS, network=NETWORK, training=TRAINING, seeds=chosen
     )
