@@ -34,16 +34,15 @@ class Fatal(Dataset):
 
 
 def main():
-    """One line for each way and number of workers."""
+    """One line for each way, of one worker or two in turn."""
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    for way, how in HOW.items():
-        for workers in (1, 2):
-            said = ""
-            try:
-                pfc.measure(net, DataLoader(Fatal(how), 10, num_workers=workers), progress=False)
-            except ValueError as error:
-                said = str(error)
-            print(f"{way}, {workers}: {said}", flush=True)
+    for workers, (way, how) in zip((1, 2, 1, 2, 2), [*HOW.items(), *HOW.items()], strict=False):
+        said = ""
+        try:
+            pfc.measure(net, DataLoader(Fatal(how), 10, num_workers=workers), progress=False)
+        except ValueError as error:
+            said = str(error)
+        print(f"{way}, {workers}: {said}", flush=True)
 
 
 if __name__ == "__main__":
