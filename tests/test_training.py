@@ -214,13 +214,14 @@ def test_auto_is_what_the_machine_multiplies_and_what_a_run_began_with(digits, t
     assert Run(tmp_path / "bfloat16").config["precision"] == "bfloat16"
 
 
-def test_convolutions_in_bfloat16_lie_channels_last_and_resume_to_the_same_bits(digits, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolutions_lie_channels_last_and_resume_to_the_same_bits(digits, tmp_path, precision):
     recipe = replace(TINY, net="conv", blocks=(1, 1), width=4)
 
     def nets(folder, **how):
         net = recipe.build(digits)
         epochs = pfc.train(
-            net, digits, recipe, folder=folder, precision="bfloat16", progress=False, **how
+            net, digits, recipe, folder=folder, precision=precision, progress=False, **how
         )
         return net, epochs
 

@@ -63,6 +63,8 @@ def train(
 ) -> Iterator[Epoch]:
     """Train a network in place by a recipe; yields epoch 0 and then every epoch done.
 
+    Weights of convolutions are laid out in memory with the channels last, which is faster.
+
     The order of the samples in epoch e depends on (seed, e) alone. With a `folder` the run is kept
     there: configuration, history, profiles, weights, and after every epoch a state from which
     `resume=True` continues to the same bits on the same machine. The folder is locked until the last
@@ -82,10 +84,10 @@ def train(
         resume: Continue the run in `folder`; starts it if nothing is there yet.
         seed: Of the order of the samples.
         device: Where to train; the net's own place if `None`.
-        precision: `"bfloat16"` runs forward passes under autocast, convolutions with the channels last
-            in memory. `"auto"` takes it on a processor that multiplies bfloat16 by itself (its flag
-            amx_bf16 or avx512_bf16 in /proc/cpuinfo, so on Linux alone), and what a kept run began
-            with; on a GPU it takes float32, whose convolutions run in TensorFloat-32 and were faster.
+        precision: `"bfloat16"` runs forward passes under autocast. `"auto"` takes it on a
+            processor that multiplies bfloat16 by itself (its flag amx_bf16 or avx512_bf16 in
+            /proc/cpuinfo, so on Linux alone), and what a kept run began with; on a GPU it takes
+            float32, whose convolutions run in TensorFloat-32 and were faster.
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
             many times slower on two busy threads than on one.
         compile: Compile the network for training by `torch.compile`, which takes a minute at the start.

@@ -28,9 +28,9 @@ def _flags() -> set[str]:
     return set()
 
 
-def arranged(net: nn.Module, precision: ForwardPrecision) -> nn.Module:
-    """The network, in place: convolutions in bfloat16 run faster with the channels last in memory."""
-    if precision == "bfloat16" and any(p.dim() == 4 for p in net.parameters()):
+def arranged(net: nn.Module) -> nn.Module:
+    """The network, in place: convolutions run faster with the channels last in memory."""
+    if any(p.dim() == 4 for p in net.parameters()):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net
 

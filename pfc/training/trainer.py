@@ -80,7 +80,7 @@ class Trainer:
         if not 0 <= seed < 2**40:
             raise ValueError(f"seed must lie in 0..2^40 - 1, got {seed}")
         self.device = device_of(device, net)
-        self.net = arranged(net.to(self.device), precision)
+        self.net = arranged(net.to(self.device))
         self.data = data.to(self.device)
         self.recipe, self.seed, self.precision = recipe, seed, precision
         self.ranks = ranks
