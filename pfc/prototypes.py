@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
@@ -37,9 +37,14 @@ class Prototypes:
         return self.points.norm(dim=1).max()
 
     @cached_property
+    def _squares(self) -> Float64[Tensor, " P"]:
+        """Squared norms of the points."""
+        return self.points.square().sum(1)
+
+    @cached_property
     def crowded(self) -> bool:
         """Whether two points differ, but by so little that rounding about the origin might hide it."""
-        p, squares = self.points, self.points.square().sum(1)
+        p, squares = self.points, self._squares
         if not p.shape[1]:
             return False
         same = torch.unique(p, dim=0, return_inverse=True)[1]
@@ -51,22 +56,26 @@ class Prototypes:
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """The nearest point of each sample."""
-        found, several = self._lowest(z, self.points, self.rounding(z))
+        near = self._near(z, self.points, self._squares, self.rounding(z))
+        found = near.argmax(1)
         if self.crowded:
-            for rows, k in by_class(found, several):
+            for rows, k in by_class(found, near.sum(1) > 1):
                 r, q = z[rows] - self.points[k], self.points - self.points[k]
-                found[rows] = self._lowest(r, q)[0]
+                found[rows] = self._near(r, q, q.square().sum(1)).argmax(1)
         return found
 
-    def _lowest(
-        self, r: Float64[Tensor, "b R"], q: Float64[Tensor, "P R"], rounding: Tensor | float = 0.0
-    ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
-        """The lowest of the points that are nearest to within rounding, and whether they are several."""
-        gap = torch.addmm(q.square().sum(1), r, q.mT, alpha=-2)
+    def _near(
+        self,
+        r: Float64[Tensor, "b R"],
+        q: Float64[Tensor, "P R"],
+        squares: Float64[Tensor, " P"],
+        rounding: Tensor | float = 0.0,
+    ) -> UInt8[Tensor, "b P"]:
+        """Which points are the nearest to within rounding, as 1."""
+        gap = torch.addmm(squares, r, q.mT, alpha=-2)
         least = gap.amin(1)
         tie = self.tie((least + r.square().sum(1)).clamp(min=0).sqrt()) + rounding
-        near = (gap <= (least + tie)[:, None]).byte()
-        return near.argmax(1), near.sum(1) > 1
+        return (gap <= (least + tie)[:, None]).byte()
 
     def tie(self, distance: Float64[Tensor, "*B"]) -> Float64[Tensor, "*B"]:
         """How far moved points may move the difference of two squared distances of this size."""

@@ -261,9 +261,8 @@ def _check_iterable(data: Any) -> None:
             + ("; call its batches()" if attribute(data, "batches") else "")
         )
     with told("the data failed before their first batch"):
-        one_shot = (
-            isinstance(data, Iterator) and iter(data) is data
-        )  # asking a loader would draw its seed
+        # asking a loader would draw its seed
+        one_shot = isinstance(data, Iterator) and iter(data) is data
     if one_shot:
         raise ValueError(
             f"data is a one-shot iterator ({type(data).__name__}), and measuring reads it more than "
