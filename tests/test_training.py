@@ -435,3 +435,42 @@ def test_epochs_that_a_damaged_history_has_lost_are_named(digits, tmp_path):
     (tmp_path / "history.jsonl").write_text(text[:-20])
     with pytest.warns(UserWarning, match=r"history.jsonl was damaged: .* epoch\(s\) 4 is lost"):
         trained(digits, tmp_path, resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_steps_are_those_of_python(digits, precision, monkeypatch):
+    """Sizes that end an epoch, rates that change, and a network that is measured on the way."""
+    replayed, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "replay", lambda graph: (replayed.append(1), replay(graph))[1]
+    )
+    recipe = replace(TINY, net="conv", blocks=(1, 2), width=8, epochs=9, learning_rate=0.01)
+    found = {}
+    for recorded in (True, False):
+        if not recorded:
+            monkeypatch.setattr(pfc.training.speed.RecordedSteps, "may", lambda *_: False)
+        how = {"recipe": recipe, "device": "cuda", "precision": precision}
+        net, epochs = trained(digits, **how)
+        found[recorded] = [(e.loss, e.accuracy) for e in epochs[1:]], net.state_dict()
+    # the first three steps of a size, and the recording itself once a rate, launch kernel by kernel
+    assert len(replayed) == 9 * 4 - 2 * 3
+    (ours, w), (theirs, v) = found[True], found[False]
+    close = 1e-4 if precision == "float32" else 2e-2
+    assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 10 * close
+    assert all(
+        (w[name].double() - v[name].double()).norm() <= close * (1 + v[name].double().norm())
+        for name in w
+    )
+
+
+def test_only_known_networks_that_nobody_hears_are_recorded():
+    may, gpu = pfc.training.speed.RecordedSteps.may, torch.device("cuda")
+    net = TINY.build(pfc.data.load("digits", limit=20))
+    assert may(net, gpu)
+    assert not may(net, torch.device("cpu"))
+    assert not may(nn.Linear(2, 2), gpu)
+    handle = net.blocks[0].register_forward_hook(lambda *_: None)
+    assert not may(net, gpu)
+    handle.remove()
+    assert may(net, gpu)

@@ -43,7 +43,6 @@ class Options:
         out: Folder of the run; runs/RECIPE if not given.
         data: Instead of the recipe's data: digits, a hub name, a folder of parquet files or of images.
         split: Of the data: train, or fit of the digits, whose held-out part is the test set then.
-        limit: Train on a class-balanced subset of so many samples.
         label: The column with the labels, where the data have several, such as coarse_label.
         seed: Of the first weights, the order of the samples and the subset.
         device: Such as cpu or cuda.
@@ -56,7 +55,6 @@ class Options:
     out: Path | None = None
     data: str | None = None
     split: str = "train"
-    limit: int | None = None
     label: str | None = None
     seed: int = 0
     device: str | None = None
@@ -134,7 +132,7 @@ def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Pa
     named = ("seed", "precision", "threads", "compile", "measure_every")
     how = {"folder": folder, "resume": resume, **{name: getattr(options, name) for name in named}}
     measured_epochs(recipe.epochs, options.measure_every)  # refused before the data are loaded
-    chosen = (options.split, options.limit, options.seed)
+    chosen = (options.split, recipe.limit, options.seed)
     images = sets.load(recipe.data, *chosen, label_column=options.label)
     if images.origin and folder.absolute().is_relative_to(images.origin.path):
         raise ValueError(f"--out {folder} lies among the data in {images.origin.path}: choose another")

@@ -70,7 +70,7 @@ def training(
         ValueError: If there is no profile, an epoch is negative, there is no such segment, the layers
             are not the same at all epochs, or a metric is unknown.
     """
-    epochs, rows = _over_epochs(profiles, segment)
+    epochs, rows = over_epochs(profiles, segment)
     names = profiles[epochs[0]].layers[rows]
     seen = [profiles[epoch].columns for epoch in epochs]
     shown = chosen(metrics, seen)
@@ -81,8 +81,8 @@ def training(
             ax.set_title(named(metric))
             ax.set_ylabel(column(metric).tex)
             curves = list(zip(*(columns[metric][rows] for columns in seen), strict=True))
-            _draw(ax, epochs, curves, _by_depth(len(curves)), metric)
-            _epoch_axis(ax, epochs, points)
+            draw_curves(ax, epochs, curves, by_depth(len(curves)), metric)
+            epoch_axis(ax, epochs, points)
         legend(figure, axes[0].lines, ticks(names), "layer")
     return figure
 
@@ -135,7 +135,7 @@ def layers(
     return figure
 
 
-def _over_epochs(profiles: Mapping[int, "Profile"], i: int | None) -> tuple[list[int], slice]:
+def over_epochs(profiles: Mapping[int, "Profile"], i: int | None) -> tuple[list[int], slice]:
     """The epochs in order, and the rows of the layers to show."""
     epochs = sorted(profiles)
     if not epochs or epochs[0] < 0:
@@ -149,7 +149,7 @@ def _over_epochs(profiles: Mapping[int, "Profile"], i: int | None) -> tuple[list
             )
     if i is None:
         return epochs, slice(None)
-    segment = first.segment(i)
+    segment = profiles[epochs[-1]].segment(i)
     return epochs, slice(segment.start, segment.start + len(segment.layers))
 
 
@@ -209,7 +209,9 @@ def _panel(ax: "Axes", profile: "Profile", metric: str, places: list[float], end
                 [segment.start + (last - segment.start) * at for at in t], values, label="line", **LINE
             )
             predicted += values
-    _draw(ax, places, [profile.columns[metric]], [MEASURED | {"label": "measured"}], metric, predicted)
+    draw_curves(
+        ax, places, [profile.columns[metric]], [MEASURED | {"label": "measured"}], metric, predicted
+    )
     depth = profile.effective_depth(EPS) if metric == "pfc3" else None
     if depth is not None:
         ax.axvline(places[depth], label="depth", **MARK)
@@ -229,7 +231,7 @@ def _explained(figure: "Figure", profile: "Profile", end: "End | None") -> None:
         legend(figure, [lines[label] for label in shown], [words[label] for label in shown])
 
 
-def _draw(
+def draw_curves(
     ax: "Axes",
     x: Numbers,
     curves: Sequence[Numbers],
@@ -260,7 +262,7 @@ def _draw(
     )
 
 
-def _epoch_axis(ax: "Axes", epochs: Sequence[int], points: float) -> None:
+def epoch_axis(ax: "Axes", epochs: Sequence[int], points: float) -> None:
     """An axis of log(1 + epoch), with a tick at each measured epoch and as many numbers as fit."""
     import numpy as np
 
@@ -280,7 +282,7 @@ def _widened(places: Numbers) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _by_depth(n: int) -> Iterator[dict[str, Any]]:
+def by_depth(n: int) -> Iterator[dict[str, Any]]:
     """How the line of each layer looks: darker and thicker with depth, its marker in turn."""
     from matplotlib import colormaps
 

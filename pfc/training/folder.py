@@ -223,7 +223,7 @@ def _settings(about: Mapping[str, Any], by_place: bool) -> dict[str, Any]:
     known = {name: data[name] for name in ("split", "limit", "seed", "label_column") if name in data}
     known |= {"spec": resolved(data["spec"])} if by_place else {}
     rest = {name: about[name] for name in DEFAULTS}
-    return {"recipe": {**about["recipe"], "data": None}, "data": known, **rest}
+    return {"recipe": {**about["recipe"], "data": None, "limit": None}, "data": known, **rest}
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:

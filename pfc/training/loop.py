@@ -86,8 +86,8 @@ def train(
         device: Where to train; the net's own place if `None`.
         precision: `"bfloat16"` runs forward passes under autocast. `"auto"` takes it on a
             processor that multiplies bfloat16 by itself (its flag amx_bf16 or avx512_bf16 in
-            /proc/cpuinfo, so on Linux alone), and what a kept run began with; on a GPU it takes
-            float32, whose convolutions run in TensorFloat-32 and were faster.
+            /proc/cpuinfo, so on Linux alone), on a GPU for networks of ours that nobody listens to,
+            whose steps are recorded and launched as a whole, and what a kept run began with.
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
             many times slower on two busy threads than on one.
         compile: Compile the network for training by `torch.compile`, which takes a minute at the start.
@@ -108,7 +108,7 @@ def train(
     with together(group) as ranks:
         ranks.use_device(device_of(device, net))
         path = None if folder is None else expanded(folder)
-        taken = _precision(precision, path, device_of(device, net))
+        taken = _precision(precision, path, net, device_of(device, net))
         chosen = {"seed": seed, "precision": taken, "measured": due, "recipe": str(recipe)}
         ranks.agree(**chosen, samples=len(data), data=data.fingerprint)
         run = Trainer(net, data, recipe, seed, device, taken, threads, ranks, compile=compile)
@@ -131,7 +131,9 @@ def train(
                 yield epoch
 
 
-def _precision(choice: PrecisionChoice, folder: Path | None, device: torch.device) -> ForwardPrecision:
+def _precision(
+    choice: PrecisionChoice, folder: Path | None, net: nn.Module, device: torch.device
+) -> ForwardPrecision:
     """The precision that is meant: of `"auto"` that of the kept run, or the faster one."""
     one_of(PrecisionChoice, precision=choice)
     if choice != "auto":
@@ -139,7 +141,7 @@ def _precision(choice: PrecisionChoice, folder: Path | None, device: torch.devic
     if folder is not None and (folder / "config.json").exists():
         kept: ForwardPrecision = read_config(folder)["precision"]
         return kept
-    return fast_precision(device)
+    return fast_precision(net, device)
 
 
 def middle_of(epochs: list[int]) -> int:

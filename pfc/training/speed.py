@@ -1,22 +1,28 @@
-"""What makes a step fast on a machine: precision of the forward pass, memory format, compilation."""
+"""What makes a step fast on a machine: precision, memory format, compilation, a single launch."""
 
 import platform
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pfc.nets import ConvResNet, FCResNet
 
 ForwardPrecision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 UNITS = ("amx_bf16", "avx512_bf16")  # the flags of x86 processors that multiply bfloat16 by themselves
 
+WARM = 3  # steps of a size before it is recorded: libraries choose their kernels in them
 
-def fast_precision(device: torch.device) -> ForwardPrecision:
-    """`"bfloat16"` on a processor that multiplies it by itself; steps of a GPU wait for launches."""
+
+def fast_precision(net: nn.Module, device: torch.device) -> ForwardPrecision:
+    """`"bfloat16"` where it is faster: processors that multiply it, recorded steps on a GPU."""
     own = device.type == "cpu" and any(unit in _flags() for unit in UNITS)
-    return "bfloat16" if own else "float32"
+    return "bfloat16" if own or RecordedSteps.may(net, device) else "float32"
 
 
 def _flags() -> set[str]:
@@ -38,3 +44,48 @@ def arranged(net: nn.Module) -> nn.Module:
 def compiled(net: nn.Module) -> nn.Module:
     """The network as torch.compile makes it, with the same parameters."""
     return cast(nn.Module, torch.compile(net))
+
+
+class RecordedSteps:
+    """A training step on a GPU, recorded once for each size of a batch, then launched as a whole.
+
+    Kernel by kernel a step of a small network waits for its launches. What Python does in a step is
+    done while it is recorded alone, so that this is for networks of ours without hooks.
+
+    Args:
+        step: Takes a batch, leaves the network a step further, and gives a tensor.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        self.step = step
+        self.seen: Counter[int] = Counter()
+        self.kept: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    @staticmethod
+    def may(net: nn.Module, device: torch.device) -> bool:
+        """Whether all that a step does is known: a network of ours, on a GPU, that nobody listens to."""
+        heard = any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+        return isinstance(net, FCResNet | ConvResNet) and not heard and device.type == "cuda"
+
+    def forget(self) -> None:
+        """Record again, as the rate is another, which is a constant of what was recorded."""
+        self.kept.clear()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Make a step."""
+        size = len(batch)
+        if size not in self.kept:
+            self.seen[size] += 1
+            if self.seen[size] <= WARM:
+                return self.step(batch)
+            self.kept[size] = self._record(batch)
+        graph, given, told = self.kept[size]
+        given.copy_(batch)
+        graph.replay()
+        return told
+
+    def _record(self, batch: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        graph, given = torch.cuda.CUDAGraph(), batch.clone()
+        with torch.cuda.graph(graph):
+            told = self.step(given)
+        return graph, given, told

@@ -1,7 +1,7 @@
 """A network, its optimizer and its data, one epoch at a time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from pfc.schema import quoted, some
 from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import about_data
-from pfc.training.speed import ForwardPrecision, arranged, compiled
+from pfc.training.speed import ForwardPrecision, RecordedSteps, arranged, compiled
 
 SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
 
@@ -52,6 +52,10 @@ class Epoch:
         told = [] if self.loss is None else [f"loss {self.loss:.4g}", f"accuracy {self.accuracy:.4f}"]
         told += [f"{self.seconds:.1f} s", *([] if self.profile is None else [repr(self.profile)])]
         return f"Epoch({self.epoch}: {', '.join(told)})"
+
+
+class Diverged(ValueError):
+    """A loss that is no longer finite."""
 
 
 class Trainer:
@@ -94,6 +98,7 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             fused=self.device.type in {"cpu", "cuda"},
         )
+        self.recorded = RecordedSteps(self._step)
 
     def _parallel(self) -> nn.Module:
         """The network whose gradients are the mean over the processes, from the first one's weights."""
@@ -132,7 +137,7 @@ class Trainer:
             with _processor(self.threads):
                 loss, accuracy = self._pass(number, rate)
             if not loss < float("inf"):
-                raise ValueError(
+                raise Diverged(
                     f"training diverged: the loss of epoch {number} is {loss}; "
                     f"a learning rate below {self.recipe.learning_rate} would do"
                 )
@@ -146,17 +151,25 @@ class Trainer:
 
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
         self.parallel.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        step = self._stepper(rate)
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index in self._order(number):
             self.ranks.check_peers()
             with self.ranks.exchanging():
-                total += self._step(index)
+                total += step(index)
         for buffer in self.net.buffers() if self.ranks.size > 1 else ():
             self.ranks.broadcast(buffer)  # each process has gathered batch statistics of its own
         loss, hits = (self.ranks.all_reduce(total) / len(self.data)).tolist()
         return loss, hits
+
+    def _stepper(self, rate: float) -> Callable[[Tensor], Tensor]:
+        """What makes the steps of a pass at this rate."""
+        for group in self.optimizer.param_groups:
+            if group["lr"] != rate:
+                self.recorded.forget()
+            group["lr"] = rate
+        known = self.run is self.net and RecordedSteps.may(self.net, self.device)
+        return self.recorded if known else self._step
 
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
         """Batches of sample numbers; a last batch of one joins the one before it."""

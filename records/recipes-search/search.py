@@ -42,6 +42,7 @@ class Setting:
         rates: Learning rates to be tried of each loss, the first ones first; the paper gives none.
         decays: Weight decays to be tried with each.
         more: Further changes of the paper's recipe, each to be tried with both losses.
+        first: Changes that are tried before all others, for what the first runs left open.
     """
 
     limit: int
@@ -49,11 +50,14 @@ class Setting:
     rates: Mapping[Loss, tuple[float, ...]]
     decays: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
     more: tuple[dict[str, Any], ...] = ()
+    first: tuple[dict[str, Any], ...] = ()
 
     def tries(self, name: str) -> Iterator[Recipe]:
         """The recipes, the paper's own first."""
         paper = replace(RECIPES[name], width=self.width)
         yield paper
+        for changes in self.first:
+            yield replace(paper, **changes)
         depth = max(map(len, self.rates.values()))
         for place, decay in product(range(depth), self.decays):
             for loss, rates in self.rates.items():
@@ -78,6 +82,39 @@ FULLY_CONNECTED = (
     {"weight_decay": 5e-3, "normalise": "none", "learning_rate": 0.005},
 )
 RATES: dict[Loss, tuple[float, ...]] = {"cross-entropy": (0.05, 0.02, 0.1), "mse": (0.01, 0.005, 0.02)}
+
+
+def squared(rate: float, decay: float, **more: Any) -> dict[str, Any]:
+    """Changes to squared error."""
+    return {"loss": "mse", "learning_rate": rate, "weight_decay": decay, **more}
+
+
+FIRST: dict[str, tuple[dict[str, Any], ...]] = {
+    "fashion_mnist": (squared(0.02, 2e-3),),
+    "cifar10": (
+        *(squared(rate, decay) for rate, decay in ((0.01, 5e-4), (0.01, 2e-3), (0.005, 1e-3))),
+        *({"width": width, **more} for width in (16, 8) for more in ({}, {"weight_decay": 2e-3})),
+        {"head": "flatten", "weight_decay": 2e-3},
+        {"head": "flatten", "weight_decay": 5e-3, "width": 16},
+        squared(0.002, 1e-3),
+        *({"head": "flatten", "learning_rate": 0.01, "weight_decay": d} for d in (5e-4, 2e-3, 5e-3)),
+        *({"limit": 5_000, "width": width} for width in (16, 8)),
+        {"learning_rate": 0.01},
+        {"form": "relu(Wx)", "zero_start": False},
+        {"form": "relu(Wx)", "zero_start": False, "limit": 5_000, "width": 8},
+    ),
+    "stl10": (squared(0.02, 2e-3),),
+    "cifar100": (
+        *(squared(rate, decay) for rate, decay in ((0.01, 5e-4), (0.01, 2e-3), (0.005, 1e-3))),
+        *({"width": 8, **more} for more in ({}, {"weight_decay": 2e-3})),
+        {"head": "flatten", "weight_decay": 2e-3},
+        squared(0.002, 1e-3),
+        *({"head": "flatten", "learning_rate": 0.01, "weight_decay": d} for d in (5e-4, 2e-3)),
+        *({"limit": 5_000, "width": width} for width in (16, 8)),
+        squared(0.01, 5e-4, width=32),
+        squared(0.01, 5e-4, batch_size=32),
+    ),
+}
 SETTINGS = {
     "mnist": Setting(
         2_000,
@@ -86,10 +123,10 @@ SETTINGS = {
         (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
         FULLY_CONNECTED,
     ),
-    "fashion_mnist": Setting(2_000, 16, RATES, more=CONVOLUTIONAL),
-    "cifar10": Setting(2_000, 32, RATES, more=CONVOLUTIONAL),
-    "stl10": Setting(1_000, 8, RATES, more=CONVOLUTIONAL),
-    "cifar100": Setting(2_000, 16, RATES, more=CONVOLUTIONAL),
+    "fashion_mnist": Setting(2_000, 16, RATES, more=CONVOLUTIONAL, first=FIRST["fashion_mnist"]),
+    "cifar10": Setting(2_000, 32, RATES, more=CONVOLUTIONAL, first=FIRST["cifar10"]),
+    "stl10": Setting(1_000, 8, RATES, more=CONVOLUTIONAL, first=FIRST["stl10"]),
+    "cifar100": Setting(2_000, 16, RATES, more=CONVOLUTIONAL, first=FIRST["cifar100"]),
 }
 
 
@@ -106,10 +143,10 @@ def run(task: tuple[str, Recipe, int, str, str]) -> dict[str, Any]:
     setting, started = SETTINGS[name], time.perf_counter()
     line: dict[str, Any] = {"set": name, "changes": changes(name, recipe), "seed": seed}
     line |= {"images": setting.limit, "width": setting.width, "epochs": recipe.epochs}
-    line |= {"device": named(device), "precision": fast_precision(torch.device(device))}
-    data = pfc.data.load(source, limit=setting.limit)
+    data = pfc.data.load(source, limit=recipe.limit or setting.limit)
     torch.manual_seed(seed)
     net = recipe.build(data, seed)
+    line |= {"device": named(device), "precision": fast_precision(net, torch.device(device))}
     profile = None
     try:
         for epoch in train(

@@ -1,0 +1,471 @@
+"""What arXiv 2405.00985 claims, each claim a function of what was measured, with an interval over seeds.
+
+On one network a claim holds, fails, or says nothing; over the seeds it is confirmed if it holds on all,
+refuted if it fails on all, and undecided otherwise. The thresholds in a claim's words are ours.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from pfc.line import End
+from pfc.metrics import effective_depth
+from pfc.profile import Profile
+from pfc.profile.columns import PFC
+from pfc.profile.segment import KINDS, Position
+from pfc.profile.verdict import non_monotone, same
+from pfc.theory.transport import Gap
+
+Verdict = Literal["confirmed", "refuted", "undecided"]
+
+OFF = 0.1  # of a metric's change: a layer so far from the line counts as near it
+SEPARABLE = 0.999  # PFC3 of a collapsed last layer
+FRAME = 0.3  # PFC2 of one
+EPS = 0.01  # NCC error of a layer that is separable, as of `Profile.effective_depth`
+OPTIMAL = 1e-9  # relative gap below which a map is an optimal transport map: rounding
+LEAST = 3  # layers of which an order can be spoken
+
+
+@dataclass(frozen=True)
+class Network:
+    """All that the claims need to know of one network.
+
+    Args:
+        last: After training, on the training images.
+        test: After training, on test images about the training means; `None` if not measured.
+        random: Before training, with random first weights; `None` if not measured.
+        gap: Whether its last stage is an optimal transport map; `None` if not computed.
+    """
+
+    last: Profile
+    test: Profile | None = None
+    random: Profile | None = None
+    gap: Gap | None = None
+
+    @property
+    def stage(self) -> tuple[str, ...]:
+        """The layers of the last segment, of which the paper speaks; all layers if there is none."""
+        return self.last.segment().layers if self.last.segments else self.last.layers
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a claim comes to on one network.
+
+    Args:
+        holds: Whether it holds; `None` if nothing can be said.
+        value: Its number; NaN if there is none.
+    """
+
+    holds: bool | None
+    value: float
+
+
+NOTHING = Finding(None, math.nan)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, or one that goes beyond it.
+
+    Args:
+        name: Short.
+        words: What is claimed.
+        number: What its number is.
+        judge: Decides it on one network.
+        ours: Whether the paper does not make it.
+    """
+
+    name: str
+    words: str
+    number: str
+    judge: Callable[[Network], Finding]
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found of a claim in one place.
+
+    Args:
+        claim: Its name.
+        where: Of which networks, or which model.
+        verdict: Confirmed if it holds on all of them, refuted if on none, else undecided.
+        held: On how many it holds.
+        of: Networks.
+        value: Mean of its number over those that have one.
+        low: Lower end of the 95 % interval of Student's t; NaN of fewer than two.
+        high: Its upper end.
+    """
+
+    claim: str
+    where: str
+    verdict: Verdict
+    held: int
+    of: int
+    value: float
+    low: float
+    high: float
+
+
+def answer(claim: str, where: str, findings: Sequence[Finding]) -> Answer:
+    """Put together what a claim comes to on several networks.
+
+    Args:
+        claim: Its name.
+        where: What the networks have in common.
+        findings: One a network.
+
+    Returns:
+        The verdict with its number.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not findings:
+        raise ValueError(f"claim {claim!r} needs at least one network, got none for {where!r}")
+    held = [finding.holds for finding in findings]
+    verdict: Verdict = "undecided"
+    if all(holds is True for holds in held):
+        verdict = "confirmed"
+    elif all(holds is False for holds in held):
+        verdict = "refuted"
+    values = [finding.value for finding in findings if not math.isnan(finding.value)]
+    interval = _interval(values)
+    return Answer(claim, where, verdict, held.count(True), len(findings), *interval)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of Student's t."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return (mean(values) if values else math.nan), math.nan, math.nan
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return mean(values), mean(values) - half, mean(values) + half
+
+
+def ask(where: str, networks: Sequence[Network]) -> list[Answer]:
+    """All claims about trained networks, of the same recipe with different seeds.
+
+    Args:
+        where: What they have in common.
+        networks: One a seed.
+
+    Returns:
+        An answer a claim, in the order of `CLAIMS`; a claim of which nothing is known on any of the
+        networks is left out.
+    """
+    found = []
+    for claim in CLAIMS:
+        findings = [claim.judge(network) for network in networks]
+        if any(finding != NOTHING and finding.holds is not None for finding in findings):
+            found.append(answer(claim.name, where, findings))
+    return found
+
+
+def _values(profile: Profile, metric: str, layers: Sequence[str]) -> list[float]:
+    """A metric at these layers."""
+    at = [profile.layers.index(layer) for layer in layers]
+    return [profile.columns[metric][l] for l in at] if metric in profile.columns else []
+
+
+def _order(metric: str, profile: Profile | None, layers: Sequence[str]) -> Finding:
+    """Whether a metric improves or stays at every layer and gets better in all; Kendall's tau."""
+    values = [] if profile is None else _values(profile, metric, layers)
+    if len(values) < LEAST or any(map(math.isnan, values)):
+        return NOTHING
+    from scipy.stats import kendalltau
+
+    column = PFC[metric]
+    if all(same(column, values[0], value) for value in values):
+        return Finding(False, math.nan)  # nothing improves
+    return Finding(
+        not non_monotone(column, values), float(kendalltau(range(len(values)), values).statistic)
+    )
+
+
+def order(metric: str) -> Callable[[Network], Finding]:
+    """Order in the last stage after training."""
+    return lambda network: _order(metric, network.last, network.stage)
+
+
+def order_of_all(metric: str) -> Callable[[Network], Finding]:
+    """Order of all measured layers after training."""
+    return lambda network: _order(metric, network.last, network.last.layers)
+
+
+def order_on_test(metric: str) -> Callable[[Network], Finding]:
+    """Order in the last stage on test images."""
+    return lambda network: _order(metric, network.test, network.stage)
+
+
+def no_order_before(metric: str) -> Callable[[Network], Finding]:
+    """Whether the metric of the untrained network has no order in the last stage."""
+
+    def judge(network: Network) -> Finding:
+        found = _order(metric, network.random, network.stage)
+        return Finding(None if found.holds is None else not found.holds, found.value)
+
+    return judge
+
+
+def learned(network: Network) -> Finding:
+    """Whether training improves all three metrics at each layer of the last stage; the part that is."""
+    if network.random is None:
+        return NOTHING
+    better = [
+        len(non_monotone(PFC[metric], [after, before])) > 0
+        for metric in PFC
+        for before, after in zip(
+            *(_values(p, metric, network.stage) for p in (network.random, network.last)), strict=True
+        )
+    ]
+    return Finding(all(better), sum(better) / len(better)) if better else NOTHING
+
+
+def falls(metric: str, end: End) -> Callable[[Network], Finding]:
+    """Whether PFC1 or PFC2 falls on the whole straight line; where from."""
+
+    def judge(network: Network) -> Finding:
+        if not network.last.segments:
+            return NOTHING
+        certificate = network.last.segment().certify(end)
+        if metric == "pfc1":
+            theorem = certificate.theorem1
+            start = max(theorem.turns, default=0.0) if theorem.falls else math.nan
+            return NOTHING if math.isnan(theorem.align) else Finding(theorem.monotone, start)
+        t0 = certificate.theorem2.t0
+        return Finding(t0 == 0, t0)
+
+    return judge
+
+
+def assumption(network: Network) -> Finding:
+    """Whether Theorem 1's assumption holds on the line to the nearest frame; its cosine."""
+    if not network.last.segments:
+        return NOTHING
+    align = network.last.segment().certify("etf").theorem1.align
+    return NOTHING if math.isnan(align) else Finding(align >= 0, align)
+
+
+def radius(network: Network) -> Finding:
+    """Whether PFC2 falls at the end of the line to the nearest frame; on which part of it."""
+    if not network.last.segments:
+        return NOTHING
+    found = network.last.segment().certify("etf").theorem2.radius
+    return Finding(False, 0.0) if math.isnan(found) else Finding(found > 0, found)
+
+
+def near(metric: str, kind: Position = "path") -> Callable[[Network], Finding]:
+    """Whether inner layers of the last stage lie near the line; how far off, of the metric's change."""
+
+    def judge(network: Network) -> Finding:
+        if not network.last.segments:
+            return NOTHING
+        off = network.last.agreement(kind).off.get(metric, math.nan)
+        return NOTHING if math.isnan(off) else Finding(off <= OFF, off)
+
+    return judge
+
+
+def depth(network: Network) -> Finding:
+    """Whether no layer before the last block is separable; the effective depth over the depth."""
+    stage, layers = network.stage, network.last.layers
+    found = effective_depth([1 - value for value in network.last.columns["pfc3"]], EPS)
+    if found is None:
+        return Finding(False, math.nan)
+    return Finding(found >= layers.index(stage[-1]), (found + 1) / len(layers))
+
+
+def collapsed(network: Network) -> Finding:
+    """Whether the last layer is collapsed: training accuracy 1, PFC3, PFC2; its PFC2."""
+    profile = network.last
+    pfc2, pfc3 = profile.columns["pfc2"][-1], profile.columns["pfc3"][-1]
+    right = profile.accuracy is None or profile.accuracy == 1
+    return Finding(right and pfc3 >= SEPARABLE and pfc2 <= FRAME, pfc2)
+
+
+def transported(network: Network) -> Finding:
+    """Whether the last stage maps its samples as optimal transport does; cost over the least cost."""
+    if network.gap is None or network.gap.exact is None or math.isnan(network.gap.exact.ratio):
+        return NOTHING
+    ratio = network.gap.exact.ratio
+    return Finding(ratio <= 1 + OPTIMAL, ratio)
+
+
+def straight(network: Network) -> Finding:
+    """Straightness of the path through the last stage; not a claim by itself."""
+    return Finding(None, network.last.segment().path().straightness)
+
+
+def _orders() -> Iterator[Claim]:
+    """The claims about order, metric by metric."""
+    tau, words = "Kendall's tau", "{} improves at every layer of the last stage"
+    for m in PFC:
+        yield Claim(f"order of {m.upper()}", words.format(m.upper()), tau, order(m))
+    for m in PFC:
+        said = f"before training {m.upper()} has no order"
+        yield Claim(f"no order of {m.upper()} at the start", said, tau, no_order_before(m))
+    yield Claim(
+        "learned", "training improves PFC1-3 at each layer of the last stage", "part improved", learned
+    )
+    for m in PFC:
+        said = f"{m.upper()} improves at every measured layer"
+        yield Claim(f"order of {m.upper()}, all layers", said, tau, order_of_all(m), ours=True)
+    for m in PFC:
+        said = f"{words.format(m.upper())} on test images"
+        yield Claim(f"order of {m.upper()}, test", said, tau, order_on_test(m), ours=True)
+
+
+def _lines() -> Iterator[Claim]:
+    """The claims about the straight line."""
+    ends: dict[End, str] = {"etf": "the nearest frame", "measured": "the last features"}
+    for metric in ("pfc1", "pfc2"):
+        for end, said in ends.items():
+            name = f"{metric.upper()} falls on the line to {said}"
+            words = f"{metric.upper()} falls on the whole line to {said}"
+            yield Claim(name, words, "t from which on it falls", falls(metric, end), end == "measured")
+    yield Claim(
+        "Theorem 1's assumption", "the class means of both ends are aligned", "cosine", assumption
+    )
+    yield Claim("Theorem 2's radius", "PFC2 falls near the end of that line", "1 - t0", radius)
+    for m in PFC:
+        words = f"inner layers are within {OFF} of the change of {m.upper()} from the line"
+        yield Claim(f"{m.upper()} near the line", words, "distance over change", near(m))
+    for kind in KINDS:
+        if kind != "path":
+            words = f"so for PFC1, where layers are placed by {kind}"
+            name = f"PFC1 near the line, by {kind}"
+            yield Claim(name, words, "distance over change", near("pfc1", kind), ours=True)
+
+
+CLAIMS: tuple[Claim, ...] = (
+    *_orders(),
+    Claim(
+        *("effective depth is the depth", "no layer before the last block is separable (error 0.01)"),
+        *("effective depth over depth", depth),
+    ),
+    Claim(
+        *("last-layer collapse", f"accuracy 1, PFC3 at least {SEPARABLE}, PFC2 at most {FRAME}"),
+        *("PFC2 of the last layer", collapsed),
+    ),
+    *_lines(),
+    Claim(
+        *("optimal transport", "the last stage is an optimal transport map of the samples"),
+        *("cost over least cost", transported),
+    ),
+)
+
+
+def decay(by_decay: Mapping[float, Sequence[Network]]) -> list[Answer]:
+    """Whether more weight decay makes the path straighter and the map nearer to optimal, seed by seed.
+
+    Args:
+        by_decay: For each weight decay one network a seed, the seeds in the same order.
+
+    Returns:
+        Answers about each decay and the next larger one.
+    """
+    found = []
+    decays = sorted(by_decay)
+    for small, large in pairwise(decays):
+        where = f"weight decay {large:g} after {small:g}"
+        pairs = list(zip(by_decay[small], by_decay[large], strict=True))
+        more = [straight(b).value - straight(a).value for a, b in pairs]
+        findings = [Finding(None if math.isnan(d) else d > 0, d) for d in more]
+        found.append(answer("straighter with decay", where, findings))
+        gaps = [(transported(a).value, transported(b).value) for a, b in pairs]
+        findings = [Finding(None if math.isnan(a + b) else b <= a, b - a) for a, b in gaps]
+        found.append(answer("nearer to optimal transport with decay", where, findings))
+    return found
+
+
+def figure4(ends: Mapping[str, Mapping[str, Any]], where: str) -> list[Answer]:
+    """Whether UFM ends nearer to collapse than MUFM, and MUFM nearer than the data.
+
+    Args:
+        ends: Of `pfc.experiments.mufm.iterations`.
+        where: The data.
+
+    Returns:
+        An answer a metric and comparison.
+    """
+    ufm = next(name for name in ("UFM, closed form", "UFM, ours", "UFM, descent") if name in ends)
+    found = []
+    for metric, column in PFC.items():
+        for name, near, far in (
+            ("UFM is more collapsed than MUFM", ufm, "MUFM, ours"),
+            ("MUFM is more collapsed than the data", "MUFM, ours", "data"),
+        ):
+            a, b = float(ends[near][metric]), float(ends[far][metric])
+            finding = Finding(b > a if not column.rises else a > b, b - a)
+            found.append(answer(f"{name}: {metric.upper()}", where, [finding]))
+    return found
+
+
+def figure5(
+    solutions: Sequence[Mapping[str, Any]],
+    data: Mapping[str, float],
+    descent: Sequence[Mapping[str, Any]],
+    where: str,
+) -> list[Answer]:
+    """The trade-off of MUFM, Theorem 4, and what gradient descent misses.
+
+    Args:
+        solutions: Of `pfc.experiments.mufm.sweep`, ascending in lambda.
+        data: PFC1-3 of the data.
+        descent: Ends of gradient descent, for the same coefficients; may be empty.
+        where: The data.
+
+    Returns:
+        Answers: as lambda grows, each of PFC1 and PFC2 rises and the features come nearer to the data;
+        PFC1 is below the data's from some lambda on; descent reaches the minimum at each lambda.
+    """
+    found = []
+    for metric in ("pfc1", "pfc2"):
+        values = [row[metric] for row in solutions]
+        back = non_monotone(PFC[metric], values[::-1])
+        finding = Finding(not back, float(_tau(values)))
+        found.append(answer(f"{metric.upper()} rises with lambda", where, [finding]))
+    values = [row["moved"] for row in solutions]
+    nearer = all(b <= a for a, b in pairwise(values))
+    found.append(answer("nearer to the data with lambda", where, [Finding(nearer, _tau(values))]))
+    below = [row["pfc1"] < data["pfc1"] for row in solutions]
+    from_on = next((i for i in range(len(below)) if all(below[i:])), None)
+    least = math.nan if from_on is None else float(solutions[from_on]["lam"])
+    found.append(answer("Theorem 4", where, [Finding(from_on is not None, least)]))
+    if descent:
+        above = [t["objective"] / o["objective"] - 1 for o, t in zip(solutions, descent, strict=True)]
+        finding = Finding(max(above) <= 1e-6, max(above))
+        found.append(answer("descent reaches the minimum", where, [finding]))
+    return found
+
+
+def _tau(values: Iterable[float]) -> float:
+    from scipy.stats import kendalltau
+
+    known = list(values)
+    return float(kendalltau(range(len(known)), known).statistic)
+
+
+OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that are not of one network
+    "straighter with decay": ("weight decay straightens the path", "straightness more"),
+    "nearer to optimal transport with decay": (
+        "weight decay brings the map nearer to optimal transport",
+        "ratio of costs more",
+    ),
+    "UFM is more collapsed than MUFM": ("Figure 4", "difference"),
+    "MUFM is more collapsed than the data": ("Figure 4", "difference"),
+    "PFC1 rises with lambda": ("Figure 5", "Kendall's tau"),
+    "PFC2 rises with lambda": ("Figure 5", "Kendall's tau"),
+    "nearer to the data with lambda": ("Figure 5: |H - X| falls", "Kendall's tau"),
+    "Theorem 4": ("PFC1 of MUFM is below that of the data from some lambda on", "that lambda"),
+    "descent reaches the minimum": (
+        "plain gradient descent ends within 1e-6 of the minimum",
+        "largest relative excess",
+    ),
+}

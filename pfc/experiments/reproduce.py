@@ -1,0 +1,366 @@
+"""The paper's table, figures and claims: what is missing is trained, then all is drawn and told."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from pfc import figures
+from pfc.data import splits
+from pfc.experiments import claims, mufm
+from pfc.experiments.page import page
+from pfc.experiments.trainings import SETS, Trained, Training
+from pfc.files import check_place, expanded, write_json, write_text
+from pfc.nets import one_of
+from pfc.schema import some
+from pfc.theory.coefficients import at_least
+from pfc.training import RECIPES, Recipe
+from pfc.training.trainer import Diverged
+
+Item = Literal["table1", "fig1", "fig2", "fig3", "fig4", "fig5", "claims", "all"]
+Scale = Literal["small", "paper"]
+FORMAT = "pfc-reproduced-1"
+LAMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0)  # inferred; the paper's are lost
+DECAYS = (0.0, 5e-4, 5e-3)  # of the question whether decay straightens the path; ours
+TRAINED: tuple[Item, ...] = ("table1", "fig1", "fig2", "fig3", "claims")  # what needs trained networks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be reproduced, from what, and where to.
+
+    Args:
+        item: A table, a figure, the claims, or all of them.
+        scale: `"small"` trains on a processor, by the recipes NAME-paper and NAME-collapsed; `"paper"`
+            trains Table I's networks on all images.
+        sets: Names of data sets.
+        data: Folders instead of the hub's data sets, by name.
+        seeds: Trainings of each recipe, with seeds from 0 on.
+        out: Folder of all that is written; a second call goes on there.
+        device: Where to train; the processor if `None`.
+        jobs: Trainings at once, each in a process of its own.
+
+    Raises:
+        ValueError: If an argument has no meaning.
+    """
+
+    item: Item = "all"
+    scale: Scale = "small"
+    sets: tuple[str, ...] = tuple(SETS)
+    data: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 3
+    out: Path = Path("runs") / "reproduce"
+    device: str | None = None
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(Item, item=self.item)
+        one_of(Scale, scale=self.scale)
+        at_least(1, seeds=self.seeds, jobs=self.jobs)
+        for name in (*self.sets, *self.data):
+            if name not in SETS:
+                raise ValueError(f"no data set {name!r}; choose from {', '.join(SETS)}")
+        if not self.sets:
+            raise ValueError(f"sets needs at least one of {', '.join(SETS)}")
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All that is asked for."""
+        known: tuple[Item, ...] = get_args(Item)[:-1]
+        return known if self.item == "all" else (self.item,)
+
+    @cached_property
+    def trainings(self) -> list[Trained]:
+        """The trainings that are needed, those of the first seed first."""
+        if not set(self.items) & set(TRAINED):
+            return []
+        seeds = 1 if self.items == ("fig1",) else self.seeds
+        found = [training for seed in range(seeds) for training in self._of_seed(seed)]
+        return [Trained(training, expanded(self.out) / "runs" / training.name) for training in found]
+
+    def _recipe(self, name: str, **changes: Any) -> Recipe:
+        """A recipe, on the folder that is given for its data set."""
+        recipe = RECIPES[name]
+        return replace(recipe, data=self.data.get(name.partition("-")[0], recipe.data), **changes)
+
+    def _of_seed(self, seed: int) -> Iterator[Training]:
+        """The trainings of a seed; the baselines and the wide network have the first one alone."""
+        if self.scale == "paper":
+            yield from (Training(recipe=self._recipe(name), seed=seed) for name in self.sets)
+            return
+        papers = {name: self._recipe(f"{name}-paper") for name in self.sets}
+        yield from (Training(recipe=recipe, seed=seed) for recipe in papers.values())
+        if self.items == ("fig1",):
+            return
+        for name in self.sets:
+            yield Training(recipe=self._recipe(f"{name}-collapsed"), seed=seed)
+        if "claims" not in self.items:
+            return
+        if seed == 0:
+            yield from (Training(recipe=r, seed=seed, shuffled=True) for r in papers.values())
+        if "mnist" in self.sets:
+            if seed == 0:
+                yield Training(recipe=self._recipe("mnist-wide"), seed=seed)
+            for decay in DECAYS:
+                yield Training(recipe=self._recipe("mnist-paper", weight_decay=decay), seed=seed)
+
+    def check(self) -> None:
+        """Refuse, before hours are spent, folders that are no data sets."""
+        check_place(expanded(self.out) / "README.md")
+        for name, folder in self.data.items():
+            if "train" not in (known := splits(folder)):
+                raise ValueError(f"{name}={folder} has no split 'train'; it has {some(known) or 'none'}")
+
+    def costs(self) -> Iterator[tuple[Trained, float]]:
+        """Time what is due, trainings by recipes of one size once.
+
+        Yields:
+            Each training, and the seconds that it is likely to take on this machine.
+        """
+        known: dict[Any, float] = {}
+        for trained in self.trainings:
+            if not trained.done:
+                r = trained.training.recipe
+                size = (trained.training.set, r.width, r.limit, r.epochs, r.batch_size)
+                if size not in known:
+                    known[size] = trained.training.seconds(self.device)
+                yield trained, known[size]
+
+
+def reproduce(plan: Plan, *, progress: bool = True) -> list[Path]:
+    """Train what is missing, draw what is asked for, and write it all on a page.
+
+    Everything lies in the plan's folder: `runs/` holds the trainings, which may be stopped at any moment
+    and go on at the next call; the figures, their numbers as JSON, `claims.json` and `README.md` stand
+    beside it.
+
+    Args:
+        plan: What, from what, and where to.
+        progress: Show bars and what is done.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If data are missing, or the folder holds something else.
+    """
+    plan.check()
+    lost = run_all(plan, progress=progress)
+    known = [trained for trained in plan.trainings if trained.done]
+    out = expanded(plan.out)
+    written: list[Path] = []
+    for item in plan.items:
+        written += DRAWN[item](plan, known, out) if item in DRAWN else []
+    answers = list(_answers(plan, known, out)) if "claims" in plan.items else []
+    if answers:
+        path = out / "claims.json"
+        write_json(path, {"format": FORMAT, "answers": [asdict(each) for each in answers]})
+        written.append(path)
+    pictures = [path for path in written if path.suffix == ".png"]
+    write_text(out / "README.md", page(plan, known, answers, pictures, lost))
+    return [*written, out / "README.md"]
+
+
+def run_all(plan: Plan, *, progress: bool = True) -> dict[str, str]:
+    """Run the trainings that are due; the words of those that diverged, by name."""
+    due = [trained for trained in plan.trainings if not trained.done]
+    if plan.jobs == 1:
+        results = (_result(trained, plan.device, progress) for trained in due)
+        return _collected(results, len(due), progress=progress)
+    with ProcessPoolExecutor(plan.jobs, mp_context=get_context("spawn"), initializer=_alone) as pool:
+        futures = [pool.submit(_result, trained, plan.device, False) for trained in due]
+        try:
+            done = (future.result() for future in as_completed(futures))
+            return _collected(done, len(due), progress=progress)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _alone() -> None:
+    """A process beside others takes one thread."""
+    torch.set_num_threads(1)
+
+
+def _result(trained: Trained, device: str | None, progress: bool) -> tuple[str, str]:
+    try:
+        trained.run(device, progress=progress)
+    except Diverged as error:
+        return trained.training.name, str(error)
+    return trained.training.name, ""
+
+
+def _collected(results: Iterator[tuple[str, str]], due: int, *, progress: bool) -> dict[str, str]:
+    lost = {}
+    for number, (name, error) in enumerate(results, start=1):
+        if progress:
+            print(f"{number} of {due}: {name} {error or 'done'}", file=sys.stderr, flush=True)
+        if error:
+            lost[name] = error
+    return lost
+
+
+def by_kind(known: Sequence[Trained]) -> dict[str, dict[str, list[Trained]]]:
+    """The trainings by what differs between them, then by data set; the seeds in order."""
+    found: dict[str, dict[str, list[Trained]]] = {}
+    for trained in known:
+        found.setdefault(trained.training.kind, {}).setdefault(trained.training.set, []).append(trained)
+    return found
+
+
+def first_seeds(known: Sequence[Trained], kind: str) -> dict[str, Trained]:
+    """Of each data set the training of the least seed that is done."""
+    return {name: own[0] for name, own in by_kind(known).get(kind, {}).items()}
+
+
+def kinds(plan: Plan) -> tuple[str, ...]:
+    """The kinds that are drawn."""
+    return ("paper", "collapsed") if plan.scale == "small" else ("",)
+
+
+def figure1(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """Samples in the plane of the last class means, of each data set."""
+    written: list[Path] = []
+    for name, trained in first_seeds(known, kinds(plan)[0]).items():
+        shown = trained.examined["plane"]
+        figure = figures.plane(shown["points"], shown["labels"], shown["classes"], title=name)
+        written += figures.save(figure, out / f"figure1-{name}")
+        write_json(out / f"figure1-{name}.json", {"format": FORMAT, **shown})
+    return written
+
+
+def figure2(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """PFC1-3 over the epochs, a row a data set."""
+    written: list[Path] = []
+    for kind in kinds(plan):
+        if chosen := first_seeds(known, kind):
+            runs = {name: trained.profiles for name, trained in chosen.items()}
+            written += figures.save(figures.all_training(runs), out / _named("figure2", kind))
+    numbers = {trained.training.name: _over_epochs(trained) for trained in known}
+    write_json(out / "figure2.json", {"format": FORMAT, "runs": numbers})
+    return written
+
+
+def figure3(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """PFC1-3 over the layers, a row a data set."""
+    written: list[Path] = []
+    for kind in kinds(plan):
+        if chosen := first_seeds(known, kind):
+            last = {name: trained.last for name, trained in chosen.items()}
+            written += figures.save(figures.all_layers(last), out / _named("figure3", kind))
+    numbers = {trained.training.name: _over_layers(trained) for trained in known}
+    write_json(out / "figure3.json", {"format": FORMAT, "runs": numbers})
+    return written
+
+
+def _named(name: str, kind: str) -> str:
+    return f"{name}-{kind}" if kind else name
+
+
+def _over_epochs(trained: Trained) -> dict[str, Any]:
+    """What Figure 2 shows of a training, and the accuracy."""
+    profiles = trained.profiles
+    return {
+        "layers": list(trained.last.layers),
+        "epochs": list(profiles),
+        "accuracy": [profile.accuracy for profile in profiles.values()],
+        **{m: [_short(p.columns[m]) for p in profiles.values()] for m in ("pfc1", "pfc2", "pfc3")},
+    }
+
+
+def _over_layers(trained: Trained) -> dict[str, Any]:
+    """What Figure 3 shows of a training, and the baselines."""
+    segment = trained.last.segment()
+    grid = [i / 100 for i in range(101)]
+    line = segment.line(grid)
+    own = {"trained": trained.last, "test": trained.test, "random": trained.random}
+    return {
+        "stage": list(segment.layers),
+        "position": _short(segment.position()),
+        "line": {m: _short(getattr(line, m).tolist()) for m in ("pfc1", "pfc2", "pfc3")},
+        **{name: {k: _short(v) for k, v in p.columns.items()} for name, p in own.items() if p},
+    }
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    """Numbers in six digits."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def figure4(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """UFM and MUFM along the iterations, on the paper's toy data."""
+    return list(_iterations(out).files)
+
+
+def figure5(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """MUFM over its coefficient, on the paper's toy data."""
+    return list(_sweep(out).files)
+
+
+def _iterations(out: Path) -> mufm.Iterations:
+    return mufm.iterations(mufm.Task(data=mufm.Dataset.toy(), folder=out))
+
+
+def _sweep(out: Path) -> mufm.Sweep:
+    return mufm.sweep(mufm.Task(data=mufm.Dataset.toy(), folder=out), LAMS)
+
+
+DRAWN: Mapping[str, Callable[[Plan, Sequence[Trained], Path], list[Path]]] = {
+    "fig1": figure1,
+    "fig2": figure2,
+    "fig3": figure3,
+    "fig4": figure4,
+    "fig5": figure5,
+}
+
+
+def _answers(plan: Plan, known: Sequence[Trained], out: Path) -> Iterator[claims.Answer]:
+    """All that the claims come to."""
+    for kind, runs in by_kind(known).items():
+        for name, own in runs.items() if "decay" not in kind else ():
+            yield from claims.ask(_named(name, kind), [network(trained) for trained in own])
+    if straight := _by_decay(known):
+        yield from claims.decay(straight)
+    sweep = _sweep(out)
+    yield from claims.figure4(_iterations(out).ends, "toy data")
+    yield from claims.figure5(sweep.solutions, sweep.data, sweep.descent, "toy data")
+
+
+def network(trained: Trained) -> claims.Network:
+    """What the claims need of a training."""
+    return claims.Network(trained.last, trained.test, trained.random, trained.gap)
+
+
+def _by_decay(known: Sequence[Trained]) -> dict[float, list[claims.Network]]:
+    """The networks of the question about decay, of the seeds that all decays have."""
+    found: dict[float, dict[int, Trained]] = {}
+    for trained in known:
+        if trained.training.kind.startswith("paper-decay"):
+            own = found.setdefault(trained.training.recipe.weight_decay, {})
+            own[trained.training.seed] = trained
+    seeds = set.intersection(*(set(own) for own in found.values())) if found else set()
+    return {d: [network(own[seed]) for seed in sorted(seeds)] for d, own in found.items() if seeds}
+
+
+def estimate(plan: Plan) -> Iterator[str]:
+    """What a plan would train, a line each, with its likely hours on this machine.
+
+    Args:
+        plan: What is to be reproduced.
+
+    Yields:
+        Lines of text, the last with the sum; trainings alone, measuring is some percent more.
+    """
+    total, hours = 0.0, partial("{:.2f} h".format)
+    for trained, seconds in plan.costs():
+        total += seconds / plan.jobs / 3600
+        epochs = trained.training.recipe.epochs
+        yield f"{trained.training.name}: {epochs} epochs, {hours(seconds / 3600)}"
+    done = sum(trained.done for trained in plan.trainings)
+    yield f"{done} of {len(plan.trainings)} trainings are done; the others take about {hours(total)}"
