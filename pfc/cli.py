@@ -46,13 +46,20 @@ On the paper's toy data by default; on real pixels with `--data`, on a trained n
 way, is drawn for comparison.
 
 Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3 1e-2`""",
+    "reproduce": """Reproduce the paper's table, figures or claims.
+
+It trains what is not yet trained, draws each figure in the paper's arrangement, judges every claim over
+the seeds, and writes it all on a page, `README.md` in the folder. It may be stopped at any moment: the
+same command goes on. `--list` says beforehand what would be trained, and how long that takes here.
+
+Example: `pfc reproduce all --list`, `pfc reproduce fig3 --sets mnist --data mnist=data/mnist`""",
     "figures": """Draw metrics over epochs and over layers, of a run or a profile, as PNG and SVG.
 
 Example: `pfc figures runs/digits`""",
 }
 NARROWEST = 20  # columns of a terminal: the tables of the help never end in fewer; ours
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-GOES_ON = "a run keeps what it has done and goes on with --resume, a sweep by the same command"
+GOES_ON = "a run keeps what it has done and goes on with --resume, all else by the same command"
 
 
 def main(arguments: list[str] | None = None) -> None:

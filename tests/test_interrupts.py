@@ -72,7 +72,7 @@ def test_terminated_while_it_trains_it_keeps_what_is_done(tmp_path):
         run.terminate()
         said = run.communicate(timeout=30)[1]
     assert said == (
-        "pfc: terminated; a run keeps what it has done and goes on with --resume, a sweep by the same "
+        "pfc: terminated; a run keeps what it has done and goes on with --resume, all else by the same "
         "command\n"
     )
     assert run.returncode == 143

@@ -92,7 +92,8 @@ class Answer:
 
     Args:
         claim: Its name.
-        where: Of which networks, or which model.
+        kind: Of which kind of network or model.
+        where: Of which of that kind, such as a data set.
         verdict: Confirmed if it holds on all of them, refuted if on none, else undecided.
         held: On how many it holds.
         of: Networks.
@@ -102,6 +103,7 @@ class Answer:
     """
 
     claim: str
+    kind: str
     where: str
     verdict: Verdict
     held: int
@@ -111,12 +113,13 @@ class Answer:
     high: float
 
 
-def answer(claim: str, where: str, findings: Sequence[Finding]) -> Answer:
+def answer(claim: str, kind: str, where: str, findings: Sequence[Finding]) -> Answer:
     """Put together what a claim comes to on several networks.
 
     Args:
         claim: Its name.
-        where: What the networks have in common.
+        kind: What kind of network or model they are.
+        where: What else they have in common, such as their data set.
         findings: One a network.
 
     Returns:
@@ -135,7 +138,7 @@ def answer(claim: str, where: str, findings: Sequence[Finding]) -> Answer:
         verdict = "refuted"
     values = [finding.value for finding in findings if not math.isnan(finding.value)]
     interval = _interval(values)
-    return Answer(claim, where, verdict, held.count(True), len(findings), *interval)
+    return Answer(claim, kind, where, verdict, held.count(True), len(findings), *interval)
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -148,11 +151,12 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean(values), mean(values) - half, mean(values) + half
 
 
-def ask(where: str, networks: Sequence[Network]) -> list[Answer]:
+def ask(kind: str, where: str, networks: Sequence[Network]) -> list[Answer]:
     """All claims about trained networks, of the same recipe with different seeds.
 
     Args:
-        where: What they have in common.
+        kind: What kind of network they are.
+        where: What else they have in common, such as their data set.
         networks: One a seed.
 
     Returns:
@@ -162,8 +166,8 @@ def ask(where: str, networks: Sequence[Network]) -> list[Answer]:
     found = []
     for claim in CLAIMS:
         findings = [claim.judge(network) for network in networks]
-        if any(finding != NOTHING and finding.holds is not None for finding in findings):
-            found.append(answer(claim.name, where, findings))
+        if any(finding.holds is not None for finding in findings):
+            found.append(answer(claim.name, kind, where, findings))
     return found
 
 
@@ -373,14 +377,14 @@ def decay(by_decay: Mapping[float, Sequence[Network]]) -> list[Answer]:
     found = []
     decays = sorted(by_decay)
     for small, large in pairwise(decays):
-        where = f"weight decay {large:g} after {small:g}"
+        where = f"{large:g} after {small:g}"
         pairs = list(zip(by_decay[small], by_decay[large], strict=True))
         more = [straight(b).value - straight(a).value for a, b in pairs]
         findings = [Finding(None if math.isnan(d) else d > 0, d) for d in more]
-        found.append(answer("straighter with decay", where, findings))
+        found.append(answer("straighter with decay", "weight decay", where, findings))
         gaps = [(transported(a).value, transported(b).value) for a, b in pairs]
         findings = [Finding(None if math.isnan(a + b) else b <= a, b - a) for a, b in gaps]
-        found.append(answer("nearer to optimal transport with decay", where, findings))
+        found.append(answer("nearer to optimal transport with decay", "weight decay", where, findings))
     return found
 
 
@@ -403,7 +407,7 @@ def figure4(ends: Mapping[str, Mapping[str, Any]], where: str) -> list[Answer]:
         ):
             a, b = float(ends[near][metric]), float(ends[far][metric])
             finding = Finding(b > a if not column.rises else a > b, b - a)
-            found.append(answer(f"{name}: {metric.upper()}", where, [finding]))
+            found.append(answer(f"{name}: {metric.upper()}", "Figure 4", where, [finding]))
     return found
 
 
@@ -430,18 +434,20 @@ def figure5(
         values = [row[metric] for row in solutions]
         back = non_monotone(PFC[metric], values[::-1])
         finding = Finding(not back, float(_tau(values)))
-        found.append(answer(f"{metric.upper()} rises with lambda", where, [finding]))
+        found.append(answer(f"{metric.upper()} rises with lambda", "Figure 5", where, [finding]))
     values = [row["moved"] for row in solutions]
     nearer = all(b <= a for a, b in pairwise(values))
-    found.append(answer("nearer to the data with lambda", where, [Finding(nearer, _tau(values))]))
+    found.append(
+        answer("nearer to the data with lambda", "Figure 5", where, [Finding(nearer, _tau(values))])
+    )
     below = [row["pfc1"] < data["pfc1"] for row in solutions]
     from_on = next((i for i in range(len(below)) if all(below[i:])), None)
     least = math.nan if from_on is None else float(solutions[from_on]["lam"])
-    found.append(answer("Theorem 4", where, [Finding(from_on is not None, least)]))
+    found.append(answer("Theorem 4", "Figure 5", where, [Finding(from_on is not None, least)]))
     if descent:
         above = [t["objective"] / o["objective"] - 1 for o, t in zip(solutions, descent, strict=True)]
         finding = Finding(max(above) <= 1e-6, max(above))
-        found.append(answer("descent reaches the minimum", where, [finding]))
+        found.append(answer("descent reaches the minimum", "Figure 5", where, [finding]))
     return found
 
 
@@ -453,17 +459,17 @@ def _tau(values: Iterable[float]) -> float:
 
 
 OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that are not of one network
-    "straighter with decay": ("weight decay straightens the path", "straightness more"),
+    "straighter with decay": ("weight decay straightens the path", "more straightness"),
     "nearer to optimal transport with decay": (
         "weight decay brings the map nearer to optimal transport",
-        "ratio of costs more",
+        "more cost over least cost",
     ),
-    "UFM is more collapsed than MUFM": ("Figure 4", "difference"),
-    "MUFM is more collapsed than the data": ("Figure 4", "difference"),
-    "PFC1 rises with lambda": ("Figure 5", "Kendall's tau"),
-    "PFC2 rises with lambda": ("Figure 5", "Kendall's tau"),
-    "nearer to the data with lambda": ("Figure 5: |H - X| falls", "Kendall's tau"),
-    "Theorem 4": ("PFC1 of MUFM is below that of the data from some lambda on", "that lambda"),
+    "UFM is more collapsed than MUFM": ("UFM ends more collapsed than MUFM", "difference"),
+    "MUFM is more collapsed than the data": ("MUFM ends more collapsed than the data", "difference"),
+    "PFC1 rises with lambda": ("PFC1 rises with lambda", "Kendall's tau"),
+    "PFC2 rises with lambda": ("PFC2 rises with lambda", "Kendall's tau"),
+    "nearer to the data with lambda": ("features come nearer to the data", "Kendall's tau"),
+    "Theorem 4": ("PFC1 is below that of the data from some lambda on", "that lambda"),
     "descent reaches the minimum": (
         "plain gradient descent ends within 1e-6 of the minimum",
         "largest relative excess",

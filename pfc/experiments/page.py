@@ -42,7 +42,7 @@ def page(
     if lost:
         parts += ["**Trainings that diverged:**", "", *(f"- {n}: {e}" for n, e in lost.items()), ""]
     if answers:
-        parts += ["## Claims", "", *_claims(answers), ""]
+        parts += ["## Claims", "", *tables(answers), ""]
     if known:
         parts += ["## Table I: the networks, and the last layer after training", "", *_table(known), ""]
         parts += ["## Layer by layer", "", *_layers(known), ""]
@@ -83,34 +83,41 @@ def _differences(plan: "Plan", known: Sequence[Trained]) -> str:
     return told
 
 
-def _claims(answers: Sequence[Answer]) -> Iterator[str]:
-    """A table: a row a claim, a column a place, for each family of places; then the others."""
-    places = list(dict.fromkeys(a.where for a in answers if _of_network(a)))
-    cells = {(a.claim, a.where): a for a in answers}
-    kinds = dict.fromkeys(place.partition("-")[2] for place in places)
+def tables(answers: Sequence[Answer]) -> Iterator[str]:
+    """What was found of the claims: a table a kind of network, a row a claim, a column a data set.
+
+    Args:
+        answers: What was found.
+
+    Yields:
+        Lines in Markdown.
+    """
     yield CELLS.rstrip()
+    kinds = dict.fromkeys(each.kind for each in answers if _of_network(each))
     for kind in kinds:
-        own = [place for place in places if place.partition("-")[2] == kind]
-        names = [place.partition("-")[0] for place in own]
-        yield ""
-        yield f"### {kind or 'Table I'} networks"
-        yield ""
-        yield f"| claim | its number | {' | '.join(names)} |"
-        yield "| --- " * (len(own) + 2) + "|"
-        for claim in CLAIMS:
-            row = [cells.get((claim.name, place)) for place in own]
-            if any(row):
-                told = " | ".join("" if each is None else cell(each) for each in row)
-                yield f"| {claim.words}{' +' * claim.ours} | {claim.number} | {told} |"
-    if others := [a for a in answers if not _of_network(a)]:
-        yield ""
-        yield "### Weight decay, and the models of Figures 4 and 5"
-        yield ""
-        yield "| claim | where | found | its number |"
-        yield "| --- | --- | --- | --- |"
+        yield from ("", f"### Networks: {kind}", "")
+        yield from _of_kind([each for each in answers if each.kind == kind])
+    if others := [each for each in answers if not _of_network(each)]:
+        yield from ("", "### Weight decay, and the models of Figures 4 and 5", "")
+        yield "| claim | of | where | found | its number |"
+        yield "| --- | --- | --- | --- | --- |"
         for each in others:
-            words, number = OTHERS[each.claim.partition(":")[0]]
-            yield f"| {each.claim} ({words}) | {each.where} | {cell(each)} | {number} |"
+            name, _, metric = each.claim.partition(": ")
+            words, number = OTHERS[name]
+            told = f"{words}, {metric}" if metric else words
+            yield f"| {told} | {each.kind} | {each.where} | {cell(each)} | {number} |"
+
+
+def _of_kind(answers: Sequence[Answer]) -> Iterator[str]:
+    """The table of a kind of network."""
+    places = list(dict.fromkeys(each.where for each in answers))
+    cells = {(each.claim, each.where): cell(each) for each in answers}
+    yield f"| claim | its number | {' | '.join(places)} |"
+    yield "| --- " * (len(places) + 2) + "|"
+    for claim in CLAIMS:
+        row = [cells.get((claim.name, place), "") for place in places]
+        if any(row):
+            yield f"| {claim.words}{' +' * claim.ours} | {claim.number} | {' | '.join(row)} |"
 
 
 def _of_network(found: Answer) -> bool:

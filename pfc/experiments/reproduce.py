@@ -112,10 +112,10 @@ class Plan:
 
     def check(self) -> None:
         """Refuse, before hours are spent, folders that are no data sets."""
-        check_place(expanded(self.out) / "README.md")
         for name, folder in self.data.items():
             if "train" not in (known := splits(folder)):
                 raise ValueError(f"{name}={folder} has no split 'train'; it has {some(known) or 'none'}")
+        check_place(expanded(self.out) / "README.md")
 
     def costs(self) -> Iterator[tuple[Trained, float]]:
         """Time what is due, trainings by recipes of one size once.
@@ -324,7 +324,7 @@ def _answers(plan: Plan, known: Sequence[Trained], out: Path) -> Iterator[claims
     """All that the claims come to."""
     for kind, runs in by_kind(known).items():
         for name, own in runs.items() if "decay" not in kind else ():
-            yield from claims.ask(_named(name, kind), [network(trained) for trained in own])
+            yield from claims.ask(kind or "Table I", name, [network(trained) for trained in own])
     if straight := _by_decay(known):
         yield from claims.decay(straight)
     sweep = _sweep(out)

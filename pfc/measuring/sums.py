@@ -21,6 +21,10 @@ from pfc.warning import warn
 See = Callable[[str, Float[Tensor, "B D"]], None]  # takes a layer's name and its features
 
 
+class NotFinite(ValueError):
+    """Features that are NaN or infinite."""
+
+
 @dataclass(eq=False)
 class GroupSums:
     """What is summed of a segment, or of a layer by itself: a monoid, part by part.
@@ -156,7 +160,7 @@ class Sums:
         if first := min((each for each in found if each[0] >= 0), key=itemgetter(0), default=None):
             batch, name = first
             self.scales[name].refuse_larger(name, lambda: batch)
-            raise ValueError(f"layer {name!r} gave NaN or infinite features on batch {batch}")
+            raise NotFinite(f"layer {name!r} gave NaN or infinite features on batch {batch}")
 
     def check(self, *, own: bool = True, labels: Sequence[int] | None = None) -> None:
         """Refuse what float64 could not hold, and of the data's own means less than two classes."""

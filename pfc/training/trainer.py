@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pfc.data import Images
 from pfc.device import device_of
 from pfc.measuring import measure
+from pfc.measuring.sums import NotFinite
 from pfc.nets import one_of
 from pfc.processes import ALONE, Processes
 from pfc.profile import Profile
@@ -146,7 +147,13 @@ class Trainer:
             return Epoch(number, loss, accuracy, rate, seconds)
         started = time.perf_counter()
         own = self.data.part(self.ranks.rank, self.ranks.size).batches()
-        profile = measure(self.net, own, group=self.ranks.group, progress=False)
+        try:
+            profile = measure(self.net, own, group=self.ranks.group, progress=False)
+        except NotFinite as error:
+            raise Diverged(
+                f"training diverged: after epoch {number} {error}; "
+                f"a learning rate below {self.recipe.learning_rate} would do"
+            ) from None
         return Epoch(number, loss, accuracy, rate, seconds, profile, time.perf_counter() - started)
 
     def _pass(self, number: int, rate: float) -> tuple[float, float]:
