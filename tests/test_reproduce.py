@@ -64,8 +64,10 @@ def test_all_is_made_told_and_kept(tmp_path, capsys):
 
 
 def test_the_numbers_are_those_of_the_runs(tmp_path):
-    plan = Plan(item="fig3", sets=("cifar10",), seeds=1, out=tmp_path)
+    plan = Plan(item="fig1", sets=("cifar10",), seeds=1, out=tmp_path)
     reproduce(plan, progress=False)
+    reproduce(replace(plan, item="fig3", train=False), progress=False)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["cifar10-paper-0"]
     kept = json.loads((tmp_path / "figure3.json").read_text())["runs"]["cifar10-paper-0"]
     run = pfc.Run(tmp_path / "runs/cifar10-paper-0")
     last = run.profiles[2]
@@ -186,6 +188,7 @@ def test_an_estimate_is_near_what_it_takes(tmp_path):
         (["--sets", "svhn"], "no data set 'svhn'; choose from mnist, fashion_mnist"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--no-train"], "yet: leave out --no-train"),
         (["--data", "mnist=/nowhere/at/all"], "no data set or folder '/nowhere/at/all'"),
     ],
 )

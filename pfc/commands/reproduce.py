@@ -26,6 +26,7 @@ class Asked:
         out: Folder of all that is written. What is there already is not done again.
         device: Such as cpu or cuda.
         jobs: Trainings at once, each in a process and on a thread of its own.
+        train: Train what is missing, or draw and judge what is done.
     """
 
     scale: Scale = "small"
@@ -35,10 +36,11 @@ class Asked:
     out: Path = Path("runs") / "reproduce"
     device: str | None = None
     jobs: int = 1
+    train: bool = True
 
     def plan(self, item: Item) -> experiment.Plan:
         """The plan."""
-        named = ("scale", "sets", "seeds", "out", "device", "jobs")
+        named = ("scale", "sets", "seeds", "out", "device", "jobs", "train")
         how = {name: getattr(self, name) for name in named}
         return experiment.Plan(item=item, data=dict(map(_folder, self.data)), **how)
 

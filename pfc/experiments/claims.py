@@ -186,7 +186,7 @@ def _order(metric: str, profile: Profile | None, layers: Sequence[str]) -> Findi
 
     column = PFC[metric]
     if all(same(column, values[0], value) for value in values):
-        return Finding(False, math.nan)  # nothing improves
+        return NOTHING  # such as PFC2 of two classes, or PFC3 where all are separable from the start
     return Finding(
         not non_monotone(column, values), float(kendalltau(range(len(values)), values).statistic)
     )

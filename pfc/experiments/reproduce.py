@@ -45,6 +45,7 @@ class Plan:
         out: Folder of all that is written; a second call goes on there.
         device: Where to train; the processor if `None`.
         jobs: Trainings at once, each in a process of its own.
+        train: Whether to train what is missing; if not, what is done is drawn and judged.
 
     Raises:
         ValueError: If an argument has no meaning.
@@ -58,6 +59,7 @@ class Plan:
     out: Path = Path("runs") / "reproduce"
     device: str | None = None
     jobs: int = 1
+    train: bool = True
 
     def __post_init__(self) -> None:
         one_of(Item, item=self.item)
@@ -115,6 +117,8 @@ class Plan:
         for name, folder in self.data.items():
             if "train" not in (known := splits(folder)):
                 raise ValueError(f"{name}={folder} has no split 'train'; it has {some(known) or 'none'}")
+        if not self.train and not any(trained.done for trained in self.trainings) and self.trainings:
+            raise ValueError(f"nothing is trained in {self.out} yet: leave out --no-train (train=False)")
         check_place(expanded(self.out) / "README.md")
 
     def costs(self) -> Iterator[tuple[Trained, float]]:
@@ -151,7 +155,7 @@ def reproduce(plan: Plan, *, progress: bool = True) -> list[Path]:
         ValueError: If data are missing, or the folder holds something else.
     """
     plan.check()
-    lost = run_all(plan, progress=progress)
+    lost = run_all(plan, progress=progress) if plan.train else {}
     known = [trained for trained in plan.trainings if trained.done]
     out = expanded(plan.out)
     written: list[Path] = []
