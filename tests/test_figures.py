@@ -738,3 +738,67 @@ def test_certificates_of_an_undefined_end_leave_it_out(profile):
     )
     ax = drawn(figures.certificates(replace(profile, segments=(collapsed,)))).axes[0]
     assert "the nearest ETF" not in [line.get_label() for line in ax.lines]
+
+
+# several data sets
+
+
+def test_all_training_shows_the_last_segment_of_each_data_set(profile, other, staged):
+    runs = {"one": {0: other, 9: profile}, "two": {0: staged, 3: staged}}
+    figure = drawn(figures.all_training(runs))
+    grid = np.array(figure.axes).reshape(2, 3)
+    for row, (name, profiles) in zip(grid, runs.items(), strict=True):
+        last = profiles[max(profiles)].segment()
+        for ax, metric in zip(row, METRICS, strict=True):
+            assert len(ax.lines) == len(last.layers)
+            for i, line in enumerate(ax.lines, start=last.start):
+                assert_array_equal(line.get_xdata(), sorted(profiles))
+                want = [profiles[epoch].columns[metric][i] for epoch in sorted(profiles)]
+                assert_array_equal(line.get_ydata(), want)
+        assert row[0].get_ylabel() == name
+    assert told(figure) == ["first layer of the last stage", "last layer"]
+
+
+def test_an_early_profile_may_lack_its_segments(profile):
+    early = replace(profile, segments=())
+    figure = drawn(figures.all_training({"one": {0: early, 9: profile}}))
+    assert len(figure.axes[0].lines) == 4
+
+
+@pytest.mark.parametrize("position", ["path", "index"])
+def test_all_layers_shows_layers_and_line_of_each_data_set(profile, staged, position):
+    figure = drawn(figures.all_layers({"one": profile, "two": staged}, position=position))
+    for row, each in zip(np.array(figure.axes).reshape(2, 3), (profile, staged), strict=True):
+        segment = each.segment()
+        for ax, metric in zip(row, METRICS, strict=True):
+            line, measured = ax.lines
+            assert_array_equal(measured.get_xdata(), segment.position(position))
+            want = each.columns[metric][segment.start :][: len(segment.layers)]
+            assert_array_equal(measured.get_ydata(), want)
+            assert (list(line.get_xdata()), list(line.get_ydata())) == on_grid(
+                segment, "measured", metric
+            )
+    assert told(figure) == ["straight line to the last features", "measured layers"]
+
+
+def test_the_plane_shows_samples_and_their_lines():
+    points = {f"l{i}": [[float(i), 0.0], [0.0, i + 1.0], [-float(i), -1.0]] for i in range(9)}
+    figure = drawn(figures.plane(points, [0, 1, 1], ["a", "b"], most=4))
+    assert [ax.get_title() for ax in figure.axes] == ["l0", "l3", "l5", "l8"]
+    for ax in figure.axes:
+        lines, *dots = ax.collections
+        assert_array_equal(lines.get_segments()[1], [[0, 1], [0, 9]])
+        own = points[ax.get_title()]
+        assert_array_equal(dots[0].get_offsets(), own[:1])
+        assert_array_equal(dots[1].get_offsets(), own[1:])
+    assert told(figure) == ["a", "b"]
+
+
+def test_figures_of_data_sets_refuse_what_they_cannot_draw(profile):
+    for draw in (figures.all_training, figures.all_layers):
+        with pytest.raises(ValueError, match="need at least one data set, got none"):
+            draw({})
+    with pytest.raises(ValueError, match="no segment -1: the profile has 0"):
+        figures.all_layers({"one": replace(profile, segments=())})
+    with pytest.raises(ValueError, match="need two layers at least, got l0"):
+        figures.plane({"l0": [[0.0, 1.0]]}, [0], ["a"])

@@ -39,7 +39,7 @@ def test_all_is_made_told_and_kept(tmp_path, capsys):
     plan = Plan(sets=("mnist", "cifar10"), seeds=1, out=tmp_path)
     files = {path.name for path in reproduce(plan, progress=False)}
     assert files == {path.name for path in tmp_path.iterdir() if path.is_file()} - {
-        *(f"figure1-{name}.json" for name in plan.sets),
+        *(f"figure1-{name}-{k}.json" for name in plan.sets for k in ("paper", "collapsed")),
         *("figure2.json", "figure3.json"),
     }
     page = (tmp_path / "README.md").read_text()

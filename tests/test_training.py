@@ -474,3 +474,36 @@ def test_only_known_networks_that_nobody_hears_are_recorded():
     assert not may(net, gpu)
     handle.remove()
     assert may(net, gpu)
+
+
+class Imagined:
+    """Stands for a recorded step: replays what was recorded, and counts."""
+
+    def __init__(self, step, given):
+        self.step, self.given, self.told, self.replayed = step, given, torch.zeros(1), 0
+
+    def replay(self):
+        self.replayed += 1
+        self.told.copy_(self.step(self.given))
+
+
+def test_steps_are_recorded_once_a_size_after_three_of_it(monkeypatch):
+    seen = []
+
+    def step(batch):
+        seen.append(batch.tolist())
+        return batch.sum().reshape(1)
+
+    def record(self, batch):
+        graph = Imagined(self.step, batch.clone())
+        return graph, graph.given, graph.told
+
+    monkeypatch.setattr(pfc.training.speed.RecordedSteps, "_record", record)
+    steps = pfc.training.speed.RecordedSteps(step)
+    batches = [torch.full((size,), i) for i, size in enumerate([3, 3, 2, 3, 3, 2, 3, 2, 2])]
+    assert [float(steps(batch)) for batch in batches] == [float(batch.sum()) for batch in batches]
+    assert seen == [batch.tolist() for batch in batches]
+    assert {size: graph.replayed for size, (graph, *_) in steps.kept.items()} == {3: 2, 2: 1}
+    steps.forget()
+    assert float(steps(batches[0])) == 0.0  # recorded anew at once
+    assert steps.kept[3][0].replayed == 1

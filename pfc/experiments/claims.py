@@ -294,11 +294,11 @@ def collapsed(network: Network) -> Finding:
 
 
 def transported(network: Network) -> Finding:
-    """Whether the last stage maps its samples as optimal transport does; cost over the least cost."""
+    """Whether the last stage maps its samples as optimal transport does; its excess over that cost."""
     if network.gap is None or network.gap.exact is None or math.isnan(network.gap.exact.ratio):
         return NOTHING
-    ratio = network.gap.exact.ratio
-    return Finding(ratio <= 1 + OPTIMAL, ratio)
+    excess = network.gap.exact.ratio - 1
+    return Finding(excess <= OPTIMAL, excess)
 
 
 def straight(network: Network) -> Finding:
@@ -360,7 +360,7 @@ CLAIMS: tuple[Claim, ...] = (
     *_lines(),
     Claim(
         *("optimal transport", "the last stage is an optimal transport map of the samples"),
-        *("cost over least cost", transported),
+        *("excess over the least cost", transported),
     ),
 )
 
@@ -462,7 +462,7 @@ OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that ar
     "straighter with decay": ("weight decay straightens the path", "more straightness"),
     "nearer to optimal transport with decay": (
         "weight decay brings the map nearer to optimal transport",
-        "more cost over least cost",
+        "more excess over the least cost",
     ),
     "UFM is more collapsed than MUFM": ("UFM ends more collapsed than MUFM", "difference"),
     "MUFM is more collapsed than the data": ("MUFM ends more collapsed than the data", "difference"),

@@ -37,6 +37,7 @@ def page(
     Returns:
         Its text.
     """
+    known = sorted(known, key=lambda each: (each.training.set, each.training.kind, each.training.seed))
     parts = ["# Progressive feedforward collapse: what the paper claims, and what was found", ""]
     parts += [_differences(plan, known)]
     if lost:
@@ -147,8 +148,8 @@ def _table(known: Sequence[Trained]) -> Iterator[str]:
         cells += [_accuracy(last), _accuracy(test), _depth(last)]
         cells += [f"{last.columns[m][-1]:.4g}" for m in METRICS]
         cells += [f"{last.segment().path().straightness:.3f}"]
-        ratio = claims.transported(claims.Network(last, gap=trained.gap)).value
-        yield f"| {' | '.join([*cells, '-' if math.isnan(ratio) else f'{ratio:.6g}'])} |"
+        excess = claims.transported(claims.Network(last, gap=trained.gap)).value
+        yield f"| {' | '.join([*cells, '-' if math.isnan(excess) else f'{1 + excess:.6g}'])} |"
 
 
 def _accuracy(profile: Profile | None) -> str:

@@ -229,13 +229,15 @@ def kinds(plan: Plan) -> tuple[str, ...]:
 
 
 def figure1(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
-    """Samples in the plane of the last class means, of each data set."""
+    """Samples in the plane of the last class means, of each data set and kind."""
     written: list[Path] = []
-    for name, trained in first_seeds(known, kinds(plan)[0]).items():
-        shown = trained.examined["plane"]
-        figure = figures.plane(shown["points"], shown["labels"], shown["classes"], title=name)
-        written += figures.save(figure, out / f"figure1-{name}")
-        write_json(out / f"figure1-{name}.json", {"format": FORMAT, **shown})
+    for kind in kinds(plan):
+        for name, trained in first_seeds(known, kind).items():
+            shown, path = trained.examined["plane"], out / f"figure1-{_named(name, kind)}"
+            title = f"{_named(name, kind)}: samples in the plane of their last class means"
+            how = {"title": title, "labels": shown["labels"], "classes": shown["classes"]}
+            written += figures.save(figures.plane(shown["points"], **how), path)
+            write_json(path.with_suffix(".json"), {"format": FORMAT, **shown})
     return written
 
 

@@ -118,13 +118,19 @@ def plane(
         raise ValueError(f"need two layers at least, got {', '.join(names) or 'none'}")
     count = min(most, len(names))
     shown = [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
-    with canvas(width, 0.9 + width / count, title) as figure:
+    with canvas(width, 0.8 + width / count * _flatness(points), title) as figure:
         row = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
         for ax, name in zip(row, shown, strict=True):
             _samples(ax, points, name, labels)
             ax.set_title(name)
         legend(figure, row[0].collections[-len(classes) :], list(classes), "class")
     return figure
+
+
+def _flatness(points: Mapping[str, Sequence[Sequence[float]]]) -> float:
+    """Height over width of what all panels show."""
+    x, y = zip(*(point for own in points.values() for point in own), strict=True)
+    return float(min(2.0, (max(y) - min(y)) / ((max(x) - min(x)) or 1)))
 
 
 def _samples(
