@@ -784,11 +784,11 @@ def test_all_layers_shows_layers_and_line_of_each_data_set(profile, staged, posi
 def test_the_plane_shows_samples_and_their_lines():
     points = {f"l{i}": [[float(i), 0.0], [0.0, i + 1.0], [-float(i), -1.0]] for i in range(9)}
     figure = drawn(figures.plane(points, [0, 1, 1], ["a", "b"], most=4))
-    assert [ax.get_title() for ax in figure.axes] == ["l0", "l3", "l5", "l8"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["l0", "l3", "l5", "l8"]
     for ax in figure.axes:
         lines, *dots = ax.collections
         assert_array_equal(lines.get_segments()[1], [[0, 1], [0, 9]])
-        own = points[ax.get_title()]
+        own = points[ax.get_title(loc="left")]
         assert_array_equal(dots[0].get_offsets(), own[:1])
         assert_array_equal(dots[1].get_offsets(), own[1:])
     assert told(figure) == ["a", "b"]
