@@ -94,6 +94,16 @@ def test_a_stopped_reproduction_goes_on(tmp_path, monkeypatch):
     assert (tmp_path / "runs/mnist-paper-0/history.jsonl").read_bytes() == history
 
 
+def test_another_recipe_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    plan = Plan(item="fig1", sets=("mnist",), out=tmp_path)
+    reproduce(plan, progress=False)
+    monkeypatch.setitem(RECIPES, "mnist-paper", replace(RECIPES["mnist-paper"], weight_decay=0.5))
+    with pytest.raises(
+        ValueError, match=r"another recipe: weight_decay is 0.01, not 0.5; choose another"
+    ):
+        reproduce(replace(plan, train=False), progress=False)
+
+
 def test_what_diverges_is_told_and_the_rest_is_done(tmp_path, monkeypatch, capsys):
     wild = replace(RECIPES["mnist-collapsed"], learning_rate=1e30)
     monkeypatch.setitem(RECIPES, "mnist-collapsed", wild)

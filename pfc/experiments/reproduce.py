@@ -117,6 +117,8 @@ class Plan:
         for name, folder in self.data.items():
             if "train" not in (known := splits(folder)):
                 raise ValueError(f"{name}={folder} has no split 'train'; it has {some(known) or 'none'}")
+        for trained in self.trainings:
+            trained.check()
         if not self.train and not any(trained.done for trained in self.trainings) and self.trainings:
             raise ValueError(f"nothing is trained in {self.out} yet: leave out --no-train (train=False)")
         check_place(expanded(self.out) / "README.md")
@@ -241,28 +243,39 @@ def figure1(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
     return written
 
 
-def figure2(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
-    """PFC1-3 over the epochs, a row a data set."""
+def _rows(
+    plan: Plan,
+    known: Sequence[Trained],
+    path: Path,
+    draw: Callable[[Mapping[str, Trained]], Any],
+    numbers: Callable[[Trained], dict[str, Any]],
+) -> list[Path]:
+    """A figure of a row a data set, for each kind of recipe, and the numbers of all trainings."""
     written: list[Path] = []
     for kind in kinds(plan):
         if chosen := first_seeds(known, kind):
-            runs = {name: trained.profiles for name, trained in chosen.items()}
-            written += figures.save(figures.all_training(runs), out / _named("figure2", kind))
-    numbers = {trained.training.name: _over_epochs(trained) for trained in known}
-    write_json(out / "figure2.json", {"format": FORMAT, "runs": numbers})
+            written += figures.save(draw(chosen), path.with_name(_named(path.name, kind)))
+    runs = {trained.training.name: numbers(trained) for trained in known}
+    write_json(path.with_suffix(".json"), {"format": FORMAT, "runs": runs})
     return written
+
+
+def figure2(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
+    """PFC1-3 over the epochs."""
+
+    def draw(chosen: Mapping[str, Trained]) -> Any:
+        return figures.all_training({name: trained.profiles for name, trained in chosen.items()})
+
+    return _rows(plan, known, out / "figure2", draw, _over_epochs)
 
 
 def figure3(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
-    """PFC1-3 over the layers, a row a data set."""
-    written: list[Path] = []
-    for kind in kinds(plan):
-        if chosen := first_seeds(known, kind):
-            last = {name: trained.last for name, trained in chosen.items()}
-            written += figures.save(figures.all_layers(last), out / _named("figure3", kind))
-    numbers = {trained.training.name: _over_layers(trained) for trained in known}
-    write_json(out / "figure3.json", {"format": FORMAT, "runs": numbers})
-    return written
+    """PFC1-3 over the layers."""
+
+    def draw(chosen: Mapping[str, Trained]) -> Any:
+        return figures.all_layers({name: trained.last for name, trained in chosen.items()})
+
+    return _rows(plan, known, out / "figure3", draw, _over_layers)
 
 
 def _named(name: str, kind: str) -> str:

@@ -117,6 +117,24 @@ class Trained:
         """Whether nothing is left to do."""
         return (self.folder / "examined.json").exists()
 
+    def check(self) -> None:
+        """Refuse a folder that holds a training by another recipe; where the data lie is free.
+
+        Raises:
+            ValueError: If it does.
+        """
+        if not (self.folder / "config.json").exists():
+            return
+        free = ("name", "data")
+        was, now = (
+            {**vars(r), **dict.fromkeys(free)} for r in (Run(self.folder).recipe, self.training.recipe)
+        )
+        if differ := [f"{k} is {was[k]}, not {now[k]}" for k in now if was[k] != now[k]]:
+            raise ValueError(
+                f"{self.folder} holds a training by another recipe: {', '.join(differ)}; "
+                "choose another folder, or remove this one"
+            )
+
     @cached_property
     def profiles(self) -> Mapping[int, Profile]:
         """By epoch."""
