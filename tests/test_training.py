@@ -470,10 +470,32 @@ def test_only_known_networks_that_nobody_hears_are_recorded():
     assert may(net, gpu)
     assert not may(net, torch.device("cpu"))
     assert not may(nn.Linear(2, 2), gpu)
-    handle = net.blocks[0].register_forward_hook(lambda *_: None)
+    part, weight = net.blocks[0], net.classifier.weight
+    for listen in (
+        lambda: part.register_forward_hook(lambda *_: None),
+        lambda: part.register_forward_pre_hook(lambda *_: None),
+        lambda: part.register_full_backward_hook(lambda *_: None),
+        lambda: nn.modules.module.register_module_forward_hook(lambda *_: None),
+        lambda: weight.register_hook(lambda gradient: None),
+        lambda: weight.register_post_accumulate_grad_hook(lambda _: None),
+    ):
+        handle = listen()
+        assert not may(net, gpu)
+        handle.remove()
+        assert may(net, gpu)
+    net.blocks[1] = Drawing()  # may do in Python what no recording would do again
     assert not may(net, gpu)
-    handle.remove()
+    net.blocks[1] = nn.Identity()
     assert may(net, gpu)
+    net.blocks[1].forward = lambda x: x
+    assert not may(net, gpu)
+
+
+class Drawing(nn.Module):
+    """Drops itself at random, as stochastic depth does."""
+
+    def forward(self, x):
+        return x if random.random() < 0.5 else 0 * x
 
 
 class Imagined:

@@ -308,20 +308,20 @@ def straight(network: Network) -> Finding:
 
 def _orders() -> Iterator[Claim]:
     """The claims about order, metric by metric."""
-    tau, words = "Kendall's tau", "{} improves at every layer of the last stage"
+    tau, words = "Kendall's tau", "{} steps back at no layer of the last stage"
     for m in PFC:
         yield Claim(f"order of {m.upper()}", words.format(m.upper()), tau, order(m))
     for m in PFC:
-        said = f"before training {m.upper()} has no order"
+        said = f"before training {m.upper()} steps back at some of them"
         yield Claim(f"no order of {m.upper()} at the start", said, tau, no_order_before(m))
     yield Claim(
         "learned", "training improves PFC1-3 at each layer of the last stage", "part improved", learned
     )
     for m in PFC:
-        said = f"{m.upper()} improves at every measured layer"
+        said = f"{m.upper()} steps back at no measured layer"
         yield Claim(f"order of {m.upper()}, all layers", said, tau, order_of_all(m), ours=True)
     for m in PFC:
-        said = f"{words.format(m.upper())} on test images"
+        said = f"{words.format(m.upper())}, on test images"
         yield Claim(f"order of {m.upper()}, test", said, tau, order_on_test(m), ours=True)
 
 
@@ -350,7 +350,10 @@ def _lines() -> Iterator[Claim]:
 CLAIMS: tuple[Claim, ...] = (
     *_orders(),
     Claim(
-        *("effective depth is the depth", "no layer before the last block is separable (error 0.01)"),
+        *(
+            "effective depth is the depth",
+            "the effective depth (error 0.01) is the last block, or the pooled layer behind it",
+        ),
         *("effective depth over depth", depth),
     ),
     Claim(
@@ -461,14 +464,17 @@ def _tau(values: Iterable[float]) -> float:
 OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that are not of one network
     "straighter with decay": ("weight decay straightens the path", "more straightness"),
     "nearer to optimal transport with decay": (
-        "weight decay brings the map nearer to optimal transport",
+        "weight decay takes the map no farther from optimal transport",
         "more excess over the least cost",
     ),
     "UFM is more collapsed than MUFM": ("UFM ends more collapsed than MUFM", "difference"),
     "MUFM is more collapsed than the data": ("MUFM ends more collapsed than the data", "difference"),
-    "PFC1 rises with lambda": ("PFC1 rises with lambda", "Kendall's tau"),
-    "PFC2 rises with lambda": ("PFC2 rises with lambda", "Kendall's tau"),
-    "nearer to the data with lambda": ("features come nearer to the data", "Kendall's tau"),
+    "PFC1 rises with lambda": ("PFC1 never falls as lambda grows", "Kendall's tau"),
+    "PFC2 rises with lambda": ("PFC2 never falls as lambda grows", "Kendall's tau"),
+    "nearer to the data with lambda": (
+        "features never go farther from the data as lambda grows",
+        "Kendall's tau",
+    ),
     "Theorem 4": ("PFC1 is below that of the data from some lambda on", "that lambda"),
     "descent reaches the minimum": (
         "plain gradient descent ends within 1e-6 of the minimum",

@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from pfc.nets import ConvResNet, FCResNet
 
@@ -64,8 +65,9 @@ class RecordedSteps:
     @staticmethod
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on a GPU, that nobody listens to."""
-        heard = any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-        return isinstance(net, FCResNet | ConvResNet) and not heard and device.type == "cuda"
+        own = type(net) in {FCResNet, ConvResNet} and all(_known(part) for part in net.modules())
+        heard = any(_heard(part) for part in (*net.modules(), *net.parameters()))
+        return own and device.type == "cuda" and not heard and not module._has_any_global_hook()
 
     def forget(self) -> None:
         """Record again, as the rate is another, which is a constant of what was recorded."""
@@ -89,3 +91,14 @@ class RecordedSteps:
         with torch.cuda.graph(graph):
             told = self.step(given)
         return graph, given, told
+
+
+def _known(part: nn.Module) -> bool:
+    """Whether a module is one of torch's or of ours, as it was written."""
+    return type(part).__module__.partition(".")[0] in {"torch", "pfc"} and "forward" not in vars(part)
+
+
+def _heard(part: nn.Module | nn.Parameter) -> bool:
+    """Whether a hook of a module or a parameter would be called in a step."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre", "post_accumulate_grad")
+    return any(getattr(part, f"_{kind}_hooks", None) for kind in kinds)
