@@ -66,7 +66,7 @@ class RecordedSteps:
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on a GPU, that nobody listens to."""
         own = type(net) in {FCResNet, ConvResNet} and all(_known(part) for part in net.modules())
-        heard = any(_heard(part) for part in (*net.modules(), *net.parameters()))
+        heard = any(map(_heard, net.modules())) or any(map(_heard, net.parameters()))
         return own and device.type == "cuda" and not heard and not module._has_any_global_hook()
 
     def forget(self) -> None:
@@ -98,7 +98,7 @@ def _known(part: nn.Module) -> bool:
     return type(part).__module__.partition(".")[0] in {"torch", "pfc"} and "forward" not in vars(part)
 
 
-def _heard(part: nn.Module | nn.Parameter) -> bool:
+def _heard(part: nn.Module | Tensor) -> bool:
     """Whether a hook of a module or a parameter would be called in a step."""
     kinds = ("forward", "forward_pre", "backward", "backward_pre", "post_accumulate_grad")
     return any(getattr(part, f"_{kind}_hooks", None) for kind in kinds)
