@@ -128,10 +128,11 @@ def draw(runs: list[dict[str, Any]], solutions: list[dict[str, Any]]) -> None:
         )
     ax.set_xlabel("PFC1")
     ax.set_title(
-        "PFC2 against PFC1 over MUFM's lambda, cross-entropy, rate 0.05", fontsize=9, loc="left"
+        "PFC2 against PFC1 over lambda (cross-entropy, rate 0.05)", fontsize=9, loc="left"
     )
     ax.grid(color="0.9")
-    ax.legend(fontsize=7, frameon=False)
+    ax.set_ylim(top=0.84)
+    ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper right")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )

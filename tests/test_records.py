@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pfc
@@ -127,3 +128,32 @@ def test_the_effective_depth_of_published_networks_is_their_depth(name, blocks, 
     assert len(train.non_monotone_layers("pfc1")) == {"resnet20": 1, "resnet56": 5}[name]
     assert not any(layer.startswith("layer3") for layer in train.non_monotone_layers("pfc1"))
     assert test.about["means"] == "cifar10, 50000 samples"
+
+
+def test_mufm_has_the_networks_frame_where_it_moves_as_far():
+    lines = (RECORDS / "decay" / "results.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        own, solutions = row["network"], row["solutions"]
+        assert all(s["gap"] <= 1e-8 for s in solutions)
+        assert all(a["pfc2"] < b["pfc2"] and a["moved"] > b["moved"] for a, b in pairwise(solutions))
+        if row["decay"] < 1e-3:
+            assert own["moved"] > solutions[0]["moved"]
+            continue
+        lams, moved = ([np.log(s["lam"]) for s in solutions], [s["moved"] for s in solutions])
+        lam = np.interp(own["moved"], moved[::-1], lams[::-1])
+        pfc1, pfc2 = (np.interp(lam, lams, [s[m] for s in solutions]) for m in ("pfc1", "pfc2"))
+        assert abs(pfc2 - own["pfc2"]) < 0.003
+        assert 0.8 < pfc1 / own["pfc1"] < 0.83
+
+
+def test_published_networks_and_trainings_stand_on_the_page_of_all_records():
+    page = (RECORDS / "README.md").read_text()
+    kept = json.loads((RECORDS / "reproduce" / "claims.json").read_text())["answers"]
+    assert {answer["kind"] for answer in kept} >= {"paper", "collapsed", "weight decay", "Figure 5"}
+    for kind in ("published", "transformers", "paper", "collapsed"):
+        assert f"### Networks: {kind}" in page
+    for answer in kept:
+        if answer["of"] > 1 and answer["verdict"] == "confirmed":
+            assert f"yes {answer['held']}/{answer['of']}" in page
+    for folder in RECORDS.glob("*/README.md"):
+        assert f"]({folder.parent.name}/README.md)" in page

@@ -78,7 +78,8 @@ def run(
     """Train until collapse, measure every layer, draw the figures and say what was found.
 
     Args:
-        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        recipe: digits, or one of the paper's: mnist, fashion_mnist, cifar10, stl10, cifar100; each of
+            these also as NAME-paper and NAME-collapsed, at a size for a processor, and mnist-wide.
         options: How the run is made.
         theory: What theory says.
         changes: Instead of the recipe's own.
@@ -111,7 +112,8 @@ def train(
     """Train a network by a recipe of the paper's Table I; keep history, profiles and weights.
 
     Args:
-        recipe: One of digits, mnist, fashion_mnist, cifar10, stl10, cifar100.
+        recipe: digits, or one of the paper's: mnist, fashion_mnist, cifar10, stl10, cifar100; each of
+            these also as NAME-paper and NAME-collapsed, at a size for a processor, and mnist-wide.
         resume: Continue the run in its folder.
         options: How the run is made.
         changes: Instead of the recipe's own.
