@@ -86,6 +86,16 @@ class Plan:
         found = [training for seed in range(seeds) for training in self._of_seed(seed)]
         return [Trained(training, expanded(self.out) / "runs" / training.name) for training in found]
 
+    @cached_property
+    def iterations(self) -> mufm.Iterations:
+        """Figure 4, drawn and kept."""
+        return mufm.iterations(mufm.Task(data=mufm.Dataset.toy(), folder=self.out))
+
+    @cached_property
+    def sweep(self) -> mufm.Sweep:
+        """Figure 5, drawn and kept."""
+        return mufm.sweep(mufm.Task(data=mufm.Dataset.toy(), folder=self.out), LAMS)
+
     def _recipe(self, name: str, **changes: Any) -> Recipe:
         """A recipe, on the folder that is given for its data set."""
         recipe = RECIPES[name]
@@ -163,7 +173,7 @@ def reproduce(plan: Plan, *, progress: bool = True) -> list[Path]:
     written: list[Path] = []
     for item in plan.items:
         written += DRAWN[item](plan, known, out) if item in DRAWN else []
-    answers = list(_answers(plan, known, out)) if "claims" in plan.items else []
+    answers = list(_answers(plan, known)) if "claims" in plan.items else []
     if answers:
         path = out / "claims.json"
         write_json(path, {"format": FORMAT, "answers": [asdict(each) for each in answers]})
@@ -314,20 +324,12 @@ def _short(values: Sequence[float]) -> list[float]:
 
 def figure4(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
     """UFM and MUFM along the iterations, on the paper's toy data."""
-    return list(_iterations(out).files)
+    return list(plan.iterations.files)
 
 
 def figure5(plan: Plan, known: Sequence[Trained], out: Path) -> list[Path]:
     """MUFM over its coefficient, on the paper's toy data."""
-    return list(_sweep(out).files)
-
-
-def _iterations(out: Path) -> mufm.Iterations:
-    return mufm.iterations(mufm.Task(data=mufm.Dataset.toy(), folder=out))
-
-
-def _sweep(out: Path) -> mufm.Sweep:
-    return mufm.sweep(mufm.Task(data=mufm.Dataset.toy(), folder=out), LAMS)
+    return list(plan.sweep.files)
 
 
 DRAWN: Mapping[str, Callable[[Plan, Sequence[Trained], Path], list[Path]]] = {
@@ -339,15 +341,15 @@ DRAWN: Mapping[str, Callable[[Plan, Sequence[Trained], Path], list[Path]]] = {
 }
 
 
-def _answers(plan: Plan, known: Sequence[Trained], out: Path) -> Iterator[claims.Answer]:
+def _answers(plan: Plan, known: Sequence[Trained]) -> Iterator[claims.Answer]:
     """All that the claims come to."""
     for kind, runs in by_kind(known).items():
         for name, own in runs.items() if "decay" not in kind else ():
             yield from claims.ask(kind or "Table I", name, [network(trained) for trained in own])
     if straight := _by_decay(known):
         yield from claims.decay(straight)
-    sweep = _sweep(out)
-    yield from claims.figure4(_iterations(out).ends, "toy data")
+    sweep = plan.sweep
+    yield from claims.figure4(plan.iterations.ends, "toy data")
     yield from claims.figure5(sweep.solutions, sweep.data, sweep.descent, "toy data")
 
 
