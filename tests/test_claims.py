@@ -159,6 +159,15 @@ def test_what_is_not_known_is_left_out(collapsing):
     }
 
 
+def test_of_two_classes_nothing_is_said_of_their_frame():
+    y = torch.arange(60) % 2
+    g = torch.Generator().manual_seed(0)
+    H = {f"l{i}": torch.randn(60, 3, generator=g) / (i + 1) + y[:, None] for i in range(4)}
+    found = {each.claim for each in ask("k", "w", [Network(pfc.measure_features(H, y, progress=False))])}
+    assert "PFC1 falls on the line to the nearest frame" in found
+    assert not {name for name in found if name.startswith(("PFC2", "order of PFC2", "Theorem 2"))}
+
+
 def test_decay_is_compared_seed_by_seed():
     bent = [Network(profile([2, 1, 1.5, 0.5, 1], seed=s)) for s in (0, 1)]
     straight = [Network(profile([2, 1.5, 1, 0.5, 0.1], seed=s)) for s in (0, 1)]

@@ -238,12 +238,13 @@ def falls(metric: str, end: End) -> Callable[[Network], Finding]:
         if not network.last.segments:
             return NOTHING
         certificate = network.last.segment().certify(end)
+        theorem1, theorem2 = certificate.theorem1, certificate.theorem2
+        if math.isnan(theorem1.align) or (theorem1 if metric == "pfc1" else theorem2).constant:
+            return NOTHING  # such as PFC2 of two classes
         if metric == "pfc1":
-            theorem = certificate.theorem1
-            start = max(theorem.turns, default=0.0) if theorem.falls else math.nan
-            return NOTHING if math.isnan(theorem.align) else Finding(theorem.monotone, start)
-        t0 = certificate.theorem2.t0
-        return Finding(t0 == 0, t0)
+            start = max(theorem1.turns, default=0.0) if theorem1.falls else math.nan
+            return Finding(theorem1.monotone, start)
+        return Finding(theorem2.t0 == 0, theorem2.t0)
 
     return judge
 
@@ -260,7 +261,10 @@ def radius(network: Network) -> Finding:
     """Whether PFC2 falls at the end of the line to the nearest frame; on which part of it."""
     if not network.last.segments:
         return NOTHING
-    found = network.last.segment().certify("etf").theorem2.radius
+    certificate = network.last.segment().certify("etf")
+    if math.isnan(certificate.theorem1.align) or certificate.theorem2.constant:
+        return NOTHING
+    found = certificate.theorem2.radius
     return Finding(False, 0.0) if math.isnan(found) else Finding(found > 0, found)
 
 
