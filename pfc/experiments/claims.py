@@ -25,7 +25,6 @@ OFF = 0.1  # of a metric's change: a layer so far from the line counts as near i
 SEPARABLE = 0.999  # PFC3 of a collapsed last layer
 FRAME = 0.3  # PFC2 of one
 EPS = 0.01  # NCC error of a layer that is separable, as of `Profile.effective_depth`
-OPTIMAL = 1e-9  # relative gap below which a map is an optimal transport map: rounding
 LEAST = 3  # layers of which an order can be spoken
 
 
@@ -302,7 +301,7 @@ def transported(network: Network) -> Finding:
     if network.gap is None or network.gap.exact is None or math.isnan(network.gap.exact.ratio):
         return NOTHING
     excess = network.gap.exact.ratio - 1
-    return Finding(excess <= OPTIMAL, excess)
+    return Finding(network.gap.exact.gap == 0, excess)
 
 
 def straight(network: Network) -> Finding:

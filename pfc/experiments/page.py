@@ -149,7 +149,7 @@ def _table(known: Sequence[Trained]) -> Iterator[str]:
         cells += [f"{last.columns[m][-1]:.4g}" for m in METRICS]
         cells += [f"{last.segment().path().straightness:.3f}"]
         excess = claims.transported(claims.Network(last, gap=trained.gap)).value
-        yield f"| {' | '.join([*cells, '-' if math.isnan(excess) else f'{1 + excess:.6g}'])} |"
+        yield f"| {' | '.join([*cells, '-' if math.isnan(excess) else f'{1 + excess:.8g}'])} |"
 
 
 def _accuracy(profile: Profile | None) -> str:
