@@ -127,9 +127,7 @@ def draw(runs: list[dict[str, Any]], solutions: list[dict[str, Any]]) -> None:
             label=f"network, {label}",
         )
     ax.set_xlabel("PFC1")
-    ax.set_title(
-        "PFC2 against PFC1 over lambda (cross-entropy, rate 0.05)", fontsize=9, loc="left"
-    )
+    ax.set_title("PFC2 against PFC1 over lambda (cross-entropy, rate 0.05)", fontsize=9, loc="left")
     ax.grid(color="0.9")
     ax.set_ylim(top=0.84)
     ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper right")

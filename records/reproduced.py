@@ -8,13 +8,12 @@ networks that others published (records/published), and of the transformers; the
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from pfc import load
-from pfc.experiments.claims import Answer, Network, ask
+from pfc.experiments.claims import Answer, Network, ask, read
 from pfc.experiments.page import tables
 from pfc.files import write_text
 
@@ -51,9 +50,7 @@ def main(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in KEPT:
             shutil.copy(path, record / path.name)
-    kept = json.loads((record / "claims.json").read_text(encoding="utf-8"))["answers"]
-    numbers = ("value", "low", "high")
-    answers = [Answer(**{**row, **{n: float(row[n]) for n in numbers}}) for row in kept]
+    answers = read(record / "claims.json")
     parts = [(HERE / "NOTES.md").read_text(encoding="utf-8").rstrip(), "", "## Every claim", ""]
     parts += [*tables([*beyond(), *answers]), "", "## All records", "", *titles(), ""]
     write_text(HERE / "README.md", "\n".join(parts))

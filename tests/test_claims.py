@@ -1,7 +1,8 @@
 """Claims of the paper: each judged against networks of which the answer is known."""
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 import pfc
 from pfc.experiments import claims
 from pfc.experiments.claims import CLAIMS, Finding, Network, answer, ask
+from pfc.files import write_json
 from pfc.theory import transport
 
 K, N, D = 4, 80, 12
@@ -34,7 +36,8 @@ def features(shrink, scale=3.0, seed=0):
 
 
 def profile(shrink, **how):
-    return pfc.measure_features(*features(shrink, **how), progress=False)
+    found = pfc.measure_features(*features(shrink, **how), progress=False)
+    return replace(found, about={**found.about, "accuracy": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +154,9 @@ def test_an_answer_needs_a_network():
 def test_what_is_not_known_is_left_out(collapsing):
     names = {each.claim for each in ask("k", "w", [Network(collapsing.last)])}
     assert names.isdisjoint({"learned", "optimal transport", "order of PFC1, test"})
-    assert {"order of PFC1", "last-layer collapse"} <= names
-    flat = pfc.measure_features({"a": torch.randn(20, 3)}, torch.arange(20) % 2, progress=False)
-    assert {each.claim for each in ask("k", "w", [Network(flat)])} <= {
-        "last-layer collapse",
-        "effective depth is the depth",
-    }
+    assert {"order of PFC1", "effective depth is the depth", "last-layer collapse"} <= names
+    bare = replace(collapsing.last, about={**collapsing.last.about, "accuracy": None})
+    assert "last-layer collapse" not in {each.claim for each in ask("k", "w", [Network(bare)])}
 
 
 def test_of_two_classes_nothing_is_said_of_their_frame():
@@ -166,6 +166,56 @@ def test_of_two_classes_nothing_is_said_of_their_frame():
     found = {each.claim for each in ask("k", "w", [Network(pfc.measure_features(H, y, progress=False))])}
     assert "PFC1 falls on the line to the nearest frame" in found
     assert not {name for name in found if name.startswith(("PFC2", "order of PFC2", "Theorem 2"))}
+
+
+def test_what_is_undefined_or_can_not_be_better_is_no_refutation(collapsing):
+    base = collapsing.last
+    nan = Network(base, random=replace(base, columns={**base.columns, "pfc2": (math.nan,) * 5}))
+    assert judged("learned", nan) is claims.NOTHING
+    done = replace(base, columns={**base.columns, "pfc3": (1.0,) * 5})
+    before = replace(collapsing.random, columns={**collapsing.random.columns, "pfc3": (1.0,) * 5})
+    assert judged("learned", Network(done, random=before)).holds
+    assert (
+        judged(
+            "effective depth is the depth",
+            Network(replace(base, columns={**base.columns, "pfc3": (math.nan,) * 5})),
+        )
+        is claims.NOTHING
+    )
+    one = pfc.measure_features({"a": torch.randn(20, 3)}, torch.arange(20) % 2, progress=False)
+    assert ask("k", "w", [Network(one)]) == []
+    still = {name: features([1, 1], scale=0)[0]["l0"] for name in "abc"}
+    found = ask("k", "w", [Network(pfc.measure_features(still, torch.arange(N) % K, progress=False))])
+    assert not [each for each in found if each.claim.endswith("to the last features")]
+
+
+def test_a_profile_of_one_pass_has_fewer_answers():
+    once = pfc.measure_features(*features([2, 1.5, 1]), passes=1, progress=False)
+    names = {each.claim for each in ask("k", "w", [Network(once, random=once)])}
+    assert "order of PFC1" in names
+    assert not {name for name in names if "PFC3" in name or "depth" in name or "learned" in name}
+
+
+def test_profiles_that_do_not_belong_together_are_refused(collapsing):
+    X, y = features([2, 1.5, 1, 0.5, 0.05])
+    test = pfc.measure_features(X, y, means=collapsing.last, progress=False)
+    with pytest.raises(ValueError, match="last must be about its own class means"):
+        Network(test)
+    few = pfc.measure_features({"l0": X["l0"]}, y, progress=False)
+    with pytest.raises(ValueError, match="random must have the layers of last, it lacks l1, l2, l3, l4"):
+        Network(collapsing.last, random=few)
+
+
+def test_answers_are_read_as_they_were_kept(tmp_path, collapsing):
+    found = ask("k", "w", [collapsing, collapsing])
+    path = tmp_path / "claims.json"
+    write_json(path, {"format": claims.FORMAT, "answers": [asdict(each) for each in found]})
+    assert repr(claims.read(path)) == repr(found)
+    content = json.loads(path.read_text())
+    del content["checksum"], content["answers"][0]["held"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"claims.json: .*held"):
+        claims.read(path)
 
 
 def test_decay_is_compared_seed_by_seed():

@@ -1,10 +1,13 @@
 """`pfc reproduce`: what is trained, what is drawn, what is told, and that it goes on."""
 
 import json
+import shutil
 from dataclasses import replace
+from multiprocessing import active_children
 
 import pytest
 import torch
+from PIL import Image
 
 import pfc
 from pfc.cli import main
@@ -99,10 +102,66 @@ def test_another_recipe_is_not_taken_for_this_one(tmp_path, monkeypatch):
     plan = Plan(item="fig1", sets=("mnist",), out=tmp_path)
     reproduce(plan, progress=False)
     monkeypatch.setitem(RECIPES, "mnist-paper", replace(RECIPES["mnist-paper"], weight_decay=0.5))
-    with pytest.raises(
-        ValueError, match=r"another recipe: weight_decay is 0.01, not 0.5; choose another"
-    ):
+    with pytest.raises(ValueError, match=r"another training: its weight_decay is 0.01, not 0.5; choose"):
         reproduce(replace(plan, train=False), progress=False)
+
+
+def test_another_seed_or_other_data_are_not_taken_for_these(tmp_path, monkeypatch):
+    plan = Plan(item="table1", sets=("mnist",), seeds=1, out=tmp_path)
+    reproduce(plan, progress=False)
+    shutil.copytree(tmp_path / "runs/mnist-paper-0", tmp_path / "runs/mnist-paper-1")
+    with pytest.raises(ValueError, match=r"mnist-paper-1 holds another training: its seed is 0, not 1"):
+        reproduce(replace(plan, seeds=2), progress=False)
+    own = Training.images
+    other = lambda self: replace(own(self), labels=own(self).labels.flip(0))  # noqa: E731
+    monkeypatch.setattr(Training, "images", other)
+    with pytest.raises(
+        ValueError, match=r"mnist-paper-0 was trained on other data than those in 'digits'"
+    ):
+        reproduce(plan, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plane: plane["labels"].pop(),
+        lambda plane: plane["labels"].__setitem__(0, 99),
+        lambda plane: plane["classes"].clear(),
+        lambda plane: plane["points"].clear(),
+        lambda plane: plane["points"]["stem"].__setitem__(0, ["a", "b"]),
+    ],
+)
+def test_a_damaged_examination_is_named_before_anything_is_trained(change, tmp_path):
+    plan = Plan(item="fig1", sets=("mnist",), out=tmp_path)
+    reproduce(plan, progress=False)
+    path = tmp_path / "runs/mnist-paper-0/examined.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    change(content["plane"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=str(path)):
+        reproduce(replace(plan, item="table1", seeds=1), progress=False)
+    assert not (tmp_path / "runs/mnist-collapsed-0").exists()
+
+
+def test_the_page_keeps_what_other_calls_have_made(tmp_path):
+    reproduce(Plan(item="fig3", sets=("mnist",), seeds=1, out=tmp_path), progress=False)
+    reproduce(Plan(item="fig4", sets=("mnist",), seeds=1, out=tmp_path), progress=False)
+    page = (tmp_path / "README.md").read_text()
+    for words in ("| mnist-paper-0 | fc |", "(figure3-paper.png)", "(figure4.png)"):
+        assert words in page
+
+
+def test_an_error_ends_the_other_trainings_at_once(tmp_path):
+    long = Recipe(name="mnist-paper", data="digits", **{**SMALL["fc"], "epochs": 100_000})
+    lost = replace(long, data=str(tmp_path / "nowhere"))
+    plan = Plan(out=tmp_path, jobs=2)
+    plan.__dict__["trainings"] = [
+        Trained(Training(recipe=r, seed=s), tmp_path / str(s)) for s, r in enumerate([long, lost])
+    ]
+    with pytest.raises(ValueError, match="no data set or folder"):
+        experiment.run_all(plan, progress=False)
+    assert active_children() == []
 
 
 def test_what_diverges_is_told_and_the_rest_is_done(tmp_path, monkeypatch, capsys):
@@ -115,6 +174,9 @@ def test_what_diverges_is_told_and_the_rest_is_done(tmp_path, monkeypatch, capsy
         in capsys.readouterr().err
     )
     assert (tmp_path / "figure3-paper.png").exists()
+    reproduce(Plan(item="fig2", sets=("mnist",), seeds=1, out=tmp_path))  # told again, not tried again
+    assert "- mnist-collapsed-0: training diverged: " in (tmp_path / "README.md").read_text()
+    assert capsys.readouterr().err == ""
 
 
 def test_trainings_side_by_side_are_those_of_one_process(tmp_path):
@@ -124,7 +186,7 @@ def test_trainings_side_by_side_are_those_of_one_process(tmp_path):
         runs = [Trained(Training(recipe=tiny, seed=s), tmp_path / str(jobs) / str(s)) for s in (0, 1)]
         plan = Plan(out=tmp_path, jobs=jobs)
         plan.__dict__["trainings"] = runs
-        assert experiment.run_all(plan, progress=False) == {}
+        experiment.run_all(plan, progress=False)
     for seed in (0, 1):
         (a, b) = (pfc.Run(tmp_path / jobs / str(seed)).profiles[2].columns for jobs in "12")
         assert a["pfc1"] == b["pfc1"]
@@ -198,6 +260,8 @@ def test_an_estimate_is_near_what_it_takes(tmp_path):
         (["--data", "cifar=x"], "no data set 'cifar'; choose from mnist, fashion_mnist"),
         (["--sets", "svhn"], "no data set 'svhn'; choose from mnist, fashion_mnist"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--seeds", "101"], "seeds must be at most 100, got 101"),
+        (["--device", "cuda:99"], "cuda:99"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
         (["--no-train"], "yet: leave out --no-train"),
         (["--data", "mnist=/nowhere/at/all"], "no data set or folder '/nowhere/at/all'"),
@@ -207,4 +271,16 @@ def test_refused_before_anything_is_trained(arguments, message, tmp_path, capsys
     with pytest.raises(SystemExit, match="2"):
         main(["reproduce", "fig2", *arguments, "--out", str(tmp_path / "out")])
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_the_data_stays_as_it_is(tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 3).save(tmp_path / split / name / "1.png")
+    given = ["--data", f"mnist={tmp_path}", "--out", str(tmp_path / "out"), "--list"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["reproduce", "fig1", "--sets", "mnist", *given])
+    assert "lies among the data in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -8,19 +8,37 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from pfc.files import read_json
 from pfc.line import End
 from pfc.metrics import effective_depth
 from pfc.profile import Profile
-from pfc.profile.columns import PFC
+from pfc.profile.columns import PFC, Column
 from pfc.profile.segment import KINDS, Position
 from pfc.profile.verdict import non_monotone, same
+from pfc.schema import COUNT, NUMBER, TEXT, list_of, object_of
 from pfc.theory.transport import Gap
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
+FORMAT = "pfc-claims-1"
+NUMBERS = ("value", "low", "high")
+SCHEMA = object_of(  # what the file of the answers must hold
+    {
+        "answers": list_of(
+            object_of(
+                {
+                    **dict.fromkeys(("claim", "kind", "where", "verdict"), TEXT),
+                    **{"held": COUNT, "of": COUNT, **dict.fromkeys(NUMBERS, NUMBER)},
+                },
+                closed=True,
+            )
+        )
+    }
+)
 OFF = 0.1  # of a metric's change: a layer so far from the line counts as near it
 SEPARABLE = 0.999  # PFC3 of a collapsed last layer
 FRAME = 0.3  # PFC2 of one
@@ -37,12 +55,23 @@ class Network:
         test: After training, on test images about the training means; `None` if not measured.
         random: Before training, with random first weights; `None` if not measured.
         gap: Whether its last stage is an optimal transport map; `None` if not computed.
+
+    Raises:
+        ValueError: If `last` is about the means of other data, or another profile lacks its layers.
     """
 
     last: Profile
     test: Profile | None = None
     random: Profile | None = None
     gap: Gap | None = None
+
+    def __post_init__(self) -> None:
+        if self.last.about.get("means"):
+            raise ValueError("last must be about its own class means, not those of other data; see test")
+        for name, other in {"test": self.test, "random": self.random}.items():
+            if other is not None and not set(self.last.layers) <= set(other.layers):
+                lacking = ", ".join(l for l in self.last.layers if l not in other.layers)
+                raise ValueError(f"{name} must have the layers of last, it lacks {lacking}")
 
     @property
     def stage(self) -> tuple[str, ...]:
@@ -93,7 +122,7 @@ class Answer:
         claim: Its name.
         kind: Of which kind of network or model.
         where: Of which of that kind, such as a data set.
-        verdict: Confirmed if it holds on all of them, refuted if on none, else undecided.
+        verdict: Confirmed if it holds on all of them, refuted if it fails on all, else undecided.
         held: On how many it holds.
         of: Networks.
         value: Mean of its number over those that have one.
@@ -138,6 +167,22 @@ def answer(claim: str, kind: str, where: str, findings: Sequence[Finding]) -> An
     values = [finding.value for finding in findings if not math.isnan(finding.value)]
     interval = _interval(values)
     return Answer(claim, kind, where, verdict, held.count(True), len(findings), *interval)
+
+
+def read(path: Path) -> list[Answer]:
+    """Read the answers that `pfc reproduce` kept.
+
+    Args:
+        path: Its claims.json.
+
+    Returns:
+        The answers.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    rows = read_json(path, FORMAT, SCHEMA)["answers"]
+    return [Answer(**{**row, **{n: float(row[n]) for n in NUMBERS}}) for row in rows]
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -220,14 +265,19 @@ def learned(network: Network) -> Finding:
     """Whether training improves all three metrics at each layer of the last stage; the part that is."""
     if network.random is None:
         return NOTHING
-    better = [
-        len(non_monotone(PFC[metric], [after, before])) > 0
-        for metric in PFC
-        for before, after in zip(
-            *(_values(p, metric, network.stage) for p in (network.random, network.last)), strict=True
-        )
-    ]
-    return Finding(all(better), sum(better) / len(better)) if better else NOTHING
+    better = []
+    for metric, column in PFC.items():
+        known = [_values(profile, metric, network.stage) for profile in (network.random, network.last)]
+        if not all(known) or any(map(math.isnan, (*known[0], *known[1]))):
+            return NOTHING
+        better += [_better(column, before, after) for before, after in zip(*known, strict=True)]
+    return Finding(all(better), sum(better) / len(better))
+
+
+def _better(column: Column, before: float, after: float) -> bool:
+    """Whether a metric is more collapsed than before, or could not be."""
+    there = column.collapsed is not None and same(column, after, column.collapsed)
+    return there or len(non_monotone(column, [after, before])) > 0
 
 
 def falls(metric: str, end: End) -> Callable[[Network], Finding]:
@@ -282,7 +332,10 @@ def near(metric: str, kind: Position = "path") -> Callable[[Network], Finding]:
 def depth(network: Network) -> Finding:
     """Whether no layer before the last block is separable; the effective depth over the depth."""
     stage, layers = network.stage, network.last.layers
-    found = effective_depth([1 - value for value in network.last.columns["pfc3"]], EPS)
+    values = _values(network.last, "pfc3", layers)
+    if len(values) < LEAST or any(map(math.isnan, values)):
+        return NOTHING
+    found = effective_depth([1 - value for value in values], EPS)
     if found is None:
         return Finding(False, math.nan)
     return Finding(found >= layers.index(stage[-1]), (found + 1) / len(layers))
@@ -291,9 +344,10 @@ def depth(network: Network) -> Finding:
 def collapsed(network: Network) -> Finding:
     """Whether the last layer is collapsed: training accuracy 1, PFC3, PFC2; its PFC2."""
     profile = network.last
+    if profile.accuracy is None or "pfc3" not in profile.columns:
+        return NOTHING
     pfc2, pfc3 = profile.columns["pfc2"][-1], profile.columns["pfc3"][-1]
-    right = profile.accuracy is None or profile.accuracy == 1
-    return Finding(right and pfc3 >= SEPARABLE and pfc2 <= FRAME, pfc2)
+    return Finding(profile.accuracy == 1 and pfc3 >= SEPARABLE and pfc2 <= FRAME, pfc2)
 
 
 def transported(network: Network) -> Finding:
@@ -306,7 +360,9 @@ def transported(network: Network) -> Finding:
 
 def straight(network: Network) -> Finding:
     """Straightness of the path through the last stage; not a claim by itself."""
-    return Finding(None, network.last.segment().path().straightness)
+    return (
+        Finding(None, network.last.segment().path().straightness) if network.last.segments else NOTHING
+    )
 
 
 def _orders() -> Iterator[Claim]:
@@ -412,7 +468,8 @@ def figure4(ends: Mapping[str, Mapping[str, Any]], where: str) -> list[Answer]:
             ("MUFM is more collapsed than the data", "MUFM, ours", "data"),
         ):
             a, b = float(ends[near][metric]), float(ends[far][metric])
-            finding = Finding(b > a if not column.rises else a > b, b - a)
+            more = a - b if column.rises else b - a
+            finding = Finding(None if same(column, a, b) else more > 0, more)
             found.append(answer(f"{name}: {metric.upper()}", "Figure 4", where, [finding]))
     return found
 
@@ -470,8 +527,8 @@ OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that ar
         "weight decay takes the map no farther from optimal transport",
         "more excess over the least cost",
     ),
-    "UFM is more collapsed than MUFM": ("UFM ends more collapsed than MUFM", "difference"),
-    "MUFM is more collapsed than the data": ("MUFM ends more collapsed than the data", "difference"),
+    "UFM is more collapsed than MUFM": ("UFM ends more collapsed than MUFM", "by how much"),
+    "MUFM is more collapsed than the data": ("MUFM ends more collapsed than the data", "by how much"),
     "PFC1 rises with lambda": ("PFC1 never falls as lambda grows", "Kendall's tau"),
     "PFC2 rises with lambda": ("PFC2 never falls as lambda grows", "Kendall's tau"),
     "nearer to the data with lambda": (

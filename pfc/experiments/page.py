@@ -52,15 +52,15 @@ def page(
 
 
 DIFFERENCES = """\
-What differs from the paper stands first. Its learning rates, batch sizes and widths are not in the text
-that we have; where each of ours comes from stands in a run's `config.json`, under `sources`.
+What differs from the paper stands first. Its learning rates, batch sizes and numbers of channels are not
+in the text that we have; where each of ours comes from stands in a run's `config.json`, under `sources`.
 
 - Layers are those of the last stage, all of one shape, with maps flattened, as the paper has it.
-- A claim holds on a network or not; it is confirmed if it holds on all seeds, and refuted if on none.
+- A claim is confirmed if it holds on all seeds, refuted if it fails on all, and else undecided.
 """
 SMALL = """\
-- Scale: fewer images and narrower networks than the paper's, as the table of the networks says.
-- Recipes `paper` keep to cross-entropy, `collapsed` ones to squared error; both were searched for.
+- Scale: few images, and networks narrower than `--scale paper`, as the table of the networks says.
+- Recipes `paper` keep to cross-entropy, `collapsed` ones end nearest to a frame; both were searched for.
 """
 CELLS = """\
 Each cell says whether the claim holds, on how many seeds, and its number with a 95 % interval over them.
@@ -74,7 +74,7 @@ with random weights.
 
 def _differences(plan: "Plan", known: Sequence[Trained]) -> str:
     """What differs from the paper."""
-    told = DIFFERENCES + SMALL * (plan.scale == "small")
+    told = DIFFERENCES + SMALL * (plan.scale == "small" and len(known) > 0)
     few = {t.training.set for t in known if t.last.about["samples"] < FEW * t.last.about["classes"]}
     if few:
         told += (
@@ -113,7 +113,8 @@ def _of_kind(answers: Sequence[Answer]) -> Iterator[str]:
     """The table of a kind of network."""
     places = list(dict.fromkeys(each.where for each in answers))
     cells = {(each.claim, each.where): cell(each) for each in answers}
-    yield f"| claim | its number | {' | '.join(places)} |"
+    heads = [place.replace("|", r"\|") for place in places]
+    yield f"| claim | its number | {' | '.join(heads)} |"
     yield "| --- " * (len(places) + 2) + "|"
     for claim in CLAIMS:
         row = [cells.get((claim.name, place), "") for place in places]
@@ -146,10 +147,14 @@ def _table(known: Sequence[Trained]) -> Iterator[str]:
         cells = [trained.training.name, r.net, "+".join(map(str, r.blocks)), str(r.width)]
         cells += [f"{last.about['samples']:,}", r.loss, f"{r.learning_rate:g}", f"{r.weight_decay:g}"]
         cells += [_accuracy(last), _accuracy(test), _depth(last)]
-        cells += [f"{last.columns[m][-1]:.4g}" for m in METRICS]
-        cells += [f"{last.segment().path().straightness:.3f}"]
+        cells += [_told(last.columns[m][-1], ".4g") for m in METRICS]
+        cells += [_told(last.segment().path().straightness, ".3f")]
         excess = claims.transported(claims.Network(last, gap=trained.gap)).value
-        yield f"| {' | '.join([*cells, '-' if math.isnan(excess) else f'{1 + excess:.8g}'])} |"
+        yield f"| {' | '.join([*cells, _told(1 + excess, '.8g')])} |"
+
+
+def _told(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _accuracy(profile: Profile | None) -> str:
@@ -176,7 +181,9 @@ def _layers(known: Sequence[Trained]) -> Iterator[str]:
         cells = [
             "-"
             if p is None
-            else " to ".join(f"{p.columns[m][p.layers.index(l)]:.3g}" for l in (stage[0], stage[-1]))
+            else " to ".join(
+                _told(p.columns[m][p.layers.index(l)], ".3g") for l in (stage[0], stage[-1])
+            )
             for m in METRICS
             for p in (trained.last, trained.test, trained.random)
         ]

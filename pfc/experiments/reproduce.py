@@ -1,18 +1,21 @@
 """The paper's table, figures and claims: what is missing is trained, then all is drawn and told."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from pfc import figures
 from pfc.data import splits
+from pfc.device import device_of
 from pfc.experiments import claims, mufm
 from pfc.experiments.page import page
 from pfc.experiments.trainings import SETS, Trained, Training
@@ -28,6 +31,7 @@ Scale = Literal["small", "paper"]
 FORMAT = "pfc-reproduced-1"
 LAMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0)  # inferred; the paper's are lost
 DECAYS = (0.0, 5e-4, 5e-3)  # of the question whether decay straightens the path; ours
+MOST = 100  # seeds; ours
 TRAINED: tuple[Item, ...] = ("table1", "fig1", "fig2", "fig3", "claims")  # what needs trained networks
 
 
@@ -65,6 +69,9 @@ class Plan:
         one_of(Item, item=self.item)
         one_of(Scale, scale=self.scale)
         at_least(1, seeds=self.seeds, jobs=self.jobs)
+        if self.seeds > MOST:
+            raise ValueError(f"seeds must be at most {MOST}, got {self.seeds}")
+        object.__setattr__(self, "sets", tuple(dict.fromkeys(self.sets)))
         for name in (*self.sets, *self.data):
             if name not in SETS:
                 raise ValueError(f"no data set {name!r}; choose from {', '.join(SETS)}")
@@ -123,15 +130,30 @@ class Plan:
                 yield Training(recipe=self._recipe("mnist-paper", weight_decay=decay), seed=seed)
 
     def check(self) -> None:
-        """Refuse, before hours are spent, folders that are no data sets."""
+        """Refuse, before hours are spent, what can't be done.
+
+        Raises:
+            ValueError: If data are missing, the device is, or the folder holds something else.
+        """
+        device_of(self.device, nn.Identity())
+        out = expanded(self.out)
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{self.out} is no folder: choose another place (--out)")
+        self._check_data(out)
+        for trained in self.trainings:
+            trained.check()
+        if self.train:
+            for trained in {each.training.set: each for each in reversed(self.trainings)}.values():
+                trained.check_data()
+        elif self.trainings and not any(trained.done for trained in self.trainings):
+            raise ValueError(f"nothing is trained in {self.out} yet: leave out --no-train (train=False)")
+
+    def _check_data(self, out: Path) -> None:
         for name, folder in self.data.items():
             if "train" not in (known := splits(folder)):
                 raise ValueError(f"{name}={folder} has no split 'train'; it has {some(known) or 'none'}")
-        for trained in self.trainings:
-            trained.check()
-        if not self.train and not any(trained.done for trained in self.trainings) and self.trainings:
-            raise ValueError(f"nothing is trained in {self.out} yet: leave out --no-train (train=False)")
-        check_place(expanded(self.out) / "README.md")
+            if out.absolute().is_relative_to(expanded(folder).absolute()):
+                raise ValueError(f"--out {self.out} lies among the data in {folder}: choose another")
 
     def costs(self) -> Iterator[tuple[Trained, float]]:
         """Time what is due, trainings by recipes of one size once.
@@ -141,7 +163,7 @@ class Plan:
         """
         known: dict[Any, float] = {}
         for trained in self.trainings:
-            if not trained.done:
+            if not (trained.done or trained.lost):
                 r = trained.training.recipe
                 size = (trained.training.set, r.width, r.limit, r.epochs, r.batch_size)
                 if size not in known:
@@ -167,59 +189,76 @@ def reproduce(plan: Plan, *, progress: bool = True) -> list[Path]:
         ValueError: If data are missing, or the folder holds something else.
     """
     plan.check()
-    lost = run_all(plan, progress=progress) if plan.train else {}
-    known = [trained for trained in plan.trainings if trained.done]
     out = expanded(plan.out)
+    check_place(out / "README.md")
+    if {"fig5", "claims"} & {*plan.items}:
+        plan.sweep  # noqa: B018  # refused before hours of training, if its file is another's
+    if plan.train:
+        run_all(plan, progress=progress)
+    known = [trained for trained in plan.trainings if trained.done]
     written: list[Path] = []
     for item in plan.items:
         written += DRAWN[item](plan, known, out) if item in DRAWN else []
-    answers = list(_answers(plan, known)) if "claims" in plan.items else []
-    if answers:
-        path = out / "claims.json"
-        write_json(path, {"format": FORMAT, "answers": [asdict(each) for each in answers]})
-        written.append(path)
-    pictures = [path for path in written if path.suffix == ".png"]
-    write_text(out / "README.md", page(plan, known, answers, pictures, lost))
+    if "claims" in plan.items:
+        written.append(out / "claims.json")
+        answers = [asdict(each) for each in _answers(plan, known)]
+        write_json(written[-1], {"format": claims.FORMAT, "answers": answers})
+    write_text(out / "README.md", _page(plan, out))
     return [*written, out / "README.md"]
 
 
-def run_all(plan: Plan, *, progress: bool = True) -> dict[str, str]:
-    """Run the trainings that are due; the words of those that diverged, by name."""
-    due = [trained for trained in plan.trainings if not trained.done]
+def _page(plan: Plan, out: Path) -> str:
+    """The page of all that is in the folder, by whatever call it was made."""
+    trainings = replace(plan, item="all").trainings
+    kept = out / "claims.json"
+    return page(
+        plan,
+        [trained for trained in trainings if trained.done],
+        claims.read(kept) if kept.exists() else [],
+        sorted(out.glob("figure*.png")),
+        {trained.training.name: trained.lost for trained in trainings if trained.lost},
+    )
+
+
+def run_all(plan: Plan, *, progress: bool = True) -> None:
+    """Run the trainings that are due; one that diverges keeps its words, and the others go on."""
+    due = [trained for trained in plan.trainings if not (trained.done or trained.lost)]
     if plan.jobs == 1:
-        results = (_result(trained, plan.device, progress) for trained in due)
-        return _collected(results, len(due), progress=progress)
-    with ProcessPoolExecutor(plan.jobs, mp_context=get_context("spawn"), initializer=_alone) as pool:
+        _follow(
+            (_result(trained, plan.device, progress) for trained in due), len(due), progress=progress
+        )
+        return
+    others = set(active_children())
+    context = get_context("spawn")
+    with ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_alone) as pool:
         futures = [pool.submit(_result, trained, plan.device, False) for trained in due]
         try:
-            done = (future.result() for future in as_completed(futures))
-            return _collected(done, len(due), progress=progress)
+            _follow((each.result() for each in as_completed(futures)), len(due), progress=progress)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
             raise
 
 
 def _alone() -> None:
-    """A process beside others takes one thread."""
+    """A process beside others takes one thread, and leaves interrupts to the first one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _result(trained: Trained, device: str | None, progress: bool) -> tuple[str, str]:
+def _result(trained: Trained, device: str | None, progress: bool) -> Trained:
     try:
         trained.run(device, progress=progress)
     except Diverged as error:
-        return trained.training.name, str(error)
-    return trained.training.name, ""
+        trained.lose(str(error))
+    return trained
 
 
-def _collected(results: Iterator[tuple[str, str]], due: int, *, progress: bool) -> dict[str, str]:
-    lost = {}
-    for number, (name, error) in enumerate(results, start=1):
+def _follow(results: Iterator[Trained], due: int, *, progress: bool) -> None:
+    for number, trained in enumerate(results, start=1):
         if progress:
-            print(f"{number} of {due}: {name} {error or 'done'}", file=sys.stderr, flush=True)
-        if error:
-            lost[name] = error
-    return lost
+            told = trained.lost or "done"
+            print(f"{number} of {due}: {trained.training.name} {told}", file=sys.stderr, flush=True)
 
 
 def by_kind(known: Sequence[Trained]) -> dict[str, dict[str, list[Trained]]]:
@@ -378,6 +417,7 @@ def estimate(plan: Plan) -> Iterator[str]:
     Yields:
         Lines of text, the last with the sum; trainings alone, measuring is some percent more.
     """
+    plan.check()
     total, hours = 0.0, partial("{:.2f} h".format)
     for trained, seconds in plan.costs():
         total += seconds / plan.jobs / 3600

@@ -16,7 +16,7 @@ from pfc.device import device_of
 from pfc.files import read_json, write_json
 from pfc.measuring import features, measure, transport
 from pfc.profile import Profile, load
-from pfc.schema import NUMBER, TEXT, list_of, object_of, optional
+from pfc.schema import COUNT, FINITE, TEXT, list_of, object_of, optional, quoted
 from pfc.theory.transport import Gap, restored
 from pfc.training import RECIPES, Recipe, Run, train
 from pfc.training.speed import fast_precision
@@ -36,10 +36,12 @@ SHOWN = (3, 30)  # classes and samples of each in Figure 1; ours
 STEPS = 3  # that are timed, after as many that are not; ours
 FEW = (2, 8)  # samples of the first steps that are timed; ours
 SLOW = 3.0  # seconds of a whole step from which on it is not timed itself; ours
+POINTS = object_of({}, others=list_of(list_of(FINITE, 2)))
 SCHEMA = object_of(  # what a file of an examined training must hold
-    {"plane": object_of({"classes": list_of(TEXT), "labels": list_of(NUMBER), "points": object_of({})})},
+    {"plane": object_of({"classes": list_of(TEXT), "labels": list_of(COUNT), "points": POINTS})},
     optional={"transport": optional(object_of({}))},
 )
+LOST = object_of({"error": TEXT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +134,50 @@ class Trained:
         """Whether nothing is left to do."""
         return (self.folder / "examined.json").exists()
 
+    @property
+    def lost(self) -> str:
+        """What was told when the training diverged; empty if it did not."""
+        path = self.folder / "diverged.json"
+        return str(read_json(path, FORMAT, LOST)["error"]) if path.exists() else ""
+
+    def lose(self, error: str) -> None:
+        """Keep what is told of a training that diverged."""
+        write_json(self.folder / "diverged.json", {"format": FORMAT, "error": error})
+
     def check(self) -> None:
-        """Refuse a folder that holds a training by another recipe; where the data lie is free.
+        """Refuse a folder that holds another training, or what was damaged; where the data lie is free.
 
         Raises:
             ValueError: If it does.
         """
         if not (self.folder / "config.json").exists():
             return
-        free = ("name", "data")
+        run, t = Run(self.folder), self.training
         was, now = (
-            {**vars(r), **dict.fromkeys(free)} for r in (Run(self.folder).recipe, self.training.recipe)
+            {**vars(recipe), "name": "", "data": "", "seed": seed}
+            for recipe, seed in ((run.recipe, run.config["seed"]), (t.recipe, t.seed))
         )
         if differ := [f"{k} is {was[k]}, not {now[k]}" for k in now if was[k] != now[k]]:
             raise ValueError(
-                f"{self.folder} holds a training by another recipe: {', '.join(differ)}; "
+                f"{self.folder} holds another training: its {', '.join(differ)}; "
                 "choose another folder, or remove this one"
             )
+        if self.done:
+            _ = self.examined
+
+    def check_data(self) -> None:
+        """Refuse data that are not there, or not those of the training that the folder holds.
+
+        Raises:
+            ValueError: If so.
+        """
+        images = self.training.images()
+        if (self.folder / "config.json").exists():
+            if differ := list(Run(self.folder).differences(images)):
+                raise ValueError(
+                    f"{self.folder} was trained on other data than those in "
+                    f"{quoted(self.training.recipe.data)}: {'; '.join(differ)}; choose another folder"
+                )
 
     @cached_property
     def profiles(self) -> Mapping[int, Profile]:
@@ -177,7 +206,16 @@ class Trained:
     @cached_property
     def examined(self) -> dict[str, Any]:
         """What was asked of the network after training."""
-        found: dict[str, Any] = read_json(self.folder / "examined.json", FORMAT, SCHEMA)
+        path = self.folder / "examined.json"
+        found: dict[str, Any] = read_json(path, FORMAT, SCHEMA)
+        shown, last = found["plane"], self.last.segment().layers
+        count, classes = len(shown["labels"]), len(shown["classes"])
+        known = all(0 <= label < classes for label in shown["labels"])
+        whole = all(len(shown["points"].get(layer, ())) == count for layer in last)
+        if not (classes and known and whole and len(shown["points"]) == len(last)):
+            raise ValueError(
+                f"{path}: plane does not fit the run; remove the file to have it made again"
+            )
         return found
 
     @property

@@ -104,6 +104,11 @@ def train(
         ValueError: If an argument has no meaning, the folder holds another run or is in use, or the
             loss is no longer finite.
     """
+    if recipe.limit is not None and len(data) > recipe.limit:
+        raise ValueError(
+            f"recipe {recipe.name!r} is for {recipe.limit:,} images, got {len(data):,}: load them with "
+            f"limit={recipe.limit}, or change the recipe's limit"
+        )
     due = measured_epochs(recipe.epochs, measure_every)
     with together(group) as ranks:
         ranks.use_device(device_of(device, net))
