@@ -152,16 +152,28 @@ def test_the_page_keeps_what_other_calls_have_made(tmp_path):
         assert words in page
 
 
-def test_an_error_ends_the_other_trainings_at_once(tmp_path):
-    long = Recipe(name="mnist-paper", data="digits", **{**SMALL["fc"], "epochs": 100_000})
-    lost = replace(long, data=str(tmp_path / "nowhere"))
+def test_side_by_side_trainings_are_those_of_one_process_and_end_at_once_on_an_error(tmp_path):
+    """Processes of their own know the package's recipes, and nothing of those of this test."""
+    tiny = Recipe(name="mnist-paper", data="digits", **SMALL["fc"])
+    long = replace(tiny, epochs=100_000)
+    lost = replace(tiny, data=str(tmp_path / "nowhere"))
     plan = Plan(out=tmp_path, jobs=2)
     plan.__dict__["trainings"] = [
-        Trained(Training(recipe=r, seed=s), tmp_path / str(s)) for s, r in enumerate([long, lost])
+        Trained(Training(recipe=recipe, seed=seed), tmp_path / str(seed))
+        for seed, recipe in enumerate([tiny, long, lost])
     ]
     with pytest.raises(ValueError, match="no data set or folder"):
         experiment.run_all(plan, progress=False)
     assert active_children() == []
+    assert len(pfc.Run(tmp_path / "1").history) < 100_000
+    there, here = (
+        pfc.Run(each.folder).profiles[2].columns["pfc1"]
+        for each in (
+            plan.trainings[0],
+            Trained(Training(recipe=tiny), tmp_path / "here").run(progress=False),
+        )
+    )
+    assert there == here
 
 
 def test_what_diverges_is_told_and_the_rest_is_done(tmp_path, monkeypatch, capsys):
@@ -177,19 +189,6 @@ def test_what_diverges_is_told_and_the_rest_is_done(tmp_path, monkeypatch, capsy
     reproduce(Plan(item="fig2", sets=("mnist",), seeds=1, out=tmp_path))  # told again, not tried again
     assert "- mnist-collapsed-0: training diverged: " in (tmp_path / "README.md").read_text()
     assert capsys.readouterr().err == ""
-
-
-def test_trainings_side_by_side_are_those_of_one_process(tmp_path):
-    """Processes of their own know the package's recipes: digits' alone is as small as here."""
-    tiny = Recipe(name="mnist-paper", data="digits", **SMALL["fc"])
-    for jobs in (1, 2):
-        runs = [Trained(Training(recipe=tiny, seed=s), tmp_path / str(jobs) / str(s)) for s in (0, 1)]
-        plan = Plan(out=tmp_path, jobs=jobs)
-        plan.__dict__["trainings"] = runs
-        experiment.run_all(plan, progress=False)
-    for seed in (0, 1):
-        (a, b) = (pfc.Run(tmp_path / jobs / str(seed)).profiles[2].columns for jobs in "12")
-        assert a["pfc1"] == b["pfc1"]
 
 
 def test_labels_are_dealt_out_anew():

@@ -50,7 +50,8 @@ def same_bits(a, b):
 
 
 def test_table_one():
-    assert {name: r.blocks for name, r in RECIPES.items() if name != "digits"} == {
+    paper = {name: r for name, r in RECIPES.items() if name != "digits" and "-" not in name}
+    assert {name: r.blocks for name, r in paper.items()} == {
         "mnist": (10,),
         "fashion_mnist": (5, 4),
         "cifar10": (2, 3, 4),

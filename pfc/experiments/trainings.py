@@ -81,7 +81,9 @@ class Training:
         images = sets.load(self.recipe.data, limit=self.recipe.limit, seed=self.seed)
         if not self.shuffled:
             return images
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(
+            len(images), generator=torch.Generator().manual_seed(self.seed), device="cpu"
+        )
         return replace(images, labels=images.labels[order])
 
     def seconds(self, device: str | None = None) -> float:
@@ -106,8 +108,8 @@ class Training:
         """Seconds of a step of so many samples, after others that are not timed."""
         shape, classes, _ = SETS[self.set]
         noise = Images.of(
-            torch.randint(256, (STEPS * size, *shape), dtype=torch.uint8),
-            torch.arange(STEPS * size) % classes,
+            torch.randint(256, (STEPS * size, *shape), dtype=torch.uint8, device="cpu"),
+            torch.arange(STEPS * size, device="cpu") % classes,
             *(tuple(map(str, range(classes))), "noise", "train"),
         )
         net = self.recipe.build(noise, self.seed)

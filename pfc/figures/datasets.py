@@ -32,7 +32,7 @@ def all_training(runs: Mapping[str, Mapping[int, "Profile"]], *, width: float = 
     Raises:
         ValueError: If there is no data set, or of one no profile, or its layers change.
     """
-    with canvas(width, 0.9 + HEIGHT * len(_some(runs)), _title(runs, "over the epochs")) as figure:
+    with canvas(width, 0.9 + HEIGHT * len(_some(runs)), _title("over the epochs")) as figure:
         grid = figure.subplots(len(runs), len(LINES), squeeze=False)
         for row, (name, profiles) in zip(grid, runs.items(), strict=True):
             epochs, rows = over_epochs(profiles, -1)
@@ -65,9 +65,7 @@ def all_layers(
     Raises:
         ValueError: If there is no data set, a profile has no segment, or the position is unknown.
     """
-    with canvas(
-        width, 0.9 + HEIGHT * len(_some(profiles)), _title(profiles, "over the layers")
-    ) as figure:
+    with canvas(width, 0.9 + HEIGHT * len(_some(profiles)), _title("over the layers")) as figure:
         grid = figure.subplots(len(profiles), len(LINES), squeeze=False, sharex=True)
         for row, (name, profile) in zip(grid, profiles.items(), strict=True):
             segment = profile.segment()
@@ -158,8 +156,8 @@ def _some(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return given
 
 
-def _title(given: Mapping[str, Any], over: str) -> str:
-    return f"{', '.join(metric.upper() for metric in LINES)} {over}: {', '.join(given)}"
+def _title(over: str) -> str:
+    return f"{', '.join(metric.upper() for metric in LINES)} {over}, at the layers of the last stage"
 
 
 def _heads(grid: Any) -> None:
