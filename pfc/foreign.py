@@ -5,12 +5,15 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
+DATA = "the data failed"
 SOON, SHORT = 1.0, 0.1  # seconds to wait for a sign of death, and for the end after it; ours
 
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """Tell what the code of others raises in the block.
+
+    Torch raises its word of a loader's worker that died at whatever line runs then: it is of the data.
 
     Args:
         what: What failed, such as `"the data failed at batch 3"`.
@@ -26,6 +29,7 @@ def told(what: str) -> Iterator[None]:
     except Exception as error:
         if is_ours(error):
             raise
+        what = DATA if of_worker(error) and not what.startswith(DATA) else what
         raise ValueError(f"{what}: {in_words(error)}") from error
 
 
@@ -43,7 +47,7 @@ def workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if not of_worker(error):
             raise
-        raise ValueError(f"the data failed: {in_words(error)}") from error
+        raise ValueError(f"{DATA}: {in_words(error)}") from error
 
 
 def of_worker(error: Exception) -> bool:

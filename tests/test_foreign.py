@@ -444,3 +444,13 @@ def test_a_worker_that_dies_is_named():
     assert len(lines) == 5
     named = r".*, [12]: the data failed.*: .*worker (process |\(pid(\(s\))? )\d+"
     assert not [line for line in lines if not re.match(named, line)]
+
+
+def test_the_word_of_a_dead_worker_is_of_the_data_wherever_it_comes():
+    class Unlucky(nn.Linear):
+        @property
+        def taps(self):
+            raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 4.")
+
+    with pytest.raises(ValueError, match=r"^the data failed: RuntimeError: DataLoader worker \(pid 7\)"):
+        measure(Unlucky(8, 4), [(X, Y)])
