@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 import pfc
-from pfc.experiments import claims
-from pfc.experiments.claims import CLAIMS, Finding, Network, answer, ask
+from pfc.experiments import claims, judges
+from pfc.experiments.claims import CLAIMS, answer, ask
+from pfc.experiments.judges import Finding, Network
 from pfc.files import write_json
 from pfc.theory import transport
 
@@ -70,13 +71,13 @@ def test_a_network_that_does_not_collapse_breaks_them(stalling):
     assert judged("last-layer collapse", stalling).holds is False
     assert judged("effective depth is the depth", stalling).holds is False
     assert math.isnan(judged("effective depth is the depth", stalling).value)
-    assert judged("learned", stalling) is claims.NOTHING
+    assert judged("learned", stalling) is judges.NOTHING
 
 
 @pytest.mark.parametrize("metric", ["pfc1", "pfc2", "pfc3"])
 def test_order_is_scipys_tau_and_the_profiles_own_steps_back(metric, collapsing, stalling):
     for network in (collapsing, stalling):
-        found = claims.order(metric)(network)
+        found = judges.order(metric)(network)
         p = network.last
         assert found.value == pytest.approx(stats.kendalltau(range(5), p.columns[metric]).statistic)
         assert found.holds == (not p.non_monotone_layers(metric, -1))
@@ -171,7 +172,7 @@ def test_of_two_classes_nothing_is_said_of_their_frame():
 def test_what_is_undefined_or_can_not_be_better_is_no_refutation(collapsing):
     base = collapsing.last
     nan = Network(base, random=replace(base, columns={**base.columns, "pfc2": (math.nan,) * 5}))
-    assert judged("learned", nan) is claims.NOTHING
+    assert judged("learned", nan) is judges.NOTHING
     done = replace(base, columns={**base.columns, "pfc3": (1.0,) * 5})
     before = replace(collapsing.random, columns={**collapsing.random.columns, "pfc3": (1.0,) * 5})
     assert judged("learned", Network(done, random=before)).holds
@@ -180,7 +181,7 @@ def test_what_is_undefined_or_can_not_be_better_is_no_refutation(collapsing):
             "effective depth is the depth",
             Network(replace(base, columns={**base.columns, "pfc3": (math.nan,) * 5})),
         )
-        is claims.NOTHING
+        is judges.NOTHING
     )
     one = pfc.measure_features({"a": torch.randn(20, 3)}, torch.arange(20) % 2, progress=False)
     assert ask("k", "w", [Network(one)]) == []

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import pfc
+import pfc.commands  # before the names that it takes are replaced below
 from pfc.cli import main
 from pfc.experiments import reproduce as experiment
 from pfc.experiments.reproduce import Plan, estimate, reproduce
@@ -34,7 +35,7 @@ def small(monkeypatch):
     constants = experiment.mufm.Constants(**steps)
     toy = experiment.mufm.Dataset.toy
     monkeypatch.setattr(experiment.mufm.Dataset, "toy", classmethod(lambda cls: toy(constants)))
-    monkeypatch.setattr(experiment, "LAMS", (1e-3, 1e-1))
+    monkeypatch.setattr(experiment.mufm, "LAMS", (1e-3, 1e-1))
     task = experiment.mufm.Task
     monkeypatch.setattr(experiment.mufm, "Task", lambda **how: task(constants=constants, **how))
 

@@ -12,7 +12,6 @@ from pfc.experiments.mufm import Constants, Dataset, Task
 from pfc.files import check_place, expanded
 from pfc.training import Run
 
-LAMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0)  # inferred; the paper's are lost
 USUAL_WORK = 1e10  # steps times numbers of H that descent takes unasked, about a minute; ours
 MOST_WORK = 1e12  # that it takes at all, hours; ours
 USUAL = Constants()
@@ -96,7 +95,7 @@ def mufm(
         raise ValueError("--lams are the coefficients of a --sweep; without one there is --lam")
     if bias and constants.loss == "ce":
         raise ValueError("--bias goes with --loss mse only")
-    chosen, out = experiment.coefficients(LAMS if lams is None else lams), expanded(out)
+    chosen, out = experiment.coefficients(experiment.LAMS if lams is None else lams), expanded(out)
     check_place(out / f"figure{5 if sweep else 4}.json")
     found = given.dataset(constants)
     work = found.X.numel() * constants.steps * (len(chosen) if sweep else 1)

@@ -1,7 +1,7 @@
 """What arXiv 2405.00985 claims, each claim a function of what was measured, with an interval over seeds.
 
 On one network a claim holds, fails, or says nothing; over the seeds it is confirmed if it holds on all,
-refuted if it fails on all, and undecided otherwise. The thresholds in a claim's words are ours.
+refuted if it fails on all, and undecided otherwise. `judges` decides it on one.
 """
 
 import math
@@ -12,15 +12,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from pfc.experiments import judges
+from pfc.experiments.judges import FRAME, OFF, SEPARABLE, Finding
+from pfc.experiments.judges import Network as Network
 from pfc.files import read_json
 from pfc.line import End
-from pfc.metrics import effective_depth
-from pfc.profile import Profile
-from pfc.profile.columns import PFC, Column
-from pfc.profile.segment import KINDS, Position
+from pfc.profile.columns import PFC
+from pfc.profile.segment import KINDS
 from pfc.profile.verdict import non_monotone, same
 from pfc.schema import COUNT, NUMBER, TEXT, list_of, object_of
-from pfc.theory.transport import Gap
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
@@ -39,60 +39,6 @@ SCHEMA = object_of(  # what the file of the answers must hold
         )
     }
 )
-OFF = 0.1  # of a metric's change: a layer so far from the line counts as near it
-SEPARABLE = 0.999  # PFC3 of a collapsed last layer
-FRAME = 0.3  # PFC2 of one
-EPS = 0.01  # NCC error of a layer that is separable, as of `Profile.effective_depth`
-LEAST = 3  # layers of which an order can be spoken
-
-
-@dataclass(frozen=True)
-class Network:
-    """All that the claims need to know of one network.
-
-    Args:
-        last: After training, on the training images.
-        test: After training, on test images about the training means; `None` if not measured.
-        random: Before training, with random first weights; `None` if not measured.
-        gap: Whether its last stage is an optimal transport map; `None` if not computed.
-
-    Raises:
-        ValueError: If `last` is about the means of other data, or another profile lacks its layers.
-    """
-
-    last: Profile
-    test: Profile | None = None
-    random: Profile | None = None
-    gap: Gap | None = None
-
-    def __post_init__(self) -> None:
-        if self.last.about.get("means"):
-            raise ValueError("last must be about its own class means, not those of other data; see test")
-        for name, other in {"test": self.test, "random": self.random}.items():
-            if other is not None and not set(self.last.layers) <= set(other.layers):
-                lacking = ", ".join(l for l in self.last.layers if l not in other.layers)
-                raise ValueError(f"{name} must have the layers of last, it lacks {lacking}")
-
-    @property
-    def stage(self) -> tuple[str, ...]:
-        """The layers of the last segment, of which the paper speaks; all layers if there is none."""
-        return self.last.segment().layers if self.last.segments else self.last.layers
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a claim comes to on one network.
-
-    Args:
-        holds: Whether it holds; `None` if nothing can be said.
-        value: Its number; NaN if there is none.
-    """
-
-    holds: bool | None
-    value: float
-
-
-NOTHING = Finding(None, math.nan)
 
 
 @dataclass(frozen=True)
@@ -215,173 +161,26 @@ def ask(kind: str, where: str, networks: Sequence[Network]) -> list[Answer]:
     return found
 
 
-def _values(profile: Profile, metric: str, layers: Sequence[str]) -> list[float]:
-    """A metric at these layers."""
-    at = [profile.layers.index(layer) for layer in layers]
-    return [profile.columns[metric][l] for l in at] if metric in profile.columns else []
-
-
-def _order(metric: str, profile: Profile | None, layers: Sequence[str]) -> Finding:
-    """Whether a metric improves or stays at every layer and gets better in all; Kendall's tau."""
-    values = [] if profile is None else _values(profile, metric, layers)
-    if len(values) < LEAST or any(map(math.isnan, values)):
-        return NOTHING
-    from scipy.stats import kendalltau
-
-    column = PFC[metric]
-    if all(same(column, values[0], value) for value in values):
-        return NOTHING  # such as PFC2 of two classes, or PFC3 where all are separable from the start
-    return Finding(
-        not non_monotone(column, values), float(kendalltau(range(len(values)), values).statistic)
-    )
-
-
-def order(metric: str) -> Callable[[Network], Finding]:
-    """Order in the last stage after training."""
-    return lambda network: _order(metric, network.last, network.stage)
-
-
-def order_of_all(metric: str) -> Callable[[Network], Finding]:
-    """Order of all measured layers after training."""
-    return lambda network: _order(metric, network.last, network.last.layers)
-
-
-def order_on_test(metric: str) -> Callable[[Network], Finding]:
-    """Order in the last stage on test images."""
-    return lambda network: _order(metric, network.test, network.stage)
-
-
-def no_order_before(metric: str) -> Callable[[Network], Finding]:
-    """Whether the metric of the untrained network has no order in the last stage."""
-
-    def judge(network: Network) -> Finding:
-        found = _order(metric, network.random, network.stage)
-        return Finding(None if found.holds is None else not found.holds, found.value)
-
-    return judge
-
-
-def learned(network: Network) -> Finding:
-    """Whether training improves all three metrics at each layer of the last stage; the part that is."""
-    if network.random is None:
-        return NOTHING
-    better = []
-    for metric, column in PFC.items():
-        known = [_values(profile, metric, network.stage) for profile in (network.random, network.last)]
-        if not all(known) or any(map(math.isnan, (*known[0], *known[1]))):
-            return NOTHING
-        better += [_better(column, before, after) for before, after in zip(*known, strict=True)]
-    return Finding(all(better), sum(better) / len(better))
-
-
-def _better(column: Column, before: float, after: float) -> bool:
-    """Whether a metric is more collapsed than before, or could not be."""
-    there = column.collapsed is not None and same(column, after, column.collapsed)
-    return there or len(non_monotone(column, [after, before])) > 0
-
-
-def falls(metric: str, end: End) -> Callable[[Network], Finding]:
-    """Whether PFC1 or PFC2 falls on the whole straight line; where from."""
-
-    def judge(network: Network) -> Finding:
-        if not network.last.segments:
-            return NOTHING
-        certificate = network.last.segment().certify(end)
-        theorem1, theorem2 = certificate.theorem1, certificate.theorem2
-        if math.isnan(theorem1.align) or (theorem1 if metric == "pfc1" else theorem2).constant:
-            return NOTHING  # such as PFC2 of two classes
-        if metric == "pfc1":
-            start = max(theorem1.turns, default=0.0) if theorem1.falls else math.nan
-            return Finding(theorem1.monotone, start)
-        return Finding(theorem2.t0 == 0, theorem2.t0)
-
-    return judge
-
-
-def assumption(network: Network) -> Finding:
-    """Whether Theorem 1's assumption holds on the line to the nearest frame; its cosine."""
-    if not network.last.segments:
-        return NOTHING
-    align = network.last.segment().certify("etf").theorem1.align
-    return NOTHING if math.isnan(align) else Finding(align >= 0, align)
-
-
-def radius(network: Network) -> Finding:
-    """Whether PFC2 falls at the end of the line to the nearest frame; on which part of it."""
-    if not network.last.segments:
-        return NOTHING
-    certificate = network.last.segment().certify("etf")
-    if math.isnan(certificate.theorem1.align) or certificate.theorem2.constant:
-        return NOTHING
-    found = certificate.theorem2.radius
-    return Finding(False, 0.0) if math.isnan(found) else Finding(found > 0, found)
-
-
-def near(metric: str, kind: Position = "path") -> Callable[[Network], Finding]:
-    """Whether inner layers of the last stage lie near the line; how far off, of the metric's change."""
-
-    def judge(network: Network) -> Finding:
-        if not network.last.segments:
-            return NOTHING
-        off = network.last.agreement(kind).off.get(metric, math.nan)
-        return NOTHING if math.isnan(off) else Finding(off <= OFF, off)
-
-    return judge
-
-
-def depth(network: Network) -> Finding:
-    """Whether no layer before the last block is separable; the effective depth over the depth."""
-    stage, layers = network.stage, network.last.layers
-    values = _values(network.last, "pfc3", layers)
-    if len(values) < LEAST or any(map(math.isnan, values)):
-        return NOTHING
-    found = effective_depth([1 - value for value in values], EPS)
-    if found is None:
-        return Finding(False, math.nan)
-    return Finding(found >= layers.index(stage[-1]), (found + 1) / len(layers))
-
-
-def collapsed(network: Network) -> Finding:
-    """Whether the last layer is collapsed: training accuracy 1, PFC3, PFC2; its PFC2."""
-    profile = network.last
-    if profile.accuracy is None or "pfc3" not in profile.columns:
-        return NOTHING
-    pfc2, pfc3 = profile.columns["pfc2"][-1], profile.columns["pfc3"][-1]
-    return Finding(profile.accuracy == 1 and pfc3 >= SEPARABLE and pfc2 <= FRAME, pfc2)
-
-
-def transported(network: Network) -> Finding:
-    """Whether the last stage maps its samples as optimal transport does; its excess over that cost."""
-    if network.gap is None or network.gap.exact is None or math.isnan(network.gap.exact.ratio):
-        return NOTHING
-    excess = network.gap.exact.ratio - 1
-    return Finding(network.gap.exact.gap == 0, excess)
-
-
-def straight(network: Network) -> Finding:
-    """Straightness of the path through the last stage; not a claim by itself."""
-    return (
-        Finding(None, network.last.segment().path().straightness) if network.last.segments else NOTHING
-    )
-
-
 def _orders() -> Iterator[Claim]:
     """The claims about order, metric by metric."""
     tau, words = "Kendall's tau", "{} steps back at no layer of the last stage"
     for m in PFC:
-        yield Claim(f"order of {m.upper()}", words.format(m.upper()), tau, order(m))
+        yield Claim(f"order of {m.upper()}", words.format(m.upper()), tau, judges.order(m))
     for m in PFC:
         said = f"before training {m.upper()} steps back at some of them"
-        yield Claim(f"no order of {m.upper()} at the start", said, tau, no_order_before(m))
+        yield Claim(f"no order of {m.upper()} at the start", said, tau, judges.no_order_before(m))
     yield Claim(
-        "learned", "training improves PFC1-3 at each layer of the last stage", "part improved", learned
+        "learned",
+        "training improves PFC1-3 at each layer of the last stage",
+        "part improved",
+        judges.learned,
     )
     for m in PFC:
         said = f"{m.upper()} steps back at no measured layer"
-        yield Claim(f"order of {m.upper()}, all layers", said, tau, order_of_all(m), ours=True)
+        yield Claim(f"order of {m.upper()}, all layers", said, tau, judges.order_of_all(m), ours=True)
     for m in PFC:
         said = f"{words.format(m.upper())}, on test images"
-        yield Claim(f"order of {m.upper()}, test", said, tau, order_on_test(m), ours=True)
+        yield Claim(f"order of {m.upper()}, test", said, tau, judges.order_on_test(m), ours=True)
 
 
 def _lines() -> Iterator[Claim]:
@@ -391,19 +190,21 @@ def _lines() -> Iterator[Claim]:
         for end, said in ends.items():
             name = f"{metric.upper()} falls on the line to {said}"
             words = f"{metric.upper()} falls on the whole line to {said}"
-            yield Claim(name, words, "t from which on it falls", falls(metric, end), end == "measured")
+            yield Claim(
+                name, words, "t from which on it falls", judges.falls(metric, end), end == "measured"
+            )
     yield Claim(
-        "Theorem 1's assumption", "the class means of both ends are aligned", "cosine", assumption
+        "Theorem 1's assumption", "the class means of both ends are aligned", "cosine", judges.assumption
     )
-    yield Claim("Theorem 2's radius", "PFC2 falls near the end of that line", "1 - t0", radius)
+    yield Claim("Theorem 2's radius", "PFC2 falls near the end of that line", "1 - t0", judges.radius)
     for m in PFC:
         words = f"inner layers are within {OFF} of the change of {m.upper()} from the line"
-        yield Claim(f"{m.upper()} near the line", words, "distance over change", near(m))
+        yield Claim(f"{m.upper()} near the line", words, "distance over change", judges.near(m))
     for kind in KINDS:
         if kind != "path":
             words = f"so for PFC1, where layers are placed by {kind}"
             name = f"PFC1 near the line, by {kind}"
-            yield Claim(name, words, "distance over change", near("pfc1", kind), ours=True)
+            yield Claim(name, words, "distance over change", judges.near("pfc1", kind), ours=True)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -413,16 +214,16 @@ CLAIMS: tuple[Claim, ...] = (
             "effective depth is the depth",
             "the effective depth (error 0.01) is the last block, or the pooled layer behind it",
         ),
-        *("effective depth over depth", depth),
+        *("effective depth over depth", judges.depth),
     ),
     Claim(
         *("last-layer collapse", f"accuracy 1, PFC3 at least {SEPARABLE}, PFC2 at most {FRAME}"),
-        *("PFC2 of the last layer", collapsed),
+        *("PFC2 of the last layer", judges.collapsed),
     ),
     *_lines(),
     Claim(
         *("optimal transport", "the last stage is an optimal transport map of the samples"),
-        *("excess over the least cost", transported),
+        *("excess over the least cost", judges.transported),
     ),
 )
 
@@ -441,10 +242,10 @@ def decay(by_decay: Mapping[float, Sequence[Network]]) -> list[Answer]:
     for small, large in pairwise(decays):
         where = f"{large:g} after {small:g}"
         pairs = list(zip(by_decay[small], by_decay[large], strict=True))
-        more = [straight(b).value - straight(a).value for a, b in pairs]
+        more = [judges.straight(b).value - judges.straight(a).value for a, b in pairs]
         findings = [Finding(None if math.isnan(d) else d > 0, d) for d in more]
         found.append(answer("straighter with decay", "weight decay", where, findings))
-        gaps = [(transported(a).value, transported(b).value) for a, b in pairs]
+        gaps = [(judges.transported(a).value, judges.transported(b).value) for a, b in pairs]
         findings = [Finding(None if math.isnan(a + b) else b <= a, b - a) for a, b in gaps]
         found.append(answer("nearer to optimal transport with decay", "weight decay", where, findings))
     return found

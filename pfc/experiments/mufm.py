@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "pfc-mufm-1"
+LAMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0)  # inferred; the paper's are lost
 CERTIFIED = 1e-4  # proven relative gap up to which a point is drawn as proven; ours
 ALIGNED = {  # keys of the files, and their names in a solution
     "cosine": "cosine",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pfc.experiments import claims
+from pfc.experiments import judges
 from pfc.experiments.claims import CLAIMS, OTHERS, Answer
 from pfc.experiments.trainings import Trained
 from pfc.profile import Profile
@@ -149,7 +149,7 @@ def _table(known: Sequence[Trained]) -> Iterator[str]:
         cells += [_accuracy(last), _accuracy(test), _depth(last)]
         cells += [_told(last.columns[m][-1], ".4g") for m in METRICS]
         cells += [_told(last.segment().path().straightness, ".3f")]
-        excess = claims.transported(claims.Network(last, gap=trained.gap)).value
+        excess = judges.transported(judges.Network(last, gap=trained.gap)).value
         yield f"| {' | '.join([*cells, _told(1 + excess, '.8g')])} |"
 
 
