@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import pfc
-import pfc.commands  # before the names that it takes are replaced below
+from pfc import commands
 from pfc.cli import main
 from pfc.experiments import reproduce as experiment
 from pfc.experiments.reproduce import Plan, estimate, reproduce
@@ -27,6 +27,7 @@ ITEMS = ("table1", "fig1", "fig2", "fig3", "fig4", "fig5", "claims")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The recipes at a size that trains in a second, on the bundled digits."""
+    assert commands.mufm  # imported before the names that it takes are replaced
     for name, recipe in RECIPES.items():
         monkeypatch.setitem(RECIPES, name, replace(recipe, data="digits", **SMALL[recipe.net]))
     for name, (_, classes, whole) in experiment.SETS.items():
