@@ -5,7 +5,7 @@ refuted if it fails on all, and undecided otherwise. `judges` decides it on one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from pfc.files import read_json
 from pfc.line import End
 from pfc.profile.columns import PFC
 from pfc.profile.segment import KINDS
-from pfc.profile.verdict import non_monotone, same
+from pfc.profile.verdict import non_monotone, same, tau
 from pfc.schema import COUNT, NUMBER, TEXT, list_of, object_of
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
@@ -297,12 +297,12 @@ def figure5(
     for metric in ("pfc1", "pfc2"):
         values = [row[metric] for row in solutions]
         back = non_monotone(PFC[metric], values[::-1])
-        finding = Finding(not back, float(_tau(values)))
+        finding = Finding(not back, tau(values))
         found.append(answer(f"{metric.upper()} rises with lambda", "Figure 5", where, [finding]))
     values = [row["moved"] for row in solutions]
     nearer = all(b <= a for a, b in pairwise(values))
     found.append(
-        answer("nearer to the data with lambda", "Figure 5", where, [Finding(nearer, _tau(values))])
+        answer("nearer to the data with lambda", "Figure 5", where, [Finding(nearer, tau(values))])
     )
     below = [row["pfc1"] < data["pfc1"] for row in solutions]
     from_on = next((i for i in range(len(below)) if all(below[i:])), None)
@@ -313,13 +313,6 @@ def figure5(
         finding = Finding(max(above) <= 1e-6, max(above))
         found.append(answer("descent reaches the minimum", "Figure 5", where, [finding]))
     return found
-
-
-def _tau(values: Iterable[float]) -> float:
-    from scipy.stats import kendalltau
-
-    known = list(values)
-    return float(kendalltau(range(len(known)), known).statistic)
 
 
 OTHERS: dict[str, tuple[str, str]] = {  # words and number of the claims that are not of one network

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfc import figures
+from pfc.experiments.task import METRICS
 from pfc.experiments.trainings import Trained
 from pfc.files import write_json
 
@@ -92,7 +93,7 @@ def _over_epochs(trained: Trained) -> dict[str, Any]:
         "layers": list(trained.last.layers),
         "epochs": list(profiles),
         "accuracy": [profile.accuracy for profile in profiles.values()],
-        **{m: [_short(p.columns[m]) for p in profiles.values()] for m in ("pfc1", "pfc2", "pfc3")},
+        **{m: [_short(p.columns[m]) for p in profiles.values()] for m in METRICS},
     }
 
 
@@ -105,7 +106,7 @@ def _over_layers(trained: Trained) -> dict[str, Any]:
     return {
         "stage": list(segment.layers),
         "position": _short(segment.position()),
-        "line": {m: _short(getattr(line, m).tolist()) for m in ("pfc1", "pfc2", "pfc3")},
+        "line": {m: _short(getattr(line, m).tolist()) for m in METRICS},
         **{name: {k: _short(v) for k, v in p.columns.items()} for name, p in own.items() if p},
     }
 

@@ -12,7 +12,7 @@ from pfc.metrics import effective_depth
 from pfc.profile import Profile
 from pfc.profile.columns import PFC, Column
 from pfc.profile.segment import Position
-from pfc.profile.verdict import non_monotone, same
+from pfc.profile.verdict import non_monotone, same, tau
 from pfc.theory.transport import Gap
 
 OFF = 0.1  # of a metric's change: a layer so far from the line counts as near it
@@ -82,14 +82,10 @@ def _order(metric: str, profile: Profile | None, layers: Sequence[str]) -> Findi
     values = [] if profile is None else _values(profile, metric, layers)
     if len(values) < LEAST or any(map(math.isnan, values)):
         return NOTHING
-    from scipy.stats import kendalltau
-
     column = PFC[metric]
     if all(same(column, values[0], value) for value in values):
         return NOTHING  # such as PFC2 of two classes, or PFC3 where all are separable from the start
-    return Finding(
-        not non_monotone(column, values), float(kendalltau(range(len(values)), values).statistic)
-    )
+    return Finding(not non_monotone(column, values), tau(values))
 
 
 def order(metric: str) -> Callable[[Network], Finding]:

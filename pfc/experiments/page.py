@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pfc.experiments import judges
 from pfc.experiments.claims import CLAIMS, OTHERS, Answer
+from pfc.experiments.task import METRICS
 from pfc.experiments.trainings import Trained
 from pfc.profile import Profile
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pfc.experiments.reproduce import Plan
 
 SIGNS = {"confirmed": "yes", "refuted": "**no**", "undecided": "?"}
-METRICS = ("pfc1", "pfc2", "pfc3")
 FEW = 100  # images of a class below which its mean is noisy; ours
 
 

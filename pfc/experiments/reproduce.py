@@ -207,7 +207,8 @@ def reproduce(plan: Plan, *, progress: bool = True) -> list[Path]:
 
 def _page(plan: Plan, out: Path) -> str:
     """The page of all that is in the folder, by whatever call it was made."""
-    trainings = replace(plan, item="all").trainings
+    read = {trained.folder: trained for trained in plan.trainings}
+    trainings = [read.get(each.folder, each) for each in replace(plan, item="all").trainings]
     kept = out / "claims.json"
     return page(
         plan,

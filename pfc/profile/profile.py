@@ -227,12 +227,10 @@ class Profile:
         Raises:
             ValueError: If it was not measured, or there is no such segment.
         """
-        from scipy.stats import kendalltau
-
         values = self._measured(column)[self._span(i)]
         if all(verdict.same(COLUMNS[column], values[0], value) for value in values):
             return math.nan
-        return float(kendalltau(range(len(values)), values).statistic)
+        return verdict.tau(values)
 
     def law(self, column: str = "fuzziness", i: int | None = None) -> Law:
         """The law of data separation of He and Su, fitted to a metric over the layers.

@@ -28,6 +28,13 @@ def non_monotone(column: Column, values: Values) -> list[int]:
     ]
 
 
+def tau(values: Values) -> float:
+    """Kendall's rank correlation of values with their place."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(range(len(values)), values).statistic)
+
+
 def collapse(layers: Sequence[str], columns: Mapping[str, Values], *, still: bool) -> str:
     """The first sentence; `still` where no sample moves between the layers."""
     span = f"from {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"at {layers[0]}"

@@ -68,7 +68,7 @@ class Recipe:
         if self.net == "fc" and len(self.blocks) != 1:
             raise ValueError(f"a fully connected net has one stage, got blocks={self.blocks}")
         one_of(Loss, loss=self.loss)
-        at_least(1, epochs=self.epochs, **({} if self.limit is None else {"limit": self.limit}))
+        at_least(1, epochs=self.epochs, limit=1 if self.limit is None else self.limit)
         at_least(2, batch_size=self.batch_size)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")

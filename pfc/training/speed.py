@@ -65,9 +65,10 @@ class RecordedSteps:
     @staticmethod
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on a GPU, that nobody listens to."""
-        own = type(net) in {FCResNet, ConvResNet} and all(_known(part) for part in net.modules())
+        if device.type != "cuda" or type(net) not in {FCResNet, ConvResNet}:
+            return False
         heard = any(map(_heard, net.modules())) or any(map(_heard, net.parameters()))
-        return own and device.type == "cuda" and not heard and not module._has_any_global_hook()
+        return all(map(_known, net.modules())) and not heard and not module._has_any_global_hook()
 
     def forget(self) -> None:
         """Record again, as the rate is another, which is a constant of what was recorded."""
