@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
     from pfc.profile import Profile as Profile
-    from pfc.profile import load as load
     from pfc.training import RECIPES as RECIPES
     from pfc.training import Recipe as Recipe
     from pfc.training import Run as Run
+    from pfc.training import load as load
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "features", "measure", "measure_features"), "pfc.measuring"),
-    **dict.fromkeys(("Profile", "load"), "pfc.profile"),
-    **dict.fromkeys(("RECIPES", "Recipe", "Run", "train"), "pfc.training"),
+    **dict.fromkeys(("Profile",), "pfc.profile"),
+    **dict.fromkeys(("RECIPES", "Recipe", "Run", "load", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)
 __version__ = "0.2.0"

@@ -7,4 +7,5 @@ from pfc.training.loop import train as train
 from pfc.training.recipes import RECIPES as RECIPES
 from pfc.training.recipes import Recipe as Recipe
 from pfc.training.run import Run as Run
+from pfc.training.run import load as load
 from pfc.training.trainer import Epoch as Epoch

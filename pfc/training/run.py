@@ -13,11 +13,27 @@ from torch import nn
 
 from pfc import data as sets
 from pfc.files import expanded, read_tensors, refuse_pickle
-from pfc.profile import Profile, load
+from pfc.profile import Profile
+from pfc.profile import load as load_profile
 from pfc.schema import quoted, restored
 from pfc.training.folder import FORMAT, fill, history, read_config
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import changes, differences, moved
+
+
+def load(path: str | Path) -> "Profile | Run":
+    """Read a saved profile, or a run.
+
+    Args:
+        path: A profile's .json file, or a run's folder.
+
+    Returns:
+        A `Profile` from a file, a `Run` from a folder.
+
+    Raises:
+        ValueError: If there is neither, or it is damaged.
+    """
+    return Run(path) if expanded(path).is_dir() else load_profile(path)
 
 
 class Run:
@@ -69,7 +85,7 @@ class Run:
         paths = self._by_epoch("profiles/epoch-*.json")
         if not paths:
             raise ValueError(f"{self.folder} has no profile yet")
-        return {epoch: load(path) for epoch, path in paths.items()}
+        return {epoch: load_profile(path) for epoch, path in paths.items()}
 
     def _by_epoch(self, pattern: str) -> dict[int, Path]:
         paths = sorted(self.folder.glob(pattern))

@@ -1,0 +1,1 @@
+"""Measuring from inside training frameworks, imported only where they are used."""

@@ -1,0 +1,1 @@
+"""Runs and profiles in people's hands: one page of them, and what differs between them."""
