@@ -156,6 +156,19 @@ def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     return torch.linalg.matrix_norm(G / size - etf)
 
 
+def etf_distance_gradient(M: Float64[Tensor, "K D"]) -> Float64[Tensor, "K D"]:
+    """How PFC2 changes with each centred class mean; 0 for two classes, NaN at a simplex ETF of more."""
+    K, over, M = len(M), _over(M), _centred(M)
+    if K == 2:
+        return torch.zeros_like(M)
+    G = M @ M.mT
+    etf = (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
+    size = torch.linalg.matrix_norm(G)
+    G = G / size
+    along = (etf - (G * etf).sum() * G) / (size * torch.linalg.matrix_norm(G - etf))
+    return -2 * over * (along @ M)
+
+
 def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     """Effective rank of the centred class means, (Tr G)^2 / |G|_F^2; K - 1 exactly at a simplex ETF.
 

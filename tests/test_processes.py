@@ -206,6 +206,19 @@ def test_tokens_are_as_in_one_process(ranks):
         same(found, known, rtol=1e-5, atol=1e-5)
 
 
+def erred(group, rank):
+    size = torch.distributed.get_world_size(group) if group is None else 1
+    own = data()[rank::size] if group is None else data()
+    return dict(pfc.measure(net(), own, group=group, intervals=True, progress=False).errors)
+
+
+def test_standard_errors_of_processes_are_those_of_one(ranks):
+    known = erred(False, 0)
+    for found in ranks.run(2, erred):
+        for metric, values in known.items():
+            np.testing.assert_allclose(found[metric], values, rtol=1e-10)
+
+
 def headless(group, rank, batches):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh()).double()
     with torch.no_grad():
@@ -230,7 +243,7 @@ def exchanged(group, rank, kwargs):
     return profile.about["exchanged"], pfc.measuring.cost(profile.shapes, 3, **told)
 
 
-@pytest.mark.parametrize("kwargs", [{"passes": 1}, {"passes": 2}])
+@pytest.mark.parametrize("kwargs", [{"passes": 1}, {"passes": 2}, {"passes": 2, "intervals": True}])
 def test_what_is_exchanged_is_known_beforehand(ranks, kwargs):
     marks = 8 * (3 + 2 * 40)  # of three processes with 40 samples at most
     if kwargs["passes"] == 2:  # and their coordinates at three layers

@@ -15,9 +15,11 @@ from pfc.measuring import measure_features
 from pfc.measuring.loader import StatisticsPlace
 from pfc.processes import Processes, launched
 from pfc.profile import Profile, load
+from pfc.profile.columns import PFC
 from pfc.profile.storage import refuse_foreign
 
 FEATURES = {".npz", ".safetensors"}
+LEVEL = 0.95  # of the intervals that are printed; ours
 BESIDE = ("pfc1", "pfc2", "pfc3", "nc4")  # what training and test data are compared by
 
 
@@ -36,6 +38,7 @@ class Options:
         weighting: Class weights in covariances: equal, or proportional to counts.
         passes: 2 for all metrics; 1 leaves out those that need the class means first.
         segments: Also accumulate cross-layer statistics: positions, path and straight line.
+        intervals: Print 95 % intervals of PFC1-3 over samples too; takes a little longer.
         pool: How to reduce tokens or pixels to one vector per sample.
     """
 
@@ -46,6 +49,7 @@ class Options:
     weighting: Literal["class", "sample"] = "class"
     passes: Literal[1, 2] = 2
     segments: bool = True
+    intervals: bool = False
     pool: Literal["flatten", "mean", "cls", "last"] = "flatten"
 
 
@@ -115,6 +119,8 @@ def measure(
         if not ranks.is_main:
             return
     print(found.profile)
+    if options.intervals:
+        print(_with_intervals(found.profile))
     if out is not None:
         found.profile.save(out)
     tell(found.profile, theory, beside, found.gap)
@@ -124,6 +130,14 @@ def measure(
         found.test.save(_of_split(out, found.splits[1]))
     if options.passes == 2:
         print(found.profile.verdict())
+
+
+def _with_intervals(profile: Profile) -> str:
+    """PFC1-3 at every layer with their intervals."""
+    table = profile.table(interval=LEVEL)
+    names = [f"{metric}{end}" for metric in PFC for end in ("_low", "", "_high")]
+    shown = table[names].to_string(float_format="{:.4g}".format, na_rep="-")
+    return f"{LEVEL:.0%} intervals over samples:\n{shown}"
 
 
 def _checked(out: Path | None, batch_size: int) -> Path | None:
@@ -221,7 +235,10 @@ def _of_file(path: Path, options: Options, about: About) -> Found:
         raise ValueError(f"of features in a file --means must be a profile's .json, got {about.means}")
     means = None if about.means is None else load(expanded(about.means))
     given = sets.Features.read(path, about.labels, classifier=options.classifier, layers=options.layers)
-    how = {name: getattr(options, name) for name in ("classes", "weighting", "passes", "segments")}
+    how = {
+        name: getattr(options, name)
+        for name in ("classes", "weighting", "passes", "segments", "intervals")
+    }
     profile = measure_features(
         given.layers, given.y, classifier=given.classifier, means=means, name=path.stem, **how
     )

@@ -63,7 +63,14 @@ def assemble(
         about=_about(found, weighting, reference) | dict(about or {}),
         geometry={name: _geometry(moments[name], evidence) for name, evidence in known.items()},
         sample=found.points,
+        errors=_errors(decisions),
     )
+
+
+def _errors(decisions: Decisions | None) -> dict[str, tuple[float, ...]]:
+    """The standard error of metrics at every layer, where that was asked for."""
+    rows = [each.errors() for each in decisions.influences.values()] if decisions else []
+    return {metric: tuple(row[metric] for row in rows) for metric in (rows[0] if rows else ())}
 
 
 def _about(found: Measured, weighting: Weighting, reference: Reference | None) -> dict[str, Any]:

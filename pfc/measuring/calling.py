@@ -3,8 +3,10 @@
 import inspect
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from pfc.device import device_of
 from pfc.foreign import in_words, is_ours, of_worker
 from pfc.layers import module_names
 from pfc.measuring.loader import Batch
@@ -31,6 +33,12 @@ def check_model(model: Any) -> None:
             "model, options=StateDictOptions(full_state_dict=True)) into a network that is not wrapped, "
             "and measure that; what fully_shard has sharded is measured as it is"
         )
+
+
+def place_of(model: Any, device: str | torch.device | None) -> torch.device:
+    """Where to run what is a model."""
+    check_model(model)
+    return device_of(device, model)
 
 
 def arguments(batch: Batch, form: Form) -> Arguments:

@@ -51,6 +51,7 @@ def cost(
     samples: int = 0,
     passes: int = 2,
     segments: bool = True,
+    intervals: bool = False,
 ) -> Cost:
     """What `measure` will keep and exchange.
 
@@ -62,6 +63,7 @@ def cost(
         samples: Of each process.
         passes: 2 for all metrics, 1 without those of the second pass.
         segments: Whether cross-layer statistics of layers of one shape are accumulated.
+        intervals: Whether the samples' influences are summed in the second pass.
 
     Returns:
         Bytes.
@@ -82,11 +84,13 @@ def cost(
     state = sum(2 * K * D + 2 * K + 2 * D for D in features) + steps + spans
     pairs = K * K * len(features) if K <= MOST_PAIRED else 0
     state += pairs + sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
+    state += sum(2 * K * D + 3 * K for D in features) if intervals else 0
     exchanged = (
         _exchanged(K, R, features, ranks, runs, spans + 2 * sum(features) + pairs, passes)
         if R > 1
         else 0
     )
+    exchanged += 2 * K * len(features) if intervals and R > 1 else 0
     kept = min(samples, 2**17)
     of_paths = sum(FLOAT * kept * (2 * len(run) + 1) for run in runs)
     across = sum(min(D, SKETCH) for D in features) if K == 2 else 0

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.influence import Influence
 from pfc.labels import BatchLabels
 from pfc.line import LineCrossings
 from pfc.measuring.layout import Layout
@@ -81,6 +82,7 @@ class Decisions:
         classes: The classes behind the means, in their order.
         known: Those that have samples, as numbers.
         answers: What the classifier answered.
+        influences: Of each layer how far the samples move its metrics, where that is asked for.
     """
 
     layout: Layout
@@ -90,6 +92,7 @@ class Decisions:
     classes: Int64[Tensor, " P"]
     known: frozenset[int]
     answers: Answers
+    influences: Mapping[str, Influence]
 
     @classmethod
     def about(
@@ -97,6 +100,7 @@ class Decisions:
         sums: Sums,
         spans: Mapping[str, MeansSpan],
         own: Mapping[str, Float64[Tensor, "P R"]] | None = None,
+        influences: Mapping[str, Influence] | None = None,
     ) -> "Decisions":
         """No decisions yet, about the means in these spans, from which the data's own may be off."""
         ends = [(names[0], names[-1]) for names in sums.layout.segments]
@@ -110,6 +114,7 @@ class Decisions:
             classes=classes,
             known=frozenset((sums.count > 0).nonzero().flatten().tolist()),
             answers=Answers(classes.new_zeros(3)),
+            influences=influences or {},
         )
 
     @property
@@ -130,6 +135,8 @@ class Decisions:
 
         def see(name: str, H: Float[Tensor, "B D"]) -> None:
             H = self.scales[name].rescaled(H)
+            if name in self.influences:
+                self.influences[name].update(H, labels.y)
             if name in ends:
                 nearest = self._end_of_line(name, ends[name], H, labels, starts)
             else:
@@ -172,6 +179,8 @@ class Decisions:
             nearest.merge(total=total, gather=gather)
         for line in self.lines.values():
             line.merge(total=total, gather=gather)
+        for influence in self.influences.values():
+            influence.merge(total)
         self.answers.merge(total)
 
     def check(self) -> None:

@@ -1,28 +1,26 @@
-"""From a model and a loader to a profile, to features, or to a transport gap."""
+"""From a model and a loader, or from arrays, to a profile."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from pfc.data.classes import renamed_classes
-from pfc.device import device_of
 from pfc.evaluation import Precision, undisturbed
 from pfc.foreign import workers_told
 from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
-from pfc.measuring.calling import check_model
+from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
 from pfc.measuring.reference import Reference
-from pfc.measuring.survey import Request, Survey, survey
+from pfc.measuring.survey import Request, Survey
 from pfc.measuring.tokens import Tokens
 from pfc.metrics import Weighting, class_weights
 from pfc.processes import ALONE, Processes, together
@@ -30,9 +28,6 @@ from pfc.profile.profile import Profile
 from pfc.progress import shown
 from pfc.taps import Pool, unwrapped
 from pfc.warning import warn
-
-if TYPE_CHECKING:
-    from pfc.theory.transport import Gap
 
 
 def measure(
@@ -44,6 +39,7 @@ def measure(
     weighting: Weighting = "class",
     passes: int = 2,
     segments: bool = True,
+    intervals: bool = False,
     pool: Pool = "flatten",
     limit: int | None = None,
     device: str | torch.device | None = None,
@@ -82,6 +78,9 @@ def measure(
         passes: 2 for all metrics, 1 to leave out those of the second pass.
         segments: Also accumulate cross-layer statistics of layers of one shape: positions, path and
             straight line.
+        intervals: Also keep the standard errors of PFC1 and PFC2, for `Profile.table(interval=0.95)`:
+            the squared influences of the samples are summed in the second pass, which reads the
+            features once more and keeps 2 x K x D numbers a layer besides.
         pool: How to reduce tokens or pixels to one vector per sample: `"flatten"`, `"mean"`, `"cls"`,
             `"last"` or a callable. The mean, the first and the last are of the tokens that an
             `attention_mask` in the batch does not mask. With `"tokens"` every token is a sample, the
@@ -121,16 +120,17 @@ def measure(
     """
     reference = Reference.of(means)
     names = [*reference.moments] if reference is not None and layers is None else layers
-    tokens = _tokens(pool, shift, classes)
+    tokens = Tokens.asked(pool, shift, classes)
     with together(group) as ranks, workers_told(), ExitStack() as stack:
-        device = _place(model, device)
-        how = _how(passes, classes, weighting, statistics, reference)
+        device = place_of(model, device)
+        how = _how(passes, classes, weighting, statistics, reference, intervals=intervals)
         ranks.use_device(device)
         ranks.agree(
             passes=passes,
             classes=classes,
             weighting=weighting,
             segments=segments,
+            intervals=intervals,
             limit=limit,
             precision=precision,
             pool=pool if isinstance(pool, str) else "callable",
@@ -170,6 +170,7 @@ def measure_features(
     weighting: Weighting = "class",
     passes: int = 2,
     segments: bool = True,
+    intervals: bool = False,
     means: Profile | None = None,
     name: str | None = None,
     progress: bool = True,
@@ -190,6 +191,7 @@ def measure_features(
         weighting: As for `measure`.
         passes: As for `measure`.
         segments: As for `measure`.
+        intervals: As for `measure`.
         means: As for `measure`.
         name: What the data are called.
         progress: Show a progress bar on the standard error.
@@ -208,7 +210,7 @@ def measure_features(
     """
     reference = Reference.of(means)
     source = ArraySource(features, y, classifier, segments=segments and reference is None)
-    how = _how(passes, classes, weighting, None, reference)
+    how = _how(passes, classes, weighting, None, reference, intervals=intervals)
     if reference is not None:
         reference.check(source.layout)
     rest = iter(source)
@@ -219,108 +221,14 @@ def measure_features(
     return assemble(found, weighting, W=W, reference=reference, about=about)
 
 
-def features(
-    model: nn.Module,
-    data: Iterable[Any],
-    layers: Layers = None,
-    *,
-    limit: int | None = None,
-    pool: Pool = "flatten",
-    shift: int = 0,
-    device: str | torch.device | None = None,
-    precision: Precision | None = None,
-    progress: bool = True,
-) -> tuple[dict[str, Float[Tensor, "N D"]], Int64[Tensor, " N"]]:
-    """Collect the features of chosen layers in full, on the CPU: for few samples or few layers.
-
-    Args:
-        model: Any torch classifier, as for `measure`.
-        data: Batches, as for `measure`.
-        layers: Which layers, as for `measure`.
-        limit: Use at most this many samples.
-        pool: How to reduce tokens or pixels to one vector per sample, as for `measure`.
-        shift: With `pool="tokens"`, as for `measure`.
-        device: Where to run; the model's own device if `None`.
-        precision: Of the forward passes, as for `measure`.
-        progress: Show a progress bar on the standard error.
-
-    Returns:
-        Features of each layer by name, one row a sample, and the labels.
-
-    Raises:
-        ValueError: If a layer is unknown or does not run, or the data are empty.
-    """
-    tokens = _tokens(pool, shift, None)
-    request = Request(model, layers, None, pool, tokens=tokens)
-    device = _place(model, device)
-    rows: dict[str, list[Tensor]] = {}
-    labels: list[Tensor] = []
-    looked: Survey | None = None
-
-    def keep(name: str, H: Tensor) -> None:
-        rows.setdefault(name, []).append(H.clone())
-
-    batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), device, tokens)
-    quiet = undisturbed(unwrapped(model), device, precision)
-    with workers_told(), quiet, shown("collect", batches.total, enabled=progress) as step:
-        for batch in batches:
-            looked = looked or survey(request, batch)
-            looked.forward(batch, torch.device("cpu"), keep)
-            labels.append(batch.y)
-            step(batch.number + 1)
-    return {name: torch.cat(parts) for name, parts in rows.items()}, torch.cat(labels)
-
-
-def transport(
-    model: nn.Module,
-    data: Iterable[Any],
-    profile: Profile,
-    i: int = -1,
-    *,
-    exact: int = 2000,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-) -> "Gap":
-    """Is the map from the first to the last layer of a segment an optimal transport map?
-
-    Collects the features of the two layers in full (N x D numbers each, on the CPU).
-
-    Args:
-        model: The one that was measured.
-        data: What it was measured on, or a stratified sample of it.
-        profile: What was measured: names the segment, the weighting and the pooling.
-        i: Which segment.
-        exact: Samples of the exact part, as for `pfc.theory.transport.gap`.
-        device: Where to run; the model's own device if `None`.
-        progress: Show a progress bar on the standard error.
-
-    Returns:
-        Cost, exact optimal transport, and bounds, weighted as the profile is.
-
-    Raises:
-        ValueError: If there is no such segment, or its outputs were pooled by a callable.
-    """
-    from pfc.theory.transport import gap
-
-    chosen, pool = profile.segment(i), profile.about.get("pool", "flatten")
-    shift = profile.about.get("shift", 0)
-    if pool not in {"flatten", "mean", "cls", "last", "tokens"}:
-        raise ValueError(f"outputs were pooled by {pool}: give their features to theory.transport.gap")
-    ends = [chosen.layers[0], chosen.layers[-1]]
-    precision = profile.about.get("precision")
-    found, y = features(
-        model, data, ends, pool=pool, shift=shift, device=device, precision=precision, progress=progress
-    )
-    start, end = (found[name] for name in ends)
-    return gap(start, end, y, weighting=chosen.weighting, exact=exact, progress=progress)
-
-
 def _how(
     passes: int,
     classes: int | None,
     weighting: Weighting,
     statistics: StatisticsPlace | None,
     reference: Reference | None,
+    *,
+    intervals: bool,
 ) -> How:
     """How to measure, if all arguments have a meaning."""
     if passes not in {1, 2}:
@@ -331,8 +239,10 @@ def _how(
         raise ValueError(f"the means are of {reference.classes} classes, got classes={classes}")
     if reference is not None and passes == 1:
         raise ValueError("about the means of other data both passes are needed, got passes=1")
+    if intervals and passes == 1:
+        raise ValueError("intervals need both passes, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)
-    return How(passes, classes, weighting, statistics, reference)
+    return How(passes, classes, weighting, statistics, reference, intervals=intervals)
 
 
 def _batches(
@@ -374,19 +284,6 @@ def _looked(
     return looked, first, rest
 
 
-def _tokens(pool: Pool, shift: int, classes: int | None) -> Tokens | None:
-    """How tokens are labelled; `None` where samples have the labels."""
-    if pool != "tokens":
-        if shift:
-            raise ValueError(f"shift is for pool='tokens', got shift={shift} with pool={pool!r}")
-        return None
-    if shift < 0:
-        raise ValueError(f"shift must be at least 0, got {shift}")
-    if classes is not None:
-        raise ValueError(f"with pool='tokens' the classes are the labels that occur, got {classes=}")
-    return Tokens(shift)
-
-
 def _vocabulary(
     batches: MeasuredBatches, tokens: Tokens, reference: Reference | None, ranks: Processes
 ) -> Tokens:
@@ -398,8 +295,3 @@ def _vocabulary(
     if len(found) < 2:
         raise ValueError(f"need tokens of at least 2 labels, got {found.tolist()}")
     return Tokens(tokens.shift, found)
-
-
-def _place(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    check_model(model)
-    return device_of(device, model)

@@ -1,6 +1,6 @@
 """The passes: a source of features runs every batch, and they go to states that know nothing of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.influence import Influence
 from pfc.measuring import shards
 from pfc.measuring.costs import cost
 from pfc.measuring.decisions import Decisions
@@ -20,6 +21,7 @@ from pfc.measuring.reference import Reference
 from pfc.measuring.subset import Subset
 from pfc.measuring.sums import See, Sums
 from pfc.metrics import Weighting
+from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 from pfc.progress import Step
@@ -68,6 +70,7 @@ class How:
     statistics: StatisticsPlace | None = None
     reference: Reference | None = None
     labels: tuple[int, ...] | None = None
+    intervals: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +117,7 @@ def _empty(layout: Layout, first: Batch | None, batches: Batches, how: How, rank
     reference = how.reference
     K = how.classes or layout.classes or batches.classes if reference is None else reference.classes
     least = 1 if first is None else first.labels.numbers[-1] + 1
-    size = cost([*layout.shapes.values()], K or least).peak
+    size = cost([*layout.shapes.values()], K or least, intervals=how.intervals).peak
     sums = Sums.empty(layout, K, statistics_device(batches.device, how.statistics, size))
     if reference is not None:
         reference.prepare(sums)
@@ -126,10 +129,20 @@ def _about(sums: Sums, how: How, ranks: Processes) -> Decisions:
     """No decisions yet, about the data's own means or about the reference's."""
     if how.reference is None:
         moments = sums.moments.items()
-        spans = {name: shards.shared_span(m, how.weighting, ranks) for name, m in moments}
-        return Decisions.about(sums, spans)
-    spans, own = how.reference.spans(sums, how.weighting, ranks)
-    return Decisions.about(sums, spans, own)
+        spans, own = {name: shards.shared_span(m, how.weighting, ranks) for name, m in moments}, None
+    else:
+        spans, own = how.reference.spans(sums, how.weighting, ranks)
+    influences = {name: _influence(name, sums, how, spans) for name in spans if how.intervals}
+    return Decisions.about(sums, spans, own, influences)
+
+
+def _influence(name: str, sums: Sums, how: How, spans: Mapping[str, MeansSpan]) -> Influence:
+    """How far samples move the metrics of a layer; of no sample yet."""
+    moments, reference = sums.moments[name], how.reference
+    if reference is None:
+        return Influence.of(moments, how.weighting)
+    about = reference.about_means(name, moments, spans[name])
+    return Influence.of(moments, how.weighting, about, reference.offsets(name, moments))
 
 
 def first_pass(

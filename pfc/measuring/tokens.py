@@ -27,6 +27,19 @@ class Tokens:
         default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu")
     )
 
+    @classmethod
+    def asked(cls, pool: Any, shift: int, classes: int | None) -> "Tokens | None":
+        """How tokens are labelled; `None` where samples have the labels."""
+        if pool != "tokens":
+            if shift:
+                raise ValueError(f"shift is for pool='tokens', got shift={shift} with pool={pool!r}")
+            return None
+        if shift < 0:
+            raise ValueError(f"shift must be at least 0, got {shift}")
+        if classes is not None:
+            raise ValueError(f"with pool='tokens' the classes are the labels that occur, got {classes=}")
+        return cls(shift)
+
     def chosen(
         self, y: Any, mask: Bool[Tensor, "B T"] | None, batch: int
     ) -> tuple[Bool[Tensor, "B T"], Int64[Tensor, " R"]]:

@@ -16,7 +16,7 @@ from pfc.profile.columns import COLUMNS, PFC, Column
 from pfc.profile.prediction import Depth, Prediction
 from pfc.profile.segment import KINDS, Position, Segment
 from pfc.profile.storage import read, write
-from pfc.profile.tables import scalars_of, side_by_side
+from pfc.profile.tables import intervals_of, scalars_of, side_by_side
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 from pfc.warning import renamed
@@ -42,6 +42,7 @@ class Profile:
         geometry: Of each layer, what is known of each class.
         sample: Where at most 300 samples, those of least input hash, lie at each layer; `None` after
             one pass, and where it was not kept.
+        errors: Standard errors of PFC1 and PFC2 at every layer, where measured with `intervals=True`.
     """
 
     layers: tuple[str, ...]
@@ -52,12 +53,36 @@ class Profile:
     about: Mapping[str, Any]
     geometry: Mapping[str, ClassGeometry] = field(default_factory=dict)
     sample: SamplePoints | None = None
+    errors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
-    def table(self) -> "pd.DataFrame":
-        """One row a layer, in the order of the forward pass, one column a metric."""
+    def table(self, interval: float | None = None) -> "pd.DataFrame":
+        """One row a layer, in the order of the forward pass, one column a metric.
+
+        Args:
+            interval: Also an interval of this level, in (0, 1), for each of PFC1-3, as columns such as
+                `pfc1_low` and `pfc1_high`: where the metric would lie if other samples of the same
+                classes had been drawn. Of PFC1 it is normal in the logarithm, of PFC2 in the number
+                itself, of PFC3 Wilson's, about the class means as they are. It tells nothing of the
+                bias of few samples a class, which `pfc1_unbiased` shows, nor of other networks.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            ValueError: If the level is not in (0, 1), or the profile was measured without intervals.
+
+        Example:
+            >>> import pfc
+            >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
+            >>> profile = pfc.measure_features({"x": X}, y, intervals=True, progress=False)
+            >>> row = profile.table(interval=0.95).loc["x"]
+            >>> bool(row.pfc3_low < row.pfc3 < row.pfc3_high)
+            True
+        """
         import pandas as pd
 
-        return pd.DataFrame(dict(self.columns), index=pd.Index(self.layers, name="layer"))
+        columns = dict(self.columns) | ({} if interval is None else intervals_of(self, interval))
+        return pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
 
     def classes(self, layer: str) -> "pd.DataFrame":
         """One row a class that has samples, at a layer; of tokens by the label of the class.

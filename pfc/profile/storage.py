@@ -68,7 +68,8 @@ SCHEMA = object_of(  # what the JSON file must hold; all else is free
             object_of({"start": COUNT, "layers": list_of(TEXT)}, optional={"sampled": COUNT})
         ),
         "arrays": TEXT,
-    }
+    },
+    optional={"errors": object_of({}, others=list_of(NUMBER))},
 )
 MOMENTS = {"count": "count", "mean": "mean", "scatter": "scatter", "low": "mean_error"}  # in files: here
 LAYER = {"count": Array("K"), "mean": Array("K D"), "scatter": Array("K"), "low": Array("K D")}
@@ -94,6 +95,7 @@ def write(
     about: Mapping[str, Any],
     geometry: Mapping[str, ClassGeometry],
     sample: SamplePoints | None,
+    errors: Mapping[str, Sequence[float]],
     pairs: bool = True,
 ) -> None:
     """Write both files; what is given are the fields of a `Profile`, and whether to keep `pairs`."""
@@ -118,6 +120,7 @@ def write(
         "shapes": [list(shape) for shape in shapes],
         "columns": dict(columns),
         "segments": [segment.to_dict() for segment in segments],
+        **({"errors": dict(errors)} if errors else {}),
     }
     _write_both(path, content, arrays)
 
@@ -186,7 +189,8 @@ def read(path: str | Path) -> dict[str, Any]:
     about, layers = content["about"], tuple(content["layers"])
     shapes = tuple(tuple(shape) for shape in content["shapes"])
     columns = {name: tuple(map(float, values)) for name, values in content["columns"].items()}
-    lengths = {len(layers), len(shapes), *map(len, columns.values())}
+    errors = {name: tuple(map(float, values)) for name, values in content.get("errors", {}).items()}
+    lengths = {len(layers), len(shapes), *map(len, columns.values()), *map(len, errors.values())}
     if len(lengths) > 1 or len(set(layers)) < len(layers) or not layers:
         raise ValueError(
             f"{path}: layers, shapes and columns must be as many, each layer of its own name"
@@ -211,6 +215,7 @@ def read(path: str | Path) -> dict[str, Any]:
             if (own := _under(f"classes/{name}/", arrays))
         },
         "sample": _sample(_under("sample/", arrays), layers, path),
+        "errors": errors,
     }
 
 
