@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from pfc import figures as figures
     from pfc import theory as theory
     from pfc.measuring import Monitor as Monitor
+    from pfc.measuring import cka as cka
     from pfc.measuring import features as features
     from pfc.measuring import measure as measure
     from pfc.measuring import measure_features as measure_features
     from pfc.nets import ConvResNet as ConvResNet
     from pfc.nets import FCResNet as FCResNet
     from pfc.profile import Profile as Profile
+    from pfc.report import Comparison as Comparison
+    from pfc.report import compare as compare
     from pfc.training import RECIPES as RECIPES
     from pfc.training import Recipe as Recipe
     from pfc.training import Run as Run
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
-    **dict.fromkeys(("Monitor", "features", "measure", "measure_features"), "pfc.measuring"),
+    **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),
+    **dict.fromkeys(("Comparison", "compare"), "pfc.report"),
     **dict.fromkeys(("RECIPES", "Recipe", "Run", "load", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)

@@ -128,9 +128,9 @@ def test_wilsons_interval_covers_the_fraction_about_fixed_means():
     """By the binomial law itself: the mean coverage over p of 95 % intervals of 50 samples."""
     from scipy.stats import binom
 
-    from pfc.profile.tables import _wilson
+    from pfc.intervals import wilson
 
-    ends = [_wilson(k / 50, 50, 1.959964) for k in range(51)]
+    ends = [wilson(k / 50, 50, 1.959964) for k in range(51)]
     covered = [
         sum(binom.pmf(k, 50, p) for k, (low, high) in enumerate(ends) if low <= p <= high)
         for p in torch.linspace(0.02, 0.98, 97).tolist()

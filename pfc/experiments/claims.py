@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Literal
 
 from pfc.experiments import judges
 from pfc.experiments.judges import FRAME, OFF, SEPARABLE, Finding
 from pfc.experiments.judges import Network as Network
 from pfc.files import read_json
+from pfc.intervals import student
 from pfc.line import End
 from pfc.profile.columns import PFC
 from pfc.profile.segment import KINDS
@@ -133,12 +134,7 @@ def read(path: Path) -> list[Answer]:
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % interval of Student's t."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return (mean(values) if values else math.nan), math.nan, math.nan
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return mean(values), mean(values) - half, mean(values) + half
+    return (mean(values) if values else math.nan), *student(values)
 
 
 def ask(kind: str, where: str, networks: Sequence[Network]) -> list[Answer]:

@@ -7,3 +7,4 @@ from pfc.measuring.costs import cost as cost
 from pfc.measuring.entry import measure as measure
 from pfc.measuring.entry import measure_features as measure_features
 from pfc.measuring.monitor import Monitor as Monitor
+from pfc.measuring.similarity import cka as cka

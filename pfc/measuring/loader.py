@@ -304,14 +304,21 @@ def _split(item: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any
 
 def cut(item: Any, left: int, size: int) -> Any:
     """A copy of the first `left` samples of everything that has `size` of them."""
+    return selected(item, torch.arange(min(left, size), device="cpu"), size)
 
-    def first(part: Tensor | PackedSequence) -> Tensor | PackedSequence:
+
+def selected(item: Any, index: Int64[Tensor, " n"], size: int) -> Any:
+    """A copy of the samples with these numbers, of everything that has `size` samples."""
+
+    def of(part: Tensor | PackedSequence) -> Tensor | PackedSequence:
         if isinstance(part, Tensor):
-            return part[:left].clone() if part.ndim and len(part) == size else part
+            return part[index.to(part.device)] if part.ndim and len(part) == size else part
         parts = unpack_sequence(part)
-        return pack_sequence(parts[:left], enforce_sorted=False) if len(parts) == size else part
+        if len(parts) != size:
+            return part
+        return pack_sequence([parts[i] for i in index.tolist()], enforce_sorted=False)
 
-    return changed((Tensor, PackedSequence), first, item)
+    return changed((Tensor, PackedSequence), of, item)
 
 
 def _moved(item: Any, device: torch.device) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from pfc.intervals import UNKNOWN, normal, of_ratio, wilson
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -31,42 +33,25 @@ def side_by_side(
 
 def intervals_of(profile: "Profile", level: float) -> dict[str, list[float]]:
     """Both ends of an interval for each of PFC1-3 at every layer."""
-    from scipy.stats import norm
-
-    if not 0 < level < 1:
-        raise ValueError(f"interval must be a level in (0, 1), such as 0.95, got {level}")
+    z, N = normal(level), profile.about["samples"]
     if not profile.errors:
         raise ValueError("no intervals are known: measure with intervals=True")
-    z, N = float(norm.ppf((1 + level) / 2)), profile.about["samples"]
     of = {
-        "pfc1": lambda x, error: _of_ratio(x, z * error),
+        "pfc1": lambda x, error: of_ratio(x, z * error),
         "pfc2": lambda x, error: (max(0.0, x - z * error), min(math.sqrt(2), x + z * error)),
-        "pfc3": lambda x, _: _wilson(x, N, z),
+        "pfc3": lambda x, _: wilson(x, N, z),
     }
     errors = {**profile.errors, "pfc3": (math.nan,) * len(profile.layers)}
     found: dict[str, list[float]] = {}
     for metric, interval in of.items():
         pairs = [
-            interval(x, error) if not math.isnan(x) else (math.nan, math.nan)
+            interval(x, error) if not math.isnan(x) else UNKNOWN
             for x, error in zip(profile.columns[metric], errors[metric], strict=True)
         ]
         found |= {
             f"{metric}_{end}": [pair[i] for pair in pairs] for i, end in enumerate(("low", "high"))
         }
     return found
-
-
-def _of_ratio(x: float, spread: float) -> tuple[float, float]:
-    """An interval of a positive number, even in its logarithm."""
-    if x == 0 or math.isinf(x):
-        return x, x
-    return x * math.exp(-spread / x), x * math.exp(min(spread / x, 700.0))
-
-
-def _wilson(p: float, n: int, z: float) -> tuple[float, float]:
-    """Wilson's interval of a fraction of n samples (1927)."""
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def scalars_of(profile: "Profile", prefix: str, layers: str | Sequence[str]) -> dict[str, float]:

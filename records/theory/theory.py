@@ -13,14 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.stats import t as student
 
 from pfc import figures, measure
 from pfc.files import write_text
+from pfc.intervals import student
 from pfc.measuring import transport
 from pfc.profile import Profile
 from pfc.strict_json import plain
@@ -112,11 +112,11 @@ def examined(folder: Path) -> Iterator[dict[str, Any]]:
 
 def interval(values: Sequence[float]) -> str:
     """Mean and 95 % interval of Student's t."""
-    n = len(values)
-    if n < 2 or not all(map(math.isfinite, values)):
-        return f"{mean(values):.4f}" if all(map(math.isfinite, values)) else "-"
-    half = student.ppf(0.975, n - 1) * stdev(values) / n**0.5
-    return f"{mean(values):.4f} ± {half:.4f}"
+    if not all(map(math.isfinite, values)):
+        return "-"
+    _, high = student(values)
+    half = "" if math.isnan(high) else f" ± {high - mean(values):.4f}"
+    return f"{mean(values):.4f}{half}"
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,0 +1,269 @@
+"""What differs between runs, or between groups of runs with different seeds."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from pfc.intervals import Interval, student, welch
+from pfc.profile import Profile
+from pfc.profile.columns import COLUMNS, PFC
+from pfc.report.sources import Source, sources
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAST = "last layer"  # the row of networks that have no layer in common
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Networks that differ in their seed alone, or one network.
+
+    Args:
+        name: What it is called.
+        profiles: One a network.
+        seeds: Of each; `None` where it is not known.
+    """
+
+    name: str
+    profiles: tuple[Profile, ...]
+    seeds: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, name: str, members: Sequence[Source]) -> "Group":
+        """Of runs, their last profiles."""
+        return cls(name, tuple(m.last for m in members), tuple(m.seed for m in members))
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers that all have, in the order of the first."""
+        first, *others = self.profiles
+        return [name for name in first.layers if all(name in other.layers for other in others)]
+
+    def values(self, metric: str, layer: str) -> list[float]:
+        """A metric at a layer, of each network."""
+        at = [-1 if layer == LAST else p.layers.index(layer) for p in self.profiles]
+        return [p.columns[metric][l] for p, l in zip(self.profiles, at, strict=True)]
+
+    def paired(self, other: "Group") -> list[int] | None:
+        """Which of the other's networks has the seed of each of these; `None` if not all have one."""
+        known = {seed: i for i, seed in enumerate(other.seeds)}
+        if None in self.seeds or len(known) < len(other.seeds) or {*self.seeds} != {*known}:
+            return None
+        return [known[seed] for seed in self.seeds] if len(self.seeds) == len(known) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two groups or more beside one another; differences are from the first.
+
+    Args:
+        groups: What is compared.
+        level: Of the intervals over seeds.
+    """
+
+    groups: tuple[Group, ...]
+    level: float = 0.95
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Layers that all have; where there is none, the last ones stand for all."""
+        first, *others = (group.layers for group in self.groups)
+        return [name for name in first if all(name in other for other in others)] or [LAST]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Metrics that all have."""
+        known = [profile.columns for group in self.groups for profile in group.profiles]
+        return [metric for metric in COLUMNS if all(metric in columns for columns in known)]
+
+    def table(self, metrics: Sequence[str] | None = None) -> "pd.DataFrame":
+        """Metrics at the layers that all have.
+
+        Args:
+            metrics: Columns of the profiles' tables; by default PFC1-3.
+
+        Returns:
+            One row for each layer and metric. Columns: the mean of each group over its seeds; then for
+            each group but the first its `difference` from the first, and the ends `low` and `high` of
+            the difference's interval over seeds, NaN where a group has one network alone. Seeds are
+            paired where both groups have the same ones, else the interval is Welch's.
+
+        Raises:
+            ValueError: If a metric is unknown, or not all have it.
+        """
+        import pandas as pd
+
+        rows = {
+            (layer, metric): self._row(layer, metric)
+            for layer in self.layers
+            for metric in self._chosen(metrics)
+        }
+        index = pd.MultiIndex.from_tuples(rows, names=["layer", "metric"])
+        return pd.DataFrame([*rows.values()], index=index)
+
+    def _chosen(self, metrics: Sequence[str] | None) -> list[str]:
+        if metrics is None:
+            return [metric for metric in PFC if metric in self.metrics]
+        if not metrics or {*metrics} - {*self.metrics}:
+            asked = ", ".join(metrics) or "none"
+            raise ValueError(f"metrics must be some of {', '.join(self.metrics)}, got {asked}")
+        return [*metrics]
+
+    def _row(self, layer: str, metric: str) -> dict[Any, float]:
+        first, *others = self.groups
+        row: dict[Any, float] = {group.name: mean(group.values(metric, layer)) for group in self.groups}
+        for group in others:
+            of = "" if len(others) == 1 else f" of {group.name}"
+            row[f"difference{of}"] = row[group.name] - row[first.name]
+            values = (each.values(metric, layer) for each in (first, group))
+            row[f"low{of}"], row[f"high{of}"] = self._interval(first, group, *values)
+        return row
+
+    def _interval(self, a: Group, b: Group, of_a: Sequence[float], of_b: Sequence[float]) -> Interval:
+        """Of the difference of two groups' means."""
+        if (order := a.paired(b)) is None:
+            return welch(of_a, of_b, self.level)
+        apart = [of_b[j] - of_a[i] for i, j in enumerate(order)]
+        return student(apart, self.level)
+
+    def summary(self) -> "pd.DataFrame":
+        """One row a group.
+
+        Returns:
+            Columns: `networks`; the means of accuracy, of `effective_depth` (the number of the layer,
+            from 1; NaN where a network has none), of `layers`, of the last segment's `straightness`, and
+            of PFC1-3 at the last layer.
+        """
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(
+            {group.name: dict(self._numbers(group)) for group in self.groups}, orient="index"
+        ).rename_axis("group")
+
+    def _numbers(self, group: Group) -> Iterator[tuple[str, float]]:
+        yield "networks", len(group.profiles)
+        for name, number in NUMBERS.items():
+            yield name, mean(number(profile) for profile in group.profiles)
+        for metric in PFC:
+            if metric in self.metrics:
+                yield metric, mean(p.columns[metric][-1] for p in group.profiles)
+
+    def sentences(self) -> list[str]:
+        """What differs at the last layer that all have, a sentence for each group but the first."""
+        return [self._sentence(group) for group in self.groups[1:]]
+
+    def _sentence(self, group: Group) -> str:
+        first, layer = self.groups[0], self.layers[-1]
+        told = [self._told(metric, layer, first, group) for metric in self._chosen(None)]
+        at = "At their last layers" if layer == LAST else f"At {layer}"
+        return f"{at}, {group.name} against {first.name}{self._seeds(group)}: {'; '.join(told)}."
+
+    def _seeds(self, group: Group) -> str:
+        """How sure the differences are."""
+        first, n = self.groups[0], len(group.profiles)
+        if min(n, len(first.profiles)) < 2:
+            return " (single networks: nothing is known of other seeds)"
+        if first.paired(group) is not None:
+            return f" ({self.level:.0%} intervals over {n} paired seeds)"
+        return f" ({self.level:.0%} intervals over {len(first.profiles)} and {n} seeds)"
+
+    def _told(self, metric: str, layer: str, a: Group, b: Group) -> str:
+        """A metric of two groups: more collapsed, less, or no different."""
+        of_a, of_b = a.values(metric, layer), b.values(metric, layer)
+        both = f"{mean(of_b):.4g} against {mean(of_a):.4g}"
+        apart, (low, high) = mean(of_b) - mean(of_a), self._interval(a, b, of_a, of_b)
+        name, sure = metric.upper(), not math.isnan(low)
+        if math.isnan(apart):
+            return f"{name} is not known of both"
+        if apart == 0 or (sure and low <= 0 <= high):
+            beyond = " beyond what seeds do" if sure else ""
+            return f"{name} does not differ{beyond} ({both})"
+        more = "more" if (apart > 0) == COLUMNS[metric].rises else "less"
+        interval = f", difference {apart:+.3g} in {low:+.3g} to {high:+.3g}" if sure else ""
+        return f"{more} collapsed by {name} ({both}{interval})"
+
+    def __str__(self) -> str:
+        def short(frame: "pd.DataFrame") -> str:
+            return str(frame.to_string(float_format="{:.4g}".format, na_rep="-"))
+
+        return "\n".join([short(self.summary()), short(self.table()), *self.sentences()])
+
+
+def _effective_depth(profile: Profile) -> float:
+    depth = profile.effective_depth() if "pfc3" in profile.columns else None
+    return math.nan if depth is None else depth + 1
+
+
+def _straightness(profile: Profile) -> float:
+    return profile.segment().path().straightness if profile.segments else math.nan
+
+
+def _accuracy(profile: Profile) -> float:
+    return math.nan if profile.accuracy is None else profile.accuracy
+
+
+NUMBERS: Mapping[str, Callable[[Profile], float]] = {
+    "accuracy": _accuracy,
+    "effective_depth": _effective_depth,
+    "layers": lambda profile: len(profile.layers),
+    "straightness": _straightness,
+}
+
+
+def compare(
+    *groups: str | Path | Profile | Sequence[Profile],
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare runs or profiles, or groups of them with different seeds.
+
+    Args:
+        groups: Two or more: a run's folder or a profile's .json file; a glob of such, whose matches are
+            the seeds of one group; a profile, or profiles of several seeds.
+        names: What the groups are called; by default their paths' last parts, or letters.
+        level: Of the intervals over seeds, in (0, 1).
+
+    Returns:
+        The comparison, which prints itself.
+
+    Raises:
+        ValueError: If there are fewer than two groups, a group is empty, nothing is found at a path, or
+            names do not tell the groups apart.
+
+    Example:
+        >>> import pfc
+        >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
+        >>> a, b = (pfc.measure_features({"x": X[i:]}, y[i:], progress=False) for i in (0, 2))
+        >>> compare(a, b, names=("all", "fewer")).sentences()[0][:24]
+        'At x, fewer against all '
+    """
+    if len(groups) < 2:
+        raise ValueError(f"need at least two groups to compare, got {len(groups)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), such as 0.95, got {level}")
+    found = [_group(each, i) for i, each in enumerate(groups)]
+    called = [group.name for group in found] if names is None else list(names)
+    if len(called) != len(found) or len({*called}) < len(called):
+        raise ValueError(f"names must be {len(found)} different ones, got {', '.join(called)}")
+    renamed = (Group(n, g.profiles, g.seeds) for n, g in zip(called, found, strict=True))
+    return Comparison(tuple(renamed), level)
+
+
+def _group(given: Any, i: int) -> Group:
+    letter = chr(ord("a") + i) if i < 26 else str(i)
+    if isinstance(given, Profile):
+        return Group(letter, (given,), (None,))
+    if isinstance(given, str | Path):
+        members = sources([given])
+        name = members[0].name if len(members) == 1 else str(given)
+        return Group.of(name, members)
+    profiles = tuple(given)
+    if not profiles or not all(isinstance(each, Profile) for each in profiles):
+        kinds = ", ".join(sorted({type(each).__name__ for each in profiles})) or "nothing"
+        raise ValueError(f"a group is of profiles, or a path of runs, got {kinds}")
+    return Group(letter, profiles, (None,) * len(profiles))
