@@ -39,6 +39,12 @@ Where the data have a test split, it is measured too, about the class means of w
 Example: `pfc measure runs/digits --epoch 0`; for a model of your own
 `pfc measure mynets:resnet --weights net.safetensors --data uoft-cs/cifar10 --split test --means train`;
 for features from anywhere `pfc measure features.npz --labels y --classifier W,b`""",
+    "compare": """Compare runs or profiles, or groups of runs with different seeds, layer by layer.
+
+A table of the differences with intervals over seeds, effective depths, straightness, and a sentence of
+what differs; with `--cka` how alike the layers of two networks are.
+
+Example: `pfc compare "runs/wd0-*" "runs/wd5e-4-*" --out compared`""",
     "mufm": """Solve the models UFM and MUFM to their optimum: Figure 4, or with --sweep Figure 5.
 
 On the paper's toy data by default; on real pixels with `--data`, on a trained network's features with

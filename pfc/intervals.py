@@ -12,7 +12,7 @@ def student(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's interval of the mean; NaN of fewer than two values, and where one is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return UNKNOWN
-    half = _t(level, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = _t(level, float(len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
 
 

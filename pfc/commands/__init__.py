@@ -1,5 +1,6 @@
 """What the commands do: each a thin reading of arguments around the package's own functions."""
 
+from pfc.commands.comparing import compare as compare
 from pfc.commands.measuring import measure as measure
 from pfc.commands.models import mufm as mufm
 from pfc.commands.profiles import figures as figures

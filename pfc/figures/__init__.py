@@ -3,6 +3,8 @@
 from pfc.figures.album import of_profile as of_profile
 from pfc.figures.album import of_run as of_run
 from pfc.figures.axes import save as save
+from pfc.figures.compared import compared as compared
+from pfc.figures.compared import similarity as similarity
 from pfc.figures.datasets import all_layers as all_layers
 from pfc.figures.datasets import all_training as all_training
 from pfc.figures.datasets import plane as plane

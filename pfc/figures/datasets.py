@@ -38,7 +38,7 @@ def all_training(runs: Mapping[str, Mapping[int, "Profile"]], *, width: float = 
             epochs, rows = over_epochs(profiles, -1)
             for ax, metric in zip(row, LINES, strict=True):
                 curves = list(zip(*(profiles[e].columns[metric][rows] for e in epochs), strict=True))
-                draw_curves(ax, epochs, curves, by_depth(len(curves)), metric)
+                draw_curves(ax, [epochs] * len(curves), curves, by_depth(len(curves)), metric)
                 epoch_axis(ax, epochs, 24 * width - 45)
             row[0].set_ylabel(name)
         _heads(grid)
@@ -75,7 +75,7 @@ def all_layers(
                 ax.plot(t, values, **LINE)
                 looks = [MEASURED]
                 found = profile.columns[metric][span]
-                draw_curves(ax, segment.position(position), [found], looks, metric, values)
+                draw_curves(ax, [segment.position(position)], [found], looks, metric, values)
             row[0].set_ylabel(name)
         _heads(grid)
         for ax in grid[-1]:

@@ -81,14 +81,14 @@ def training(
             ax.set_title(named(metric))
             ax.set_ylabel(column(metric).tex)
             curves = list(zip(*(columns[metric][rows] for columns in seen), strict=True))
-            draw_curves(ax, epochs, curves, by_depth(len(curves)), metric)
+            draw_curves(ax, [epochs] * len(curves), curves, by_depth(len(curves)), metric)
             epoch_axis(ax, epochs, points)
         legend(figure, axes[0].lines, ticks(names), "layer")
     return figure
 
 
 def layers(
-    profile: "Profile",
+    profile: "Profile | Mapping[str, Profile | Sequence[Profile]]",
     *,
     position: "Position" = "path",
     end: "End | None" = "measured",
@@ -105,7 +105,8 @@ def layers(
     stands at the layer from which on its error stays within 0.01.
 
     Args:
-        profile: What was measured.
+        profile: What was measured; or several profiles by their names, which are drawn over one
+            another, as `compared` does, by the number of the layer and without the predicted line.
         position: Where layers stand, as for `Segment.position`.
         end: What stands at the end of the predicted line, as for `Segment.line`; `None` draws no line.
         metrics: Columns of `profile.table()`; by default PFC1-3. The line predicts these alone.
@@ -117,6 +118,10 @@ def layers(
     Raises:
         ValueError: If the kind of position, the end or a metric is unknown.
     """
+    if isinstance(profile, Mapping):
+        from pfc.figures.compared import compared
+
+        return compared(profile, metrics=metrics, width=width)
     if position not in AXES:
         raise ValueError(f"position must be one of {', '.join(map(repr, AXES))}, got {position!r}")
     if end is not None and end not in ENDS:
@@ -210,7 +215,7 @@ def _panel(ax: "Axes", profile: "Profile", metric: str, places: list[float], end
             )
             predicted += values
     draw_curves(
-        ax, places, [profile.columns[metric]], [MEASURED | {"label": "measured"}], metric, predicted
+        ax, [places], [profile.columns[metric]], [MEASURED | {"label": "measured"}], metric, predicted
     )
     depth = profile.effective_depth(EPS) if metric == "pfc3" else None
     if depth is not None:
@@ -233,7 +238,7 @@ def _explained(figure: "Figure", profile: "Profile", end: "End | None") -> None:
 
 def draw_curves(
     ax: "Axes",
-    x: Numbers,
+    x: Sequence[Numbers],
     curves: Sequence[Numbers],
     looks: Iterable[Mapping[str, Any]],
     metric: str,
@@ -243,15 +248,15 @@ def draw_curves(
 
     Args:
         ax: Where.
-        x: Places of the values.
+        x: Places of the values of each curve.
         curves: The values of each curve.
         looks: How each curve is drawn.
         metric: Its name.
         others: Values drawn already, for which the scale must have room.
     """
-    for curve, look in zip(curves, looks, strict=True):
-        ax.plot(x, curve, **look)
-        for place in (a for a, b in zip(x, curve, strict=True) if b == math.inf):
+    for places, curve, look in zip(x, curves, looks, strict=True):
+        ax.plot(places, curve, **look)
+        for place in (a for a, b in zip(places, curve, strict=True) if b == math.inf):
             how: Any = {"transform": ax.get_xaxis_transform(), "color": look["color"]}
             ax.text(place, 1, r"$\infty$", ha="center", va="top", **how)
     ax.grid(axis="y")

@@ -16,7 +16,7 @@ from pfc.report.sources import Source, sources
 if TYPE_CHECKING:
     import pandas as pd
 
-LAST = "last layer"  # the row of networks that have no layer in common
+LAST = "last layer"  # the row of networks whose last layers have different names
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,11 @@ class Comparison:
 
     @cached_property
     def layers(self) -> list[str]:
-        """Layers that all have; where there is none, the last ones stand for all."""
+        """Layers that all have, and the last ones where they are called otherwise."""
         first, *others = (group.layers for group in self.groups)
-        return [name for name in first if all(name in other for other in others)] or [LAST]
+        common = [name for name in first if all(name in other for other in others)]
+        last = {profile.layers[-1] for group in self.groups for profile in group.profiles}
+        return common if len(last) == 1 else [*common, LAST]
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -88,7 +90,7 @@ class Comparison:
             metrics: Columns of the profiles' tables; by default PFC1-3.
 
         Returns:
-            One row for each layer and metric. Columns: the mean of each group over its seeds; then for
+            One row for each metric and layer. Columns: the mean of each group over its seeds; then for
             each group but the first its `difference` from the first, and the ends `low` and `high` of
             the difference's interval over seeds, NaN where a group has one network alone. Seeds are
             paired where both groups have the same ones, else the interval is Welch's.
@@ -99,11 +101,11 @@ class Comparison:
         import pandas as pd
 
         rows = {
-            (layer, metric): self._row(layer, metric)
-            for layer in self.layers
+            (metric, layer): self._row(layer, metric)
             for metric in self._chosen(metrics)
+            for layer in self.layers
         }
-        index = pd.MultiIndex.from_tuples(rows, names=["layer", "metric"])
+        index = pd.MultiIndex.from_tuples(rows, names=["metric", "layer"])
         return pd.DataFrame([*rows.values()], index=index)
 
     def _chosen(self, metrics: Sequence[str] | None) -> list[str]:
@@ -154,7 +156,7 @@ class Comparison:
                 yield metric, mean(p.columns[metric][-1] for p in group.profiles)
 
     def sentences(self) -> list[str]:
-        """What differs at the last layer that all have, a sentence for each group but the first."""
+        """What differs at the last layer, a sentence for each group but the first."""
         return [self._sentence(group) for group in self.groups[1:]]
 
     def _sentence(self, group: Group) -> str:
@@ -169,8 +171,8 @@ class Comparison:
         if min(n, len(first.profiles)) < 2:
             return " (single networks: nothing is known of other seeds)"
         if first.paired(group) is not None:
-            return f" ({self.level:.0%} intervals over {n} paired seeds)"
-        return f" ({self.level:.0%} intervals over {len(first.profiles)} and {n} seeds)"
+            return f" ({100 * self.level:g} % intervals over {n} paired seeds)"
+        return f" ({100 * self.level:g} % intervals over {len(first.profiles)} and {n} seeds)"
 
     def _told(self, metric: str, layer: str, a: Group, b: Group) -> str:
         """A metric of two groups: more collapsed, less, or no different."""
@@ -187,16 +189,26 @@ class Comparison:
         interval = f", difference {apart:+.3g} in {low:+.3g} to {high:+.3g}" if sure else ""
         return f"{more} collapsed by {name} ({both}{interval})"
 
-    def __str__(self) -> str:
-        def short(frame: "pd.DataFrame") -> str:
-            return str(frame.to_string(float_format="{:.4g}".format, na_rep="-"))
+    def told(self, metrics: Sequence[str] | None = None) -> str:
+        """Both tables and the sentences as text.
 
-        return "\n".join([short(self.summary()), short(self.table()), *self.sentences()])
+        Args:
+            metrics: As for `table`.
+
+        Returns:
+            What `print` shows.
+        """
+        frames = (self.summary(), self.table(metrics))
+        texts = [frame.to_string(float_format="{:.4g}".format, na_rep="-") for frame in frames]
+        return "\n".join([*texts, *self.sentences()])
+
+    def __str__(self) -> str:
+        return self.told()
 
 
 def _effective_depth(profile: Profile) -> float:
     depth = profile.effective_depth() if "pfc3" in profile.columns else None
-    return math.nan if depth is None else depth + 1
+    return math.nan if depth is None else float(depth + 1)
 
 
 def _straightness(profile: Profile) -> float:
@@ -260,7 +272,7 @@ def _group(given: Any, i: int) -> Group:
         return Group(letter, (given,), (None,))
     if isinstance(given, str | Path):
         members = sources([given])
-        name = members[0].name if len(members) == 1 else str(given)
+        name = members[0].name if len(members) == 1 else Path(given).name
         return Group.of(name, members)
     profiles = tuple(given)
     if not profiles or not all(isinstance(each, Profile) for each in profiles):
