@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import pfc.data
-from pfc.data import Batches, Images, Normalisation, decoding, load, loading, parquet, splits
+from pfc.data import Batches, Images, Normalisation, decoding, drawing, load, parquet, splits
 from pfc.files import write_tensors
 
 REAL = Path(os.environ.get("PFC_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -405,13 +405,13 @@ def test_limits_are_balanced_ordered_seeded_and_nested(counts, extra, seed, rand
     labels = [k for k, count in enumerate(counts) for _ in range(count)]
     random.shuffle(labels)
     limit = len(counts) + extra
-    chosen = loading._balanced(torch.tensor(labels), limit, seed)
+    chosen = drawing.balanced(torch.tensor(labels), limit, seed)
     got = torch.tensor(labels)[chosen].bincount(minlength=len(counts)).tolist()
     assert sorted(got) == sorted(naive_quotas(counts, limit))
     assert all(q == c or q >= max(got) - 1 for q, c in zip(got, counts, strict=True))
     assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert chosen.equal(loading._balanced(torch.tensor(labels), limit, seed))
-    assert set(chosen.tolist()) <= set(loading._balanced(torch.tensor(labels), limit + 1, seed).tolist())
+    assert chosen.equal(drawing.balanced(torch.tensor(labels), limit, seed))
+    assert set(chosen.tolist()) <= set(drawing.balanced(torch.tensor(labels), limit + 1, seed).tolist())
 
 
 def test_seeds_choose_other_images():

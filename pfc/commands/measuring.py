@@ -13,6 +13,7 @@ from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
 from pfc.measuring.loader import StatisticsPlace
+from pfc.models import Samples
 from pfc.processes import Processes, launched
 from pfc.profile import Profile, load
 from pfc.profile.columns import PFC
@@ -39,7 +40,8 @@ class Options:
         passes: 2 for all metrics; 1 leaves out those that need the class means first.
         segments: Also accumulate cross-layer statistics: positions, path and straight line.
         intervals: Print 95 % intervals of PFC1-3 over samples too; takes a little longer.
-        pool: How to reduce tokens or pixels to one vector per sample.
+        pool: How to reduce tokens or pixels to one vector per sample; flatten, and of texts mean, if not
+            given.
     """
 
     layers: Annotated[list[str] | None, Parameter(negative_iterable="", consume_multiple=True)] = None
@@ -50,7 +52,7 @@ class Options:
     passes: Literal[1, 2] = 2
     segments: bool = True
     intervals: bool = False
-    pool: Literal["flatten", "mean", "cls", "last"] = "flatten"
+    pool: Literal["flatten", "mean", "cls", "last"] | None = None
 
 
 @Parameter(name="*")
@@ -92,8 +94,9 @@ def measure(
     Under `torchrun` every process measures its part of the data, and the first prints and saves.
 
     Args:
-        source: A run's folder; MODULE:FUNCTION, a function without arguments that gives the model; or an
-            .npz or .safetensors file of features, an array a layer.
+        source: A run's folder; hf:NAME, hf:FOLDER, timm:NAME or torchvision:NAME, a model with its own
+            preprocessing; MODULE:FUNCTION, a function without arguments that gives the model; or an .npz
+            or .safetensors file of features, an array a layer.
         given: What is measured.
         options: What is measured, and how.
         about: About which class means.
@@ -192,29 +195,35 @@ def _of_model(
     out: Path | None,
 ) -> Found:
     """Measure a model, and its test data about the means of what was measured."""
-    model, images = given.model(source), given.images(source)
-    given.describe(source, images)
-    apart = (
-        given.held_out(source) if about.test and about.means is None and options.passes == 2 else None
-    )
+    opened = given.opened(source)
+    model, samples = opened.model, opened.samples()
+    opened.describe(samples)
+    apart = opened.held_out() if about.test and about.means is None and options.passes == 2 else None
     if apart is not None and out is not None:
         _check_profile(_of_split(out, apart))
 
-    def measured(images: sets.Images, means: Profile | None = None) -> Profile:
-        own = images.part(ranks.rank, ranks.size).batches(batch_size)
-        how = vars(options) | ({} if means is None else {"classes": None})
+    def measured(samples: sets.Images | Samples, means: Profile | None = None) -> Profile:
+        own = samples.part(ranks.rank, ranks.size).batches(batch_size)
+        how = vars(options) | {"pool": options.pool or _usual_pool(samples)}
+        how |= {} if means is None else {"classes": None}
         return measure_layers(model, own, means=means, device=device, **how)
 
     means = None
     if about.means is not None:
         of_file = about.means.endswith(".json")
-        means = load(expanded(about.means)) if of_file else measured(given.images(source, about.means))
-    profile = measured(images, means)
-    gap = of_model(profile, model, images, device)
+        means = load(expanded(about.means)) if of_file else measured(opened.samples(about.means))
+    profile = measured(samples, means)
+    gap = of_model(profile, model, samples, device, batch_size)
     if apart is not None:
-        test = measured(given.images(source, apart), profile)
-        return Found(profile, gap, test, (images.split, apart))
+        test = measured(opened.samples(apart), profile)
+        return Found(profile, gap, test, (samples.split, apart))
     return Found(profile, gap)
+
+
+def _usual_pool(samples: sets.Images | Samples) -> Literal["flatten", "mean"]:
+    """Texts have many lengths, and images one."""
+    text = isinstance(samples, Samples) and samples.preprocessing.content == "text"
+    return "mean" if text else "flatten"
 
 
 def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> None:

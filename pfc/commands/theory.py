@@ -13,6 +13,7 @@ from torch import nn
 
 from pfc import data as sets
 from pfc.measuring import transport
+from pfc.models import Samples
 from pfc.profile import Profile
 
 if TYPE_CHECKING:
@@ -61,15 +62,19 @@ def tell(profile: Profile, asked: Theory, path: Path | None, gap: GapOf) -> None
 
 
 def of_model(
-    profile: Profile, model: nn.Module, images: sets.Images, device: str | torch.device | None
+    profile: Profile,
+    model: nn.Module,
+    samples: sets.Images | Samples,
+    device: str | torch.device | None,
+    batch_size: int = 256,
 ) -> GapOf:
-    """The transport of the last segment, of a stratified part of the images."""
+    """The transport of the last segment, of a stratified part of the samples."""
 
     def gap(exact: int) -> "Gap":
         most = MOST // prod(profile.shapes[profile.segment().start])
         weighting = profile.about["weighting"]
-        few = sets.stratified(images, max(most, len(images.classes)), weighting)
-        return transport(model, few.batches(), profile, exact=exact, device=device)
+        few = sets.stratified(samples, max(most, len(samples.classes)), weighting)
+        return transport(model, few.batches(batch_size), profile, exact=exact, device=device)
 
     return gap
 

@@ -21,12 +21,14 @@ class Numbering:
         numbers: Number of each label as it stands in the column.
         unused: Numbers that no split has, among whole numbers without names.
         remarks: What a reader may expect otherwise, in sentences.
+        named: Whether the set names its classes; whole numbers without names are called by themselves.
     """
 
     names: tuple[str, ...]
     numbers: Mapping[Any, int]
     unused: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    named: bool = True
 
 
 def kinds(part: Part) -> dict[str, dict[str, Any]]:
@@ -89,7 +91,7 @@ def _as_they_are(source: EncodedSet, column: str, held: Sequence[int]) -> Number
         )
     several = range(known[-1] + 1 if known else 0)
     unused = tuple(sorted(set(several) - set(known)))
-    return Numbering(tuple(map(str, several)), {k: k for k in known}, unused)
+    return Numbering(tuple(map(str, several)), {k: k for k in known}, unused, named=False)
 
 
 def _held(source: EncodedSet, column: str) -> list[Any]:
@@ -150,15 +152,19 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str | None:
     return None
 
 
-def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
-    """The first class that a model's own `config.id2label` calls by another name, in words."""
+def names_of_model(model: Any) -> tuple[str, ...]:
+    """The names in a model's own `config.id2label`; none where they are those transformers makes up."""
     known = attribute(attribute(model, "config"), "id2label")
     if not isinstance(known, Mapping) or {*known} != {*range(len(known))}:
-        return None
-    names = [str(known[k]) for k in range(len(known))]
-    if all(name == f"LABEL_{k}" for k, name in enumerate(names)):  # what transformers makes of none
-        return None
-    return difference(classes, names)
+        return ()
+    names = tuple(str(known[k]) for k in range(len(known)))
+    return () if all(name == f"LABEL_{k}" for k, name in enumerate(names)) else names
+
+
+def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
+    """The first class that a model's own `config.id2label` calls by another name, in words."""
+    names = names_of_model(model)
+    return difference(classes, names) if names else None
 
 
 def _renamed(

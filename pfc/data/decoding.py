@@ -1,7 +1,8 @@
 """Decode columns of encoded images into one tensor: a loop over Pillow on one thread."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pfc.data.classes import Numbering, kinds, numbering, values
+from pfc.data.classes import Numbering, numbering, values
+from pfc.data.columns import Columns
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images
 from pfc.files import POINTER
@@ -20,32 +22,15 @@ from pfc.progress import Step, shown
 from pfc.schema import one_line
 
 MANY = 5_000  # images worth a progress bar
-IMAGE_NAMES = ("image", "img", "images")
-LABEL_NAMES = ("fine_label", "label", "labels", "target", "class")  # CIFAR-100: 100 fine classes
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a split that are read.
-
-    Args:
-        image: With the images.
-        label: With the labels.
-        others: Other columns that could have been the labels'.
-    """
-
-    image: str
-    label: str
-    others: tuple[str, ...] = ()
 
 
 def decoded(source: EncodedSet, split: str, columns: Columns, progress: bool) -> Images:
     """Read and decode a split."""
-    labels, numbers = _labels(source, split, columns.label)
+    labels, numbers = class_numbers(source, split, columns.label)
     N, where = len(labels), source.where(split)
     with shown(f"decoding {where}", N, enabled=progress and N >= MANY) as step:
         for mode in ("L", "RGB"):
-            images = _decode(mode, source, split, columns.image, N, step)
+            images = _decode(mode, source, split, columns.content, N, step)
             if images is not None:
                 break
     assert images is not None, "every image can be RGB"
@@ -53,41 +38,7 @@ def decoded(source: EncodedSet, split: str, columns: Columns, progress: bool) ->
     return replace(whole, unused=numbers.unused, remarks=numbers.remarks)
 
 
-def columns_of(source: EncodedSet, split: str) -> Columns:
-    """The image and the label column: as given, else by feature type, else by content or name."""
-    first, *rest = source.splits[split]
-    names, where = first.schema.names, source.where(split)
-    types = {name: kind.get("_type") for name, kind in kinds(first).items() if name in names}
-    images = [name for name in names if types.get(name) == "Image"]
-    images = images or [column.name for column in first.schema if "binary" in str(column.type)]
-    labels = [name for name in names if types.get(name) == "ClassLabel"]
-    labels = labels or [name for name in names if name in LABEL_NAMES]
-    for name in source.columns:
-        if name is not None and name not in names:
-            raise ValueError(f"no column {name!r} in {where}; it has {', '.join(names)}")
-    image = source.columns[0] or _one("image", images, IMAGE_NAMES, names, where)
-    label = source.columns[1] or _one("label", labels, LABEL_NAMES, names, where)
-    for part in rest:
-        if part.schema is not first.schema and (lacks := {image, label} - {*part.schema.names}):
-            raise ValueError(
-                f"no column {min(lacks)!r} in {part.name} of {where}, as {first.name} has; it has "
-                f"{', '.join(part.schema.names)}"
-            )
-    return Columns(image, label, tuple(name for name in labels if name != label))
-
-
-def _one(what: str, found: Sequence[str], usual: Sequence[str], names: Sequence[str], where: str) -> str:
-    """The first usual name among the columns found, or the only one."""
-    candidates = [name for name in usual if name in found][:1] or found
-    if len(candidates) != 1:
-        raise ValueError(
-            f"{len(found) or 'no'} {what} column(s) in {where}; choose by {what}_column=; there "
-            f"are {', '.join(names)}"
-        )
-    return candidates[0]
-
-
-def _labels(source: EncodedSet, split: str, column: str) -> tuple[list[int], Numbering]:
+def class_numbers(source: EncodedSet, split: str, column: str) -> tuple[list[int], Numbering]:
     """Class numbers of all rows, and the numbering."""
     found, where = list(values(source, split, column)), source.where(split)
     if not found:
@@ -109,10 +60,8 @@ def _decode(
     images, row = None, -1
     cells = (cell for some in source.read(split, column) for cell in some)
     for row, cell in enumerate(cells):
-        try:
+        with decoding(source, split, row):
             pixels = _pixels(cell, mode, source.paths)
-        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
-            raise ValueError(f"{source.row(split, row)} cannot be decoded: {_why(error)}") from error
         if pixels is None:
             return None
         images = _room(N, pixels.shape, source.where(split)) if images is None else images
@@ -128,6 +77,15 @@ def _decode(
     if row + 1 != N:
         raise ValueError(f"{source.where(split)} has {N} labels and {row + 1} images")
     return images
+
+
+@contextmanager
+def decoding(source: EncodedSet, split: str, row: int) -> Iterator[None]:
+    """Tell by its row an image that can't be decoded."""
+    try:
+        yield
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
+        raise ValueError(f"{source.row(split, row)} cannot be decoded: {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:
@@ -148,18 +106,35 @@ def _room(N: int, shape: tuple[int, ...], where: str) -> UInt8[Tensor, "N C H W"
         ) from error
 
 
+def picture(cell: Any, paths: bool) -> Any:
+    """The image of a cell as Pillow's, upright, RGB."""
+    image = _upright(_opened(cell, paths))
+    return image if image.mode == "RGB" else _rgb(image)
+
+
 def _pixels(cell: Any, mode: str, paths: bool) -> Any:
     """One image as a C x H x W array, or `None` if it does not fit mode L."""
     import numpy as np
-    from PIL import Image, ImageOps
 
-    image: Any = Image.open(BytesIO(_bytes(cell, paths)))
+    image = _opened(cell, paths)
     if mode == "L" and image.mode != "L":
         return None
-    if "exif" in image.info:
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     pixels = np.asarray(image if image.mode == mode else _rgb(image))
     return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def _opened(cell: Any, paths: bool) -> Any:
+    from PIL import Image
+
+    return Image.open(BytesIO(_bytes(cell, paths)))
+
+
+def _upright(image: Any) -> Any:
+    """An image as its Exif says it is held."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image) if "exif" in image.info else image
 
 
 def _bytes(cell: Any, paths: bool) -> bytes:

@@ -148,6 +148,11 @@ class Images:
         """The column of the labels, where there was a choice."""
         return self.origin.label_column if self.origin and self.origin.other_labels else None
 
+    @property
+    def other_labels(self) -> tuple[str, ...]:
+        """Columns that could have been the labels' too."""
+        return self.origin.other_labels if self.origin else ()
+
     @cached_property
     def fingerprint(self) -> str:
         """Of pixels, labels, their order, and the names of the classes: other images have another."""
@@ -178,6 +183,17 @@ class Images:
             The images of that part, without a copy.
         """
         return replace(self, images=self.images[i::of], labels=self.labels[i::of])
+
+    def rows(self, index: Int64[Tensor, " n"]) -> "Images":
+        """The images with these numbers.
+
+        Args:
+            index: Their numbers.
+
+        Returns:
+            A copy of them, in that order.
+        """
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def normalised(self, index: slice | Tensor = slice(None)) -> Float32[Tensor, "B C H W"]:
         """The chosen images as the network sees them, on the device where they lie.
@@ -218,11 +234,9 @@ class Batches:
     def name(self) -> str:
         """The set's name without its folder, and the split and the labels where there was a choice."""
         origin, split = self.images.origin, self.images.split
-        name = Path(self.images.spec if origin is None else origin.path).name
-        chosen = [
-            part for part in (split if split != "train" else None, self.images.chosen_labels) if part
-        ]
-        return f"{name} ({', '.join(chosen)})" if chosen else name
+        return set_name(
+            self.images.spec if origin is None else origin.path, split, self.images.chosen_labels
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -236,3 +250,9 @@ class Batches:
         for start in range(0, len(self.images), self.batch_size):
             index = slice(start, start + self.batch_size)
             yield self.images.normalised(index), self.images.labels[index]
+
+
+def set_name(path: str, split: str, chosen_labels: str | None) -> str:
+    """A set's name without its folder, and the split and the labels where there was a choice."""
+    chosen = [part for part in (split if split != "train" else None, chosen_labels) if part]
+    return f"{Path(path).name} ({', '.join(chosen)})" if chosen else Path(path).name

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from pfc.data.decoding import Columns, columns_of, decoded
+from pfc.data.columns import Columns, columns_of
+from pfc.data.decoding import decoded
+from pfc.data.drawing import drawn
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images, Normalisation, Origin
 from pfc.data.sources import find
@@ -70,14 +71,11 @@ def load(
         >>> load("digits", limit=100)
         Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """
-    if _bundled(spec):
-        if column := image_column or label_column:
-            raise ValueError(f"no column {column!r} in 'digits', which have none")
+    columns = (image_column, label_column)
+    if bundled(spec):
+        refuse_columns(columns)
         return subset(_digits(split), limit, seed)
-    source = replace(find(os.fspath(spec), progress), columns=(image_column, label_column))
-    if split not in source.splits:
-        have = ", ".join(sorted(source.splits)) or "none"
-        raise ValueError(f"no split {split!r} in {quoted(source.spec)}; it has {have}")
+    source = with_split(replace(find(os.fspath(spec), progress), columns=columns), split)
     whole = _whole(source, split, progress)
     if split != "train" and "train" in source.splits:
         whole = _as_training(whole, _whole(source, "train", progress), source)
@@ -86,7 +84,21 @@ def load(
     return subset(whole, limit, seed)
 
 
-def _bundled(spec: str | Path) -> bool:
+def with_split(source: EncodedSet, split: str) -> EncodedSet:
+    """The set, if it has this split."""
+    if split not in source.splits:
+        have = ", ".join(sorted(source.splits)) or "none"
+        raise ValueError(f"no split {split!r} in {quoted(source.spec)}; it has {have}")
+    return source
+
+
+def refuse_columns(columns: tuple[str | None, str | None]) -> None:
+    """Refuse columns of the digits."""
+    if column := columns[0] or columns[1]:
+        raise ValueError(f"no column {column!r} in 'digits', which have none")
+
+
+def bundled(spec: str | Path) -> bool:
     """Whether the digits are meant, and no folder that is called so."""
     return os.fspath(spec) == "digits" and not (isinstance(spec, Path) and spec.is_dir())
 
@@ -130,7 +142,7 @@ def splits(spec: str | Path = "digits", *, progress: bool = True) -> tuple[str, 
         >>> splits("digits")
         ('train', 'fit', 'held-out')
     """
-    return DIGITS if _bundled(spec) else tuple(find(os.fspath(spec), progress).splits)
+    return DIGITS if bundled(spec) else tuple(find(os.fspath(spec), progress).splits)
 
 
 def held_out(spec: str | Path, split: str = "train", *, progress: bool = True) -> str | None:
@@ -173,44 +185,7 @@ def subset(whole: Images, limit: int | None, seed: int = 0) -> Images:
     """
     if limit is None:
         return whole
-    present = int(whole.labels.bincount().count_nonzero())
-    if limit < present:
-        raise ValueError(f"limit must be at least {present}, one image a class, got {limit}")
-    chosen = _balanced(whole.labels, limit, seed)
-    images, labels = whole.images[chosen], whole.labels[chosen]
-    return replace(whole, images=images, labels=labels, limit=limit, seed=seed)
-
-
-def stratified(whole: Images, limit: int, weighting: Literal["class", "sample"]) -> Images:
-    """Some images of a set, drawn as their classes are weighted.
-
-    Args:
-        whole: The set.
-        limit: Images in all, at most.
-        weighting: `"class"` for as equal a class as can be, `"sample"` for images of any class.
-
-    Returns:
-        The chosen images in the order of the set.
-
-    Raises:
-        ValueError: If the limit leaves out a class that is to be equal.
-    """
-    if weighting == "class" or limit >= len(whole):
-        return subset(whole, limit)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(whole), generator=generator, device="cpu")[:limit].sort().values
-    return replace(whole, images=whole.images[chosen], labels=whole.labels[chosen])
-
-
-def _balanced(labels: Int64[Tensor, " N"], limit: int, seed: int) -> Int64[Tensor, " M"]:
-    """Shuffle, deal out one image of each class a round, keep the first `limit`, in their order."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
-    by_class = labels[order].argsort(stable=True)
-    counts = labels.bincount()
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    rounds = torch.empty_like(order)
-    rounds[by_class] = torch.arange(len(labels), device="cpu") - starts
-    return order[rounds.argsort(stable=True)[:limit]].sort().values
+    return replace(whole.rows(drawn(whole.labels, limit, seed)), limit=limit, seed=seed)
 
 
 def _digits(split: str) -> Images:
@@ -253,7 +228,7 @@ def _whole(source: EncodedSet, split: str, progress: bool) -> Images:
         whole = decoded(source, split, columns, progress)
         if path is not None:
             _to_cache(path, whole)
-    names = (columns.image, columns.label, columns.others)
+    names = (columns.content, columns.label, columns.others)
     return replace(whole, origin=Origin(source.path, source.counts, source.files, *names))
 
 
@@ -264,7 +239,7 @@ def _cache_file(source: EncodedSet, split: str, columns: Columns) -> Path | None
         why = "there is no home folder; PFC_CACHE names one"
         warn(f"no cache, so the next load decodes anew: {why}", UserWarning)
         return None
-    about = [FORMAT, READER, source.path, source.stamp, columns.image, columns.label, split]
+    about = [FORMAT, READER, source.path, source.stamp, columns.content, columns.label, split]
     key = sha256(json.dumps(about).encode()).hexdigest()[:20]
     name = re.sub(r"\W+", "-", f"{Path(source.path).name[:80]}-{split[:80]}-{key}")
     return folder / f"{name}.safetensors"

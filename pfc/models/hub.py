@@ -1,0 +1,124 @@
+"""Models of transformers: from the Hugging Face hub, or from a folder that `save_pretrained` wrote."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfc.data.classes import names_of_model
+from pfc.files import expanded
+from pfc.foreign import attribute, in_words, is_ours
+from pfc.models.libraries import imported
+from pfc.models.loaded import Loaded
+from pfc.models.preprocessing import ImageProcessor, Preprocessing, Tokenizer, longest
+from pfc.schema import one_line, some
+
+SAFE = {"trust_remote_code": False}  # no code of a repository is run
+TASKS = {
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+}
+NOWHERE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError")
+
+
+def from_hub(name: str) -> Loaded:
+    """A classifier of images or texts, float32, its weights from safetensors alone.
+
+    Args:
+        name: A name on the hub, or a folder.
+
+    Returns:
+        The model with its image processor (the Pillow one, so that the numbers are the same with and
+        without torchvision) or its tokenizer.
+
+    Raises:
+        ValueError: If transformers is missing, there is no such model, it can't be fetched, it is no
+            classifier of images or texts, or has other weights than safetensors.
+    """
+    called = f"hf:{name}"
+    transformers = imported("transformers", called, "pip install 'pfc[hf]'")
+    place = _place(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, **SAFE)
+        task = _task(config, called)
+        model = _model(getattr(transformers, TASKS[task]), place, called)
+        of_images = task == "ForImageClassification"
+        read = _image_processor if of_images else _tokenizer
+        return Loaded(called, model, read(transformers, place, model, called), names_of_model(model))
+    except Exception as error:  # whatever transformers and its libraries raise
+        if is_ours(error):
+            raise
+        raise ValueError(_why(called, name, error)) from error
+
+
+def _place(name: str) -> str:
+    """A folder, or else a name on the hub."""
+    folder = expanded(name)
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"no folder {name!r}: give one that save_pretrained wrote, or a hub name")
+    return name
+
+
+def _task(config: Any, called: str) -> str:
+    kinds = [str(kind) for kind in attribute(config, "architectures") or []]
+    for task in TASKS:
+        if any(task in kind for kind in kinds):
+            return task
+    raise ValueError(
+        f"{called} is no classifier of images or texts but {some(kinds) or 'of no kind that it tells'}: "
+        "measure it from Python by pfc.measure, with batches of its inputs"
+    )
+
+
+def _model(auto: Any, place: str, called: str) -> nn.Module:
+    precision = {"dtype": torch.float32} if _version() >= 5 else {}  # 4 reads float32 unasked
+    model, found = auto.from_pretrained(
+        place, use_safetensors=True, output_loading_info=True, **precision, **SAFE
+    )
+    if lacking := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
+        raise ValueError(
+            f"the weights of {called} lack {some(lacking)}, which would be drawn at random: it is not "
+            "trained to the end"
+        )
+    return model.eval()
+
+
+def _version() -> int:
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
+
+
+def _image_processor(transformers: Any, place: str, model: nn.Module, called: str) -> Preprocessing:
+    new = find_spec("transformers.image_processing_backends") is not None
+    pillow = {"backend": "pil"} if new else {"use_fast": False}
+    return ImageProcessor(transformers.AutoImageProcessor.from_pretrained(place, **pillow, **SAFE))
+
+
+def _tokenizer(transformers: Any, place: str, model: nn.Module, called: str) -> Preprocessing:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **SAFE)
+    if tokenizer.pad_token is None or attribute(model.config, "pad_token_id") is None:
+        raise ValueError(
+            f"{called} has no padding token, so texts of different lengths make no batch: set it in its "
+            "tokenizer (pad_token) and its config (pad_token_id), and save both anew"
+        )
+    return Tokenizer(tokenizer, longest(tokenizer, model.config))
+
+
+def _why(called: str, name: str, error: Exception) -> str:
+    """Why a model could not be loaded, and what to do."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(type(each).__name__ in NOWHERE for each in chain):
+        return (
+            f"offline: {called} is not in this machine's cache, and the hub cannot be reached: fetch it "
+            f"where it can (`hf download {name} --local-dir FOLDER`), then give hf:./FOLDER"
+        )
+    why = one_line(in_words(error))
+    if "safetensors" in why:
+        why += " (a pickle is never loaded: save the model anew by save_pretrained)"
+    return f"{called} cannot be loaded: {why}"
