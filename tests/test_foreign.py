@@ -260,6 +260,12 @@ def test_names_by_other_than_the_numbers_of_classes_need_no_word():
     assert measure(model, DataLoader(Named(), 10)).about["samples"] == 40
 
 
+def test_data_without_names_need_no_word():
+    model = net()
+    model.config = type("Config", (), {"id2label": dict(enumerate(["bee", "ant", "cat", "dog"]))})()
+    assert measure(model, [*DataLoader(Named(), 10)]).about["samples"] == 40
+
+
 def test_classes_that_the_network_names_differently_are_told():
     model = net()
     model.config = type("Config", (), {"id2label": dict(enumerate(["bee", "ant", "cat", "dog"]))})()

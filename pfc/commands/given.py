@@ -11,6 +11,7 @@ from torch import nn
 from pfc import data as sets
 from pfc import models
 from pfc.files import expanded, refuse_pickle
+from pfc.models.factory import check_name
 from pfc.models.loading import is_named
 from pfc.schema import some
 from pfc.training import Run
@@ -56,6 +57,8 @@ class Given:
                 f"{source} is no folder of a run, no file of arrays, and no MODULE:FUNCTION, hf:NAME, "
                 "timm:NAME or torchvision:NAME"
             )
+        if not is_named(source):
+            check_name(source)
         if self.data is None:
             raise ValueError("a model needs --data: digits, a hub name, or a folder")
         whose = "its own weights" if is_named(source) else "the weights that --weights names"

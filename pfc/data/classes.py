@@ -164,7 +164,7 @@ def names_of_model(model: Any) -> tuple[str, ...]:
 def renamed_classes(model: Any, classes: Sequence[str]) -> str | None:
     """The first class that a model's own `config.id2label` calls by another name, in words."""
     names = names_of_model(model)
-    return difference(classes, names) if names else None
+    return difference(classes, names) if names and classes else None
 
 
 def _renamed(

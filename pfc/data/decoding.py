@@ -109,7 +109,9 @@ def _room(N: int, shape: tuple[int, ...], where: str) -> UInt8[Tensor, "N C H W"
 def picture(cell: Any, paths: bool) -> Any:
     """The image of a cell as Pillow's, upright, RGB."""
     image = _upright(_opened(cell, paths))
-    return image if image.mode == "RGB" else _rgb(image)
+    image = image if image.mode == "RGB" else _rgb(image)
+    image.load()  # else a damaged one would fail later
+    return image
 
 
 def _pixels(cell: Any, mode: str, paths: bool) -> Any:

@@ -32,7 +32,7 @@ def from_factory(name: str, weights: str | Path | None) -> Loaded:
             fit.
     """
     refuse_pickle(expanded(name))
-    _check_name(name)
+    check_name(name)
     sys.path.insert(0, "")
     try:
         with told(f"{name} failed"):  # whatever the user's own module or function raises
@@ -61,7 +61,7 @@ def _put(weights: Path, model: nn.Module, name: str) -> None:
     fill(model, tensors, weights, name)
 
 
-def _check_name(source: str) -> None:
+def check_name(source: str) -> None:
     """Refuse what can't name a function, with what would."""
     name, colon, function = source.partition(":")
     if colon and name.endswith(".py"):

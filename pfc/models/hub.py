@@ -1,5 +1,7 @@
 """Models of transformers: from the Hugging Face hub, or from a folder that `save_pretrained` wrote."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,17 +41,14 @@ def from_hub(name: str) -> Loaded:
     called = f"hf:{name}"
     transformers = imported("transformers", called, "pip install 'pfc[hf]'")
     place = _place(name)
-    try:
+    with _telling(called, name, "cannot be loaded"):
         config = transformers.AutoConfig.from_pretrained(place, **SAFE)
         task = _task(config, called)
         model = _model(getattr(transformers, TASKS[task]), place, called)
-        of_images = task == "ForImageClassification"
-        read = _image_processor if of_images else _tokenizer
-        return Loaded(called, model, read(transformers, place, model, called), names_of_model(model))
-    except Exception as error:  # whatever transformers and its libraries raise
-        if is_ours(error):
-            raise
-        raise ValueError(_why(called, name, error)) from error
+    read = _image_processor if task == "ForImageClassification" else _tokenizer
+    with _telling(called, name, "has no preprocessing of its own that can be loaded"):
+        preprocessing = read(transformers, place, model, called)
+    return Loaded(called, model, preprocessing, names_of_model(model))
 
 
 def _place(name: str) -> str:
@@ -108,17 +107,28 @@ def _tokenizer(transformers: Any, place: str, model: nn.Module, called: str) -> 
     return Tokenizer(tokenizer, longest(tokenizer, model.config))
 
 
-def _why(called: str, name: str, error: Exception) -> str:
-    """Why a model could not be loaded, and what to do."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    if any(type(each).__name__ in NOWHERE for each in chain):
-        return (
-            f"offline: {called} is not in this machine's cache, and the hub cannot be reached: fetch it "
-            f"where it can (`hf download {name} --local-dir FOLDER`), then give hf:./FOLDER"
-        )
-    why = one_line(in_words(error))
-    if "safetensors" in why:
-        why += " (a pickle is never loaded: save the model anew by save_pretrained)"
-    return f"{called} cannot be loaded: {why}"
+@contextmanager
+def _telling(called: str, name: str, what: str) -> Iterator[None]:
+    """Tell what transformers and its libraries raise, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if is_ours(error):
+            raise
+        if any(type(each).__name__ in NOWHERE for each in _causes(error)):
+            raise ValueError(
+                f"offline: {called} is not in this machine's cache, and the hub cannot be reached: "
+                f"fetch it where it can (`hf download {name} --local-dir FOLDER`), then give hf:./FOLDER"
+            ) from error
+        why = one_line(in_words(error))
+        if "safetensors" in why:
+            why += " (a pickle is never loaded: save the model anew by save_pretrained)"
+        raise ValueError(f"{called} {what}: {why}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,530 @@
+"""Models by name: their own preprocessing, their classes, and data that are streamed through it."""
+
+import sys
+import weakref
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import pfc
+from pfc.models import preprocessing, samples
+from pfc.models.matching import matched
+from tests.tiny import bert_folder, resnet_folder, sized_images, texts_folder
+
+pytest.importorskip("transformers")
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Small models and sets, made once."""
+    root = tmp_path_factory.mktemp("named")
+    resnet_folder(root / "resnet", ["dog", "cat", "eel"])
+    resnet_folder(root / "nameless", None)
+    bert_folder(root / "bert", ["bad", "good"])
+    sized_images(root / "sized")
+    texts_folder(root / "texts")
+    return root
+
+
+def load(here, name):
+    return pfc.models.load(f"hf:{here / name}")
+
+
+def by_hand(here, loaded, size, split="train"):
+    """Batches that the processor makes of all images at once, with the model's numbers."""
+    files = sorted((here / "sized" / split).rglob("*.png"))
+    images = [Image.open(file).convert("RGB") for file in files]
+    x = loaded.preprocessing.processor(images=images, return_tensors="pt")["pixel_values"]
+    y = torch.tensor([["dog", "cat", "eel"].index(file.parent.name) for file in files])
+    cuts = range(0, len(y), size)
+    return [{"pixel_values": x[i : i + size], "labels": y[i : i + size]} for i in cuts]
+
+
+def same(found, known):
+    assert len(found) == len(known)
+    for a, b in zip(found, known, strict=True):
+        assert {*a} == {*b}
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def streamed(here):
+    """A ResNet and its batches of images of many sizes, whose classes stand in another order."""
+    loaded = load(here, "resnet")
+    with pytest.warns(UserWarning, match=r"numbers its classes: 'cat' is 1, and 0 in the data"):
+        return loaded, loaded.batches(here / "sized", batch_size=7)
+
+
+# Images.
+
+
+def test_batches_are_those_of_the_processor_in_each_pass(here, streamed):
+    loaded, batches = streamed
+    same([*batches], by_hand(here, loaded, 7))
+    same([*batches], [*batches])
+    assert batches.classes == loaded.classes == ("dog", "cat", "eel")
+    assert batches.name == "sized"
+    assert not loaded.model.training
+    assert repr(batches.samples) == (
+        f"Samples('sized': 24 images, 3 classes, by {loaded.preprocessing.name})"
+    )
+    assert repr(loaded).endswith(
+        f"resnet': ResNetForImageClassification, 3 classes, preprocessing: {loaded.preprocessing.name})"
+    )
+
+
+def test_measured_is_what_batches_by_hand_give(here, streamed):
+    with pytest.raises(ValueError, match=r"images must have one size"):
+        pfc.data.load(here / "sized", progress=False)
+    loaded, batches = streamed
+    found = pfc.measure(loaded.model, batches, **QUIET)
+    known = pfc.measure(loaded.model, by_hand(here, loaded, 7), **QUIET)
+    np.testing.assert_allclose(found.table(), known.table(), rtol=1e-10)
+    assert found.accuracy == known.accuracy
+    assert found.about["data"] == "sized"
+
+
+def test_another_preprocessing_gives_other_numbers(here, streamed):
+    loaded, batches = streamed
+    found = pfc.measure(loaded.model, batches, **QUIET).table().pfc1.iloc[-1]
+    raw = [{**batch, "pixel_values": batch["pixel_values"] / 2 + 0.5} for batch in batches]
+    assert pfc.measure(loaded.model, raw, **QUIET).table().pfc1.iloc[-1] != pytest.approx(
+        found, rel=1e-2
+    )
+
+
+def test_one_image_is_decoded_at_a_time_however_many_there_are(streamed, monkeypatch):
+    live, most, total, decode = set(), [0], [0], samples.picture
+
+    def counted(cell, paths):
+        image = decode(cell, paths)
+        total[0] += 1
+        live.add(total[0])
+        weakref.finalize(image, live.discard, total[0])
+        most[0] = max(most[0], len(live))
+        return image
+
+    monkeypatch.setattr(samples, "picture", counted)
+    for _ in streamed[1]:
+        pass
+    assert total[0] == 24
+    assert most[0] <= 2
+    assert not live
+
+
+def test_a_limit_takes_the_rows_that_data_of_one_size_would_give(here, tmp_path):
+    for i in range(30):
+        place = tmp_path / "set" / "train" / ("dog", "cat", "eel")[min(i % 4, 2)]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), 8 * i, np.uint8)).save(place / f"{i}.png")
+    loaded = load(here, "nameless")
+    plain = pfc.data.load(tmp_path / "set", limit=11, seed=3, progress=False)
+    own = loaded.samples(tmp_path / "set", limit=11, seed=3)
+    assert own.labels.tolist() == plain.labels.tolist()
+    assert own.classes == plain.classes
+    levels = [np.asarray(image)[0, 0, 0] for _, image in own.contents()]
+    assert levels == plain.images[:, 0, 0, 0].tolist()
+    few = loaded.samples(tmp_path / "set", limit=5, seed=3)
+    assert {*few.index.tolist()} < {*own.index.tolist()}
+    parts = [own.part(i, 3) for i in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 3]
+    assert sorted(torch.cat([part.index for part in parts]).tolist()) == own.index.tolist()
+    assert parts[1].labels.tolist() == own.labels.tolist()[1::3]
+    with pytest.raises(ValueError, match=r"limit must be at least 3, one sample a class, got 2"):
+        loaded.batches(tmp_path / "set", limit=2)
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+        loaded.batches(tmp_path / "set", batch_size=0)
+    with pytest.raises(ValueError, match=r"no split 'test' in .*; it has train"):
+        loaded.batches(tmp_path / "set", "test")
+
+
+def test_the_bundled_digits_are_prepared_as_other_images(here):
+    loaded = load(here, "nameless")
+    stream = loaded.batches("digits", "held-out", batch_size=100)
+    digits = pfc.data.load("digits", "held-out")
+    assert stream.name == "digits (held-out)"
+    assert torch.cat([batch["labels"] for batch in stream]).equal(digits.labels)
+    first = next(stream.samples.contents())[1]
+    assert first.mode == "RGB"
+    grey = (digits.images[0, 0].double() * 255 / 16).floor()
+    assert np.asarray(first)[..., 1].tolist() == grey.tolist()
+    with pytest.raises(ValueError, match=r"no column 'y' in 'digits', which have none"):
+        loaded.batches("digits", label_column="y")
+
+
+def test_a_damaged_image_and_a_failing_preprocessing_are_told_by_their_row(here, tmp_path):
+    sized_images(tmp_path / "set")
+    victim = tmp_path / "set" / "train" / "dog" / "3.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+    loaded = load(here, "nameless")
+    with pytest.raises(ValueError, match=r"row 11 of split 'train' .*dog/3.png\) cannot be decoded"):
+        [*loaded.batches(tmp_path / "set")]
+    sized_images(tmp_path / "set")
+
+    def fails(image):
+        if image.size == SIZE_OF_FOUR:
+            raise KeyError("gone")
+        return torch.zeros(3, 2, 2)
+
+    own = pfc.models.Loaded("mine", nn.Flatten(), preprocessing.Transform(fails))
+    with pytest.raises(ValueError, match=r"fails failed on row 4 of .*cat/4.png\): KeyError: 'gone'"):
+        [*own.batches(tmp_path / "set")]
+    own = pfc.models.Loaded("mine", nn.Flatten(), preprocessing.Transform(lambda image: 3))
+    with pytest.raises(ValueError, match=r"<lambda> gave int of an image, not a tensor"):
+        [*own.batches(tmp_path / "set")]
+    sizes = preprocessing.Transform(lambda image: torch.zeros(3, *image.size))
+    own = pfc.models.Loaded("mine", nn.Flatten(), sizes)
+    with pytest.raises(ValueError, match=r"tensors of several shapes, \(3, 17, 12\) and \(3, 18, 13\)"):
+        [*own.batches(tmp_path / "set")]
+
+
+SIZE_OF_FOUR = (21, 16)
+
+
+def test_images_that_are_missing_behind_their_labels_are_told(here):
+    whole = load(here, "nameless").samples(here / "sized")
+    read = whole.source.read
+    short = {"read": lambda split, column: [*read(split, column)][:20]}
+    found = samples.replace(whole, source=samples.replace(whole.source, **short))
+    with pytest.raises(ValueError, match=r"has 20 images and a label of row 20"):
+        [*found.batches(7)]
+
+
+# Classes.
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "named", "numbers", "classes", "words"),
+    [
+        ("a b c", "a b c", True, None, "a b c", None),
+        ("A b", "a B", True, None, "a B", None),
+        ("a b c", "c a b", True, (1, 2, 0), "c a b", "as M numbers its classes: 'a' is 1, and 0 in the"),
+        ("b c", "a b c", True, (1, 2), "a b c", "'b' is 1, and 0 in the data"),
+        ("a b", "a b c", True, None, "a b c", None),
+        ("a d", "a b c", True, None, "a d", "classes are not those of M: class 1 is 'd' in the one"),
+        ("b a", "a a b", True, None, "b a", "class 0 is 'b' in the one and 'a' in the other"),
+        ("a a b", "a a b", True, None, "a a b", None),
+        ("b B", "a b", True, None, "b B", "class 0 is 'b' in the one and 'a'"),
+        ("0 1", "a b", False, None, "a b", None),
+        ("0 1 2", "a b", False, None, "0 1 2", None),
+        ("a b", "", True, None, "a b", None),
+    ],
+)
+def test_classes_are_matched_by_their_names(data, own, named, numbers, classes, words):
+    found = matched(data.split(), own.split(), "M", named=named)
+    assert found.numbers == numbers
+    assert found.classes == tuple(classes.split())
+    assert found.told is None if words is None else words in found.told
+    assert found.differ == ("in the one" in str(words))
+    y = torch.arange(len(data.split()))
+    if numbers is not None:
+        for k, name in enumerate(data.split()):
+            assert own.split()[found.renumbered(y)[k]].casefold() == name.casefold()
+    else:
+        assert found.renumbered(y) is y
+
+
+def test_other_classes_are_told_once(here, tmp_path):
+    sized_images(tmp_path / "other", ("ant", "bee", "cow"))
+    loaded = load(here, "resnet")
+    batches = loaded.batches(tmp_path / "other")  # without a warning: measure gives it
+    assert batches.classes == ("ant", "bee", "cow")
+    with pytest.warns(UserWarning, match=r"id2label: class 0 is 'ant' in the one and 'dog' in the ot"):
+        pfc.measure(loaded.model, batches, **QUIET)
+    own = pfc.models.Loaded("timm:x", nn.Flatten(), loaded.preprocessing, ("dog", "cat", "eel"))
+    with pytest.warns(UserWarning, match=r"not those of timm:x: class 0 is 'ant' in the one and 'dog'"):
+        own.batches(tmp_path / "other")
+
+
+# Texts.
+
+
+def test_texts_are_tokenised_in_batches_with_a_mask(here):
+    loaded = load(here, "bert")
+    batches = loaded.batches(here / "texts", batch_size=2)
+    rows = pq.read_table(here / "texts" / "train.parquet").to_pylist()
+    tokenizer = loaded.preprocessing.tokenizer
+    known = []
+    for i in range(0, len(rows), 2):
+        part = rows[i : i + 2]
+        texts = [row["text"] for row in part]
+        inputs = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+        known.append({**inputs, "labels": torch.tensor([row["label"] for row in part])})
+    assert {"input_ids", "attention_mask"} <= {*known[0]}
+    assert {batch["input_ids"].shape[1] for batch in known} > {8}  # 8 is where texts are cut
+    same([*batches], known)
+    same([*batches], known)
+    assert batches.classes == ("bad", "good")  # whole numbers without names are the model's
+    found = pfc.measure(loaded.model, batches, pool="mean", **QUIET)
+    hand = pfc.measure(loaded.model, known, pool="mean", **QUIET)
+    np.testing.assert_allclose(found.table(), hand.table(), rtol=1e-10)
+
+
+def test_a_column_of_texts_is_found_or_named(here, tmp_path):
+    loaded = load(here, "bert")
+    content = {"a": ["good film", "bad plot"], "b": ["x", "y"], "label": ["good", "bad"]}
+    pq.write_table(pa.table(content), tmp_path / "train.parquet")
+    words = r"2 text column\(s\) in .*; choose by text_column=; there are a, b, label"
+    with pytest.raises(ValueError, match=words):
+        loaded.batches(tmp_path)
+    (batch,) = loaded.batches(tmp_path, text_column="a")
+    assert batch["labels"].tolist() == [1, 0]  # in the order of texts, as in the model's
+    with pytest.raises(ValueError, match=r"takes texts, so there is no column 'a' of images"):
+        loaded.batches(tmp_path, image_column="a")
+    with pytest.raises(ValueError, match=r"takes images, so there is no column 'a' of texts"):
+        load(here, "resnet").batches(tmp_path, text_column="a")
+    with pytest.raises(ValueError, match=r"no image column\(s\) in"):
+        load(here, "resnet").batches(tmp_path)
+    with pytest.raises(ValueError, match=r"no text column\(s\) in"):
+        loaded.batches(here / "sized")
+    content["a"][1] = None
+    pq.write_table(pa.table(content), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"row 1 of split 'train' .* has no text, but None"):
+        [*loaded.batches(tmp_path, text_column="a")]
+
+
+@pytest.mark.parametrize(
+    ("length", "config", "most"), [(512, {}, 512), (10**30, {"max_position_embeddings": 64}, 64)]
+)
+def test_texts_are_cut_where_the_tokenizer_or_else_the_model_ends(length, config, most):
+    tokenizer = type("T", (), {"model_max_length": length})()
+    assert preprocessing.longest(tokenizer, type("C", (), config)()) == most
+    assert preprocessing.longest(type("T", (), {})(), type("C", (), {})()) is None
+
+
+# What cannot be loaded.
+
+
+def test_what_transformers_does_not_have_is_one_line(here, tmp_path, monkeypatch):
+    import transformers
+
+    def refused(name, words):
+        with pytest.raises(ValueError, match=words) as told:
+            pfc.models.load(name)
+        assert "\n" not in str(told.value)
+
+    refused("hf:./nothing", r"no folder './nothing': give one that save_pretrained wrote, or a hub name")
+    refused("hf:", r"'hf:' lacks the name of a model after the colon")
+    (tmp_path / "empty").mkdir()
+    refused(f"hf:{tmp_path / 'empty'}", r"empty cannot be loaded: ")
+    model = load(here, "resnet").model
+    model.save_pretrained(tmp_path / "bare")
+    refused(f"hf:{tmp_path / 'bare'}", r"bare has no preprocessing of its own that can be loaded: ")
+    weights = tmp_path / "bare" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    refused(f"hf:{tmp_path / 'bare'}", r"a pickle is never loaded: save the model anew")
+    model.resnet.save_pretrained(tmp_path / "base")
+    refused(f"hf:{tmp_path / 'base'}", r"no classifier of images or texts but ResNetModel: measure it")
+    model.config.architectures = ["ResNetForImageClassification"]
+    model.config.save_pretrained(tmp_path / "base")
+    refused(f"hf:{tmp_path / 'base'}", r"the weights of hf:.* lack classifier.*: it is not trained to")
+
+    def offline(*_, **__):
+        raise OSError("We couldn't connect") from type("LocalEntryNotFoundError", (OSError,), {})()
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+    refused("hf:some/one", r"offline: hf:some/one is not in .*`hf download some/one --local-dir FOLDER`")
+
+
+def test_a_tokenizer_without_padding_is_refused(here, tmp_path):
+    folder = bert_folder(tmp_path / "bert", ["bad", "good"], pad_token=None)
+    with pytest.raises(ValueError, match=r"hf:.*bert has no padding token, so texts of different"):
+        pfc.models.load(f"hf:{folder}")
+
+
+def test_weights_are_those_of_the_name(here):
+    with pytest.raises(
+        ValueError, match=r"hf:x/y has its own weights; give your own to MODULE:FUNCTION"
+    ):
+        pfc.models.load("hf:x/y", here / "w.safetensors")
+
+
+# The libraries, in stand-ins of what their pages document: neither can be imported beside any torch.
+
+
+class Prepared:
+    """A transform that halves the range and cuts a corner."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image):
+        corner = image.resize((self.size, self.size))
+        return torch.from_numpy(np.array(corner)).permute(2, 0, 1).float() / 255 - 0.5
+
+
+class Net(nn.Module):
+    """A perceptron on 4 x 4 pixels, with the configuration that timm gives its models.
+
+    Args:
+        pretrained_cfg: That configuration.
+    """
+
+    def __init__(self, pretrained_cfg=None):
+        super().__init__()
+        self.body, self.fc = nn.Linear(48, 8), nn.Linear(8, 3)
+        self.pretrained_cfg = pretrained_cfg
+
+    def forward(self, x):
+        return self.fc(self.body(x.flatten(1)).relu())
+
+
+def stand_in(monkeypatch, name, **content):
+    module = ModuleType(name)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+NAMES = ["dog", "cat", "eel"]
+
+
+def timm(monkeypatch, names=NAMES):
+    def create_model(model_name, pretrained=False):
+        if model_name != "tiny":
+            raise RuntimeError(f"Unknown model ({model_name})")
+        assert pretrained
+        return Net({"label_names": names})
+
+    def resolve_model_data_config(model):
+        return {"input_size": (3, 4, 4), "interpolation": "bilinear"}
+
+    def create_transform(input_size, interpolation, is_training):
+        assert not is_training
+        return Prepared(input_size[1])
+
+    data = {"resolve_model_data_config": resolve_model_data_config, "create_transform": create_transform}
+    stand_in(monkeypatch, "timm", create_model=create_model)
+    stand_in(monkeypatch, "timm.data", **data)
+
+
+class Weights:
+    """A member of torchvision's enumerations of weights."""
+
+    def __init__(self):
+        self.meta = {"categories": NAMES}
+
+    def transforms(self):
+        return Prepared(4)
+
+
+def torchvision(monkeypatch):
+    def get_model(name, *, weights=None):
+        assert weights == "DEFAULT"
+        return Net()
+
+    def get_model_weights(name):
+        if name != "tiny":
+            raise ValueError(f"Unknown model {name}")
+        return type("Enum", (), {"DEFAULT": Weights()})
+
+    stand_in(monkeypatch, "torchvision")
+    own = {"get_model": get_model, "get_model_weights": get_model_weights}
+    stand_in(monkeypatch, "torchvision.models", **own)
+
+
+@pytest.mark.parametrize("known", [None, dict(enumerate(NAMES)), {0: "dog", 2: "eel"}])
+def test_names_that_timm_knows_may_be_a_dict(monkeypatch, known):
+    timm(monkeypatch, known)
+    assert pfc.models.load("timm:tiny").classes == (tuple(NAMES) if len(known or ()) == 3 else ())
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_models_of_libraries_have_their_own_transforms_and_names(here, library, monkeypatch):
+    {"timm": timm, "torchvision": torchvision}[library](monkeypatch)
+    loaded = pfc.models.load(f"{library}:tiny")
+    assert loaded.classes == tuple(NAMES)
+    assert not loaded.model.training
+    assert loaded.preprocessing.name == "Prepared"
+    with pytest.warns(UserWarning, match=rf"as {library}:tiny numbers its classes: 'cat' is 1"):
+        batches = loaded.batches(here / "sized", batch_size=10)
+    files = sorted((here / "sized" / "train").rglob("*.png"))
+    known = torch.stack([Prepared(4)(Image.open(file).convert("RGB")) for file in files])
+    y = torch.tensor([NAMES.index(file.parent.name) for file in files])
+    for i, (x, labels) in enumerate(batches):
+        assert torch.equal(x, known[10 * i : 10 * i + 10])
+        assert torch.equal(labels, y[10 * i : 10 * i + 10])
+    found = pfc.measure(loaded.model, batches, **QUIET)
+    hand = pfc.measure(loaded.model, [(known, y)], **QUIET)
+    np.testing.assert_allclose(found.table(), hand.table(), rtol=1e-5)
+    with pytest.raises(ValueError, match=rf"{library} has no pretrained 'huge': \w+: Unknown model"):
+        pfc.models.load(f"{library}:huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm:x", r"timm:x needs timm, which is not installed: pip install timm"),
+        (
+            "torchvision:x",
+            r"torchvision:x needs torchvision, which is not installed: pip install torchv",
+        ),
+        ("hf:x/y", r"hf:x/y needs transformers, which is not installed: pip install 'pfc\[hf\]'"),
+    ],
+)
+def test_a_missing_library_is_one_line(monkeypatch, name, words):
+    class Nothing:
+        def find_spec(self, module, path=None, target=None):
+            if module.partition(".")[0] in {"timm", "torchvision", "transformers"}:
+                raise ModuleNotFoundError(f"No module named {module!r}", name=module.partition(".")[0])
+
+    for module in [m for m in sys.modules if m.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Nothing(), *sys.meta_path])
+    with pytest.raises(ValueError, match=words):
+        pfc.models.load(name)
+
+
+def test_a_library_that_fails_on_import_is_told(monkeypatch, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('no operator nms')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    with pytest.raises(
+        ValueError, match=r"but can't be imported \(RuntimeError: no operator nms\): inst"
+    ):
+        pfc.models.load("torchvision:x")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import a_missing_one")
+    with pytest.raises(ValueError, match=r"timm can't be imported: No module named 'a_missing_one'"):
+        pfc.models.load("timm:x")
+
+
+# MODULE:FUNCTION.
+
+
+def test_a_function_may_give_a_preprocessing_too(here, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ownnets.py").write_text(
+        "from torch import nn\nfrom tests.test_named_models import Net, Prepared\n"
+        "def alone():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))\n"
+        "def pair():\n    return Net(), Prepared(4)\n"
+        "def wrong():\n    return Net(), 3\n"
+    )
+    net = Net()
+    save_file(net.state_dict(), "w.safetensors")
+    loaded = pfc.models.load("ownnets:pair", "w.safetensors")
+    assert torch.equal(loaded.model.fc.weight, net.fc.weight)
+    (x, _), *_ = loaded.batches(here / "sized")
+    assert x.shape == (24, 3, 4, 4)
+    alone = pfc.models.load("ownnets:alone")
+    assert alone.preprocessing is None
+    assert "preprocessing: none of its own" in repr(alone)
+    found = [*alone.batches("digits", limit=50, batch_size=20)]
+    known = [*pfc.data.load("digits", limit=50).batches(20)]
+    assert all(
+        torch.equal(a, b) for f, k in zip(found, known, strict=True) for a, b in zip(f, k, strict=True)
+    )
+    with pytest.raises(ValueError, match=r"ownnets:wrong gave tuple, not a torch.nn.Module"):
+        pfc.models.load("ownnets:wrong")
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a pickle is never loaded"):
+        pfc.models.load("ownnets:pair", "w.pth")
