@@ -11,7 +11,9 @@ from pathlib import Path
 import pfc
 
 DOCS = Path(__file__).parent
-PARTS = re.compile(r"!\[[^\]]*\]\((pictures/[\w-]+\.png)\)|^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PARTS = re.compile(
+    r"!\[[^\]]*\]\((pictures/[\w-]+\.png)\)|^```python\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
 
 
 def draw(page: Path) -> None:
