@@ -40,7 +40,7 @@ SMALL = "digits --limit 200 --width 8 --blocks 2 --measure-every 5"
 COMMANDS = {  # by name; OUT is the folder that is disturbed, RUN an undisturbed run
     "run": f"run {SMALL} --epochs 40 --transport 50 --out OUT",
     "train": f"train {SMALL} --epochs 80 --out OUT --resume",
-    "measure": "measure RUN --transport 200 --out OUT/p.json",
+    "measure": "measure RUN --theory --transport 200 --out OUT/p.json",
 }
 LEFT_OUT = "seconds of an epoch in history.jsonl, with the line's checksum: no run repeats its clock"
 CHANGES = {"state.safetensors", "history.jsonl"}  # from epoch to epoch

@@ -133,6 +133,8 @@ def _app() -> "App":
         help_format="markdown",
         suppress_keyboard_interrupt=False,
     )
+    completion = "Install completion of commands and options for the shell that this is called from."
+    app.register_install_completion_command(help=completion)
     for name, text in HELP.items():
         app.command(f"pfc.commands:{name}", name=name, help=text)
     return app

@@ -65,7 +65,7 @@ def scatter_ratio(moments: ClassMoments, weighting: Weighting = "class") -> Floa
     Raises:
         ValueError: If fewer than two classes have samples.
 
-    Example:
+    Examples:
         >>> H = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]])
         >>> float(scatter_ratio(ClassMoments.of(H, torch.tensor([0, 0, 1, 1]))))
         0.25
@@ -142,7 +142,7 @@ def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     Raises:
         ValueError: If there are fewer than two classes.
 
-    Example:
+    Examples:
         >>> triangle = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])
         >>> bool(etf_distance(triangle) < 1e-6)
         True
@@ -328,7 +328,7 @@ def effective_depth(errors: Sequence[float], eps: float = 0.01) -> int | None:
     Raises:
         ValueError: If `eps` is out of range.
 
-    Example:
+    Examples:
         >>> effective_depth([0.2, 0.005, 0.02, 0.01, 0.0])
         3
     """

@@ -100,7 +100,7 @@ class FCResNet(nn.Module):
     Raises:
         ValueError: If an option has no meaning.
 
-    Example:
+    Examples:
         >>> net = FCResNet(features=64, classes=10, width=32, blocks=2)
         >>> net.taps
         ('stem', 'blocks.0', 'blocks.1')
@@ -183,7 +183,7 @@ class ConvResNet(nn.Module):
     Raises:
         ValueError: If an option has no meaning.
 
-    Example:
+    Examples:
         >>> ConvResNet(3, (32, 32), 10, blocks=(1, 1), width=8).stage_taps
         (('stem', 'stages.0.blocks.0'), ('stages.1.reduce', 'stages.1.blocks.0'))
     """

@@ -62,7 +62,7 @@ def labelled(
     Raises:
         ValueError: If one of them is unfit, or their lengths differ.
 
-    Example:
+    Examples:
         >>> labelled([[1, 2], [3, 4]], [0, 5], gaps="drop")[1]
         tensor([0, 1])
     """

@@ -45,8 +45,9 @@ def test_every_module_has_its_line_in_the_architecture():
 
 
 def test_one_version():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert pfc.__version__ == project["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "pfc/__init__.py"
     assert f"## {pfc.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {pfc.__version__}" in (ROOT / "CITATION.cff").read_text()
 

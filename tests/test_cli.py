@@ -146,7 +146,7 @@ def test_figures_of_runs_and_profiles(run_folder, capsys, tmp_path):
 
 def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path):
     out = tmp_path / "p.json"
-    main(["measure", str(run_folder), "--out", str(out), "--transport", "50"])
+    main(["measure", str(run_folder), "--out", str(out), "--theory", "--transport", "50"])
     told = capsys.readouterr().out
     assert "(sampled, 50 of 200 samples;" in told
     kept = json.loads((tmp_path / "p-theory.json").read_text())
@@ -156,7 +156,7 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     main(["figures", str(out), "--end", "etf"])
     names = ("p-certificates", "p-layers", "p-path")
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == list(names)
-    main(["measure", str(run_folder), "--transport", "0"])
+    main(["measure", str(run_folder), "--theory", "--transport", "0"])
     told = capsys.readouterr().out
     assert "Theorem 1: " in told
     assert "transport" not in told
@@ -165,7 +165,7 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
     assert not (tmp_path / "q-theory.json").exists()
     main(["figures", str(tmp_path / "q.json"), "--no-theory"])
     assert sorted(p.stem for p in tmp_path.glob("q*.png")) == ["q-layers"]
-    main(["measure", str(run_folder), "--no-segments"])
+    main(["measure", str(run_folder), "--no-segments", "--theory"])
     told = capsys.readouterr().out
     assert "Theorem" not in told
     assert "Progressive feedforward collapse" in told, "the verdict needs no segments"
@@ -188,9 +188,9 @@ def test_theory_is_told_kept_and_drawn_or_left_out(run_folder, capsys, tmp_path)
 
 def test_transport_of_many_numbers_is_of_a_fair_sample(run_folder, capsys, monkeypatch):
     monkeypatch.setattr("pfc.commands.theory.MOST", 16 * 60)
-    main(["measure", str(run_folder)])
+    main(["measure", str(run_folder), "--theory"])
     assert "60 samples of 16 features, weighted by class" in capsys.readouterr().out
-    main(["measure", str(run_folder), "--weighting", "sample"])
+    main(["measure", str(run_folder), "--weighting", "sample", "--theory"])
     assert "60 samples of 16 features, weighted by sample" in capsys.readouterr().out
     images = pfc.data.load("digits", limit=200)
     equal, any_of = (
@@ -363,3 +363,36 @@ def test_help_answers_in_under_0_4_seconds():
         subprocess.run([sys.executable, "-m", "pfc", "--help"], stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - started)
     assert median(seconds) < 0.4
+
+
+def test_measure_says_the_verdict_first_and_theory_only_if_asked(run_folder, capsys):
+    main(["measure", str(run_folder)])
+    said = capsys.readouterr().out
+    assert said.startswith("Progressive feedforward collapse")
+    assert "Theorem 1" not in said
+    main(["measure", str(run_folder), "--theory", "--transport", "0"])
+    assert "Theorem 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["measure", str(run_folder), "--transport", "50"])
+    assert "--transport is a part of what theory says: give --theory too" in capsys.readouterr().err
+
+
+def test_measure_prints_json_for_scripts(run_folder, capsys):
+    main(["measure", str(run_folder), "--json", "--intervals", "--theory", "--transport", "0"])
+    told = json.loads(capsys.readouterr().out)
+    profile = max(pfc.Run(run_folder).profiles.items())[1]
+    assert list(told["layers"]) == list(profile.layers)
+    assert told["verdict"] == profile.verdict().split("\n")
+    row = told["layers"][profile.layers[0]]
+    assert row["nc3"] is None
+    assert row["pfc1_low"] < row["pfc1"] < row["pfc1_high"]
+    assert row["pfc1"] == pytest.approx(profile.columns["pfc1"][0], rel=1e-9)
+    assert any(sentence.startswith("Theorem 1") for sentence in told["theory"])
+
+
+def test_completion_is_installed_for_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    main(["--install-completion"])
+    (script,) = (path for path in tmp_path.rglob("pfc") if path.is_file())
+    assert "--weight-decay" in script.read_text()

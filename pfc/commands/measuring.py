@@ -1,21 +1,23 @@
 """`pfc measure`: every layer of a run, of any model on any data, or of features in a file."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from pfc import data as sets
 from pfc.commands.given import Given
-from pfc.commands.theory import ALL_THEORY, GapOf, Theory, of_arrays, of_model, tell
+from pfc.commands.theory import NO_THEORY, GapOf, TheoryIfAsked, of_arrays, of_model, predicted
 from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
 from pfc.measuring.loader import StatisticsPlace
 from pfc.models import Samples
 from pfc.processes import Processes, launched
-from pfc.profile import Profile, load
+from pfc.profile import Prediction, Profile, load
 from pfc.profile.columns import PFC
 from pfc.profile.storage import refuse_foreign
 
@@ -87,7 +89,8 @@ def measure(
     batch_size: int = 256,
     device: str | None = None,
     out: Path | None = None,
-    theory: Theory = ALL_THEORY,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    theory: TheoryIfAsked = NO_THEORY,
 ) -> None:
     """Measure every layer of a run, of any model on any data, or of features in a file.
 
@@ -102,7 +105,8 @@ def measure(
         about: About which class means.
         batch_size: Samples in a forward pass.
         device: Such as cpu or cuda.
-        out: Save the profile as this .json file, and what theory says beside it.
+        out: Save the profile as this .json file.
+        as_json: Print one JSON object and nothing else: the verdict, all numbers, how it was measured.
         theory: What theory says.
 
     Raises:
@@ -121,18 +125,54 @@ def measure(
             found = _of_model(source, given, options, about, batch_size, device, ranks, out)
         if not ranks.is_main:
             return
+    if out is not None:
+        found.profile.save(out)
+        if found.test is not None:
+            found.test.save(_of_split(out, found.splits[1]))
+    if not as_json:
+        _print(found, options)
+    prediction = predicted(found.profile, theory, beside, found.gap)
+    if as_json:
+        print(json.dumps(_as_json(found, options, prediction), indent=1))
+    elif prediction is not None:
+        print(prediction)
+
+
+def _print(found: "Found", options: Options) -> None:
+    """The verdict first, then the numbers."""
+    if options.passes == 2:
+        print(found.profile.verdict())
     print(found.profile)
     if options.intervals:
         print(_with_intervals(found.profile))
-    if out is not None:
-        found.profile.save(out)
-    tell(found.profile, theory, beside, found.gap)
     if found.test is not None:
         print_beside(found.profile, found.test, found.splits)
-    if found.test is not None and out is not None:
-        found.test.save(_of_split(out, found.splits[1]))
-    if options.passes == 2:
-        print(found.profile.verdict())
+
+
+def _as_json(found: "Found", options: Options, prediction: Prediction | None) -> dict[str, Any]:
+    """All that is printed, for scripts; what has no meaning is null."""
+    told = _numbers(found.profile, options)
+    if found.test is not None:
+        told[found.splits[1]] = _numbers(found.test, options)
+    if prediction is not None:
+        told["theory"] = prediction.sentences()
+    return told
+
+
+def _numbers(profile: Profile, options: Options) -> dict[str, Any]:
+    """The verdict, how it was measured, and all metrics of each layer."""
+    table = profile.table(LEVEL if options.intervals and profile.errors else None)
+    rows = {str(layer): dict(row) for layer, row in table.iterrows()}
+    decided = options.passes == 2
+    return {
+        "verdict": profile.verdict().split("\n") if decided else [],
+        "effective_depth": profile.effective_depth() if decided else None,
+        "about": dict(profile.about),
+        "layers": {
+            layer: {name: x if math.isfinite(x) else None for name, x in row.items()}
+            for layer, row in rows.items()
+        },
+    }
 
 
 def _with_intervals(profile: Profile) -> str:

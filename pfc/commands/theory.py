@@ -14,7 +14,7 @@ from torch import nn
 from pfc import data as sets
 from pfc.measuring import transport
 from pfc.models import Samples
-from pfc.profile import Profile
+from pfc.profile import Prediction, Profile
 
 if TYPE_CHECKING:
     from pfc.theory.transport import Gap
@@ -44,21 +44,45 @@ class Theory:
             raise ValueError(f"--transport must be 0 or from 2 to 5000 samples, got {self.transport}")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TheoryIfAsked(Theory):
+    """What theory says of the last run of layers of one shape, if that is asked for.
+
+    Args:
+        theory: Also print the theorems' certificates, the path, the law of data separation and the
+            optimal transport, and keep them as JSON beside --out.
+        transport: With --theory, samples of the exact optimal transport, at most 5,000; 0 leaves
+            transport out.
+
+    Raises:
+        ValueError: If there can't be so many samples, or theory is not asked for.
+    """
+
+    theory: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.theory and self.transport != Theory.transport:
+            raise ValueError("--transport is a part of what theory says: give --theory too")
+
+
 ALL_THEORY = Theory()
+NO_THEORY = TheoryIfAsked()
 
 
 GapOf = Callable[[int], "Gap | None"]  # from samples of the exact part to what was found
 
 
-def tell(profile: Profile, asked: Theory, path: Path | None, gap: GapOf) -> None:
-    """Print what theory says of the last segment, and keep it as JSON."""
+def predicted(profile: Profile, asked: Theory, path: Path | None, gap: GapOf) -> Prediction | None:
+    """What theory says of the last segment, kept as JSON; `None` if nobody asked or there is none."""
     if not asked.theory or not profile.segments:
-        return
+        return None
     found = gap(max(asked.transport, profile.about["classes"])) if asked.transport else None
     prediction = profile.prediction(transport=found)
-    print(prediction)
     if path is not None:
         prediction.save(path, profile)
+    return prediction
 
 
 def of_model(

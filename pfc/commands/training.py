@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from pfc import data as sets
 from pfc import figures as draw
 from pfc.commands.measuring import print_beside
-from pfc.commands.theory import ALL_THEORY, Theory, of_model, tell
+from pfc.commands.theory import ALL_THEORY, Theory, of_model, predicted
 from pfc.files import expanded
 from pfc.measuring import measure
 from pfc.processes import launched
@@ -91,7 +91,9 @@ def run(
     profile = kept.profiles[max(kept.profiles)]
     net, images = kept.network(), kept.data()
     print(profile)
-    tell(profile, theory, kept.theory_file, of_model(profile, net, images, options.device))
+    gap = of_model(profile, net, images, options.device)
+    if (prediction := predicted(profile, theory, kept.theory_file, gap)) is not None:
+        print(prediction)
     if (apart := sets.held_out(images.spec, images.split)) is not None:
         held_out = kept.data(apart).batches()
         test = measure(net, held_out, means=profile, device=options.device)

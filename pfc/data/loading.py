@@ -67,7 +67,7 @@ def load(
         ValueError: If there is no such set, split, column or limit, or its rows are no labelled
             8-bit images of one size.
 
-    Example:
+    Examples:
         >>> load("digits", limit=100)
         Images('digits', 'train': 100 of 1 x 8 x 8, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     """
@@ -138,7 +138,7 @@ def splits(spec: str | Path = "digits", *, progress: bool = True) -> tuple[str, 
     Raises:
         ValueError: If there is no such set.
 
-    Example:
+    Examples:
         >>> splits("digits")
         ('train', 'fit', 'held-out')
     """
@@ -160,7 +160,7 @@ def held_out(spec: str | Path, split: str = "train", *, progress: bool = True) -
     Raises:
         ValueError: If there is no such set.
 
-    Example:
+    Examples:
         >>> held_out("digits", "fit"), held_out("digits", "train")
         ('held-out', None)
     """

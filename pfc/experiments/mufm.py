@@ -148,7 +148,7 @@ def iterations(task: Task) -> Iterations:
     Raises:
         ValueError: If the models refuse the data.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pfc.experiments import mufm
         >>> constants = mufm.Constants(per_class=10, dimensions=6, steps=20)

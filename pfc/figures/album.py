@@ -73,7 +73,7 @@ def of_profile(
     Raises:
         ValueError: If the kind of position or the end is unknown.
 
-    Example:
+    Examples:
         >>> import pfc, tempfile, torch
         >>> digits, _ = pfc.data.load("digits", limit=40), torch.manual_seed(0)
         >>> net = pfc.FCResNet(features=64, classes=10, width=8, blocks=2)

@@ -68,7 +68,7 @@ def cost(
     Returns:
         Bytes.
 
-    Example:
+    Examples:
         >>> stages = [(256,)] * 3 + [(512,)] * 4 + [(1024,)] * 6 + [(2048,)] * 3  # ResNet-50, pooled
         >>> pooled = cost(stages, 1000, processes=8)
         >>> round(pooled.state / 2**20), round(pooled.exchanged / 2**20)

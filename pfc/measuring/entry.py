@@ -203,7 +203,7 @@ def measure_features(
         ValueError: If an array is no array of numbers, its length is not that of the labels, it is not
             finite, the classifier fits no layer, or the labels are of one class.
 
-    Example:
+    Examples:
         >>> H, y = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]]), [0, 0, 1, 1]
         >>> measure_features({"h": H}, y, progress=False).table().pfc1["h"].item()
         0.25

@@ -72,7 +72,7 @@ class Monitor:
     Raises:
         ValueError: If an argument has no meaning.
 
-    Example:
+    Examples:
         >>> import pfc
         >>> net = pfc.FCResNet(features=64, classes=10, width=32, blocks=2)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

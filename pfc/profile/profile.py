@@ -71,7 +71,7 @@ class Profile:
         Raises:
             ValueError: If the level is not in (0, 1), or the profile was measured without intervals.
 
-        Example:
+        Examples:
             >>> import pfc
             >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
             >>> profile = pfc.measure_features({"x": X}, y, intervals=True, progress=False)
@@ -99,7 +99,7 @@ class Profile:
         Raises:
             ValueError: If there is no such layer, or an earlier version measured without its means.
 
-        Example:
+        Examples:
             >>> import pfc
             >>> H = [[1.0, 0], [3, 0], [0, 2], [0, 4], [-1, -1], [-3, -1]]
             >>> profile = pfc.measure_features({"h": H}, [0, 0, 1, 1, 2, 2], progress=False)
@@ -155,7 +155,7 @@ class Profile:
         Raises:
             ValueError: If they have no layer in common, or the names are not two different ones.
 
-        Example:
+        Examples:
             >>> import pfc
             >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
             >>> a, b = (pfc.measure_features({"x": X[i:]}, y[i:], progress=False) for i in (0, 2))
@@ -358,7 +358,7 @@ class Profile:
         Raises:
             ValueError: If a name or glob matches no measured layer.
 
-        Example:
+        Examples:
             >>> import pfc, torch
             >>> digits, _ = pfc.data.load("digits", limit=40), torch.manual_seed(0)
             >>> net = pfc.FCResNet(features=64, classes=10, width=8, blocks=2)

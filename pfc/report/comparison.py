@@ -247,7 +247,7 @@ def compare(
         ValueError: If there are fewer than two groups, a group is empty, nothing is found at a path, or
             names do not tell the groups apart.
 
-    Example:
+    Examples:
         >>> import pfc
         >>> X, y = [[k % 7, k % 5 + k % 2] for k in range(70)], [0, 1] * 35
         >>> a, b = (pfc.measure_features({"x": X[i:]}, y[i:], progress=False) for i in (0, 2))

@@ -54,7 +54,7 @@ def collapse(H: ArrayLike, y: ArrayLike, weighting: Weighting = "class") -> Coll
     Raises:
         ValueError: If features or labels are unfit, or there are fewer than two classes.
 
-    Example:
+    Examples:
         >>> collapse([[0.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1]).pfc1
         0.0
     """

@@ -88,7 +88,7 @@ class Theorem2:
         turns: Where PFC2 turns, inside (0, 1).
         constant: Whether PFC2 is the same all along the line.
 
-    Example:
+    Examples:
         Four means as near to a frame as one likes, their identity an optimal map, and PFC2 rises between
         t = 1/2 and 3/4 all the same:
 

@@ -283,7 +283,7 @@ def path_of(
     Returns:
         The path.
 
-    Example:
+    Examples:
         >>> D = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)  # (0, 0), (1, 0), (1, 1)
         >>> path = path_of(("a", "b", "c"), D @ D.T)
         >>> path.length, round(path.chord, 6), path.energy, round(path.angles[0] / torch.pi, 6)

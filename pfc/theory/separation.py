@@ -54,7 +54,7 @@ def fit(values: Sequence[float]) -> Law:
     Raises:
         ValueError: If they are no sequence of numbers.
 
-    Example:
+    Examples:
         >>> law = fit([50 * 0.4**l for l in range(6)])
         >>> round(law.rate, 12), round(law.half_life, 9), round(law.correlation, 12)
         (0.4, 0.756470797, -1.0)

@@ -31,7 +31,7 @@ def toy(
         ValueError: If there are fewer than two classes, no features or no samples, or if sigma is not
             positive.
 
-    Example:
+    Examples:
         >>> X, y = toy()
         >>> X.shape, round(float(X[0, 0]), 12)
         (torch.Size([200, 20]), 0.126480769295)

@@ -112,7 +112,7 @@ def optimum(
         ValueError: If a number is out of range, the loss or the bias is unknown, or the loss is
             cross-entropy and there are fewer than K - 1 features: no closed form is known then.
 
-    Example:
+    Examples:
         >>> round(optimum(4, 20, 50).objective, 10), round(optimum(4, 20, 50, loss="ce").scale, 10)
         (0.1314213562, 3.2301825126)
     """
@@ -223,7 +223,7 @@ def solve(
     Raises:
         ValueError: If a number is out of range, or the loss, the bias or the method is unknown.
 
-    Example:
+    Examples:
         >>> found = solve(3, 5, 4, restarts=2, progress=False)
         >>> abs(found.objective - optimum(3, 5, 4).objective) < 1e-12
         True

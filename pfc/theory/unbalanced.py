@@ -97,7 +97,7 @@ def unbalanced(
     Raises:
         ValueError: If a number is out of range, there are too few features, or the bias is unknown.
 
-    Example:
+    Examples:
         >>> found = unbalanced([100, 100, 5], 4, weight_decay=0.01, feature_decay=0.02)
         >>> print(found)
         Classes that vanish, of no more than N^2 lW lH = 8.405 samples: 2.

@@ -35,7 +35,7 @@ def measured_epochs(epochs: int, every: int | None = None) -> list[int]:
     Raises:
         ValueError: If `every` is below 1.
 
-    Example:
+    Examples:
         >>> measured_epochs(350)
         [0, 1, 2, 4, 7, 14, 26, 50, 95, 183, 350]
     """

@@ -48,7 +48,7 @@ def solve_cross_entropy(
     Raises:
         ValueError: If the data, a coefficient or `restarts` is out of range.
 
-    Example:
+    Examples:
         >>> X = [[1.0], [2.0], [-1.0], [-2.0]]
         >>> found = solve_cross_entropy(X, [0, 0, 1, 1], lam=0.1, progress=False)
         >>> found.gradient_norm < 1e-10

@@ -73,7 +73,7 @@ def optimum(
     Raises:
         ValueError: If a number is out of range, or there are fewer features than classes.
 
-    Example:
+    Examples:
         >>> found = optimum(4, 10, 25, lam=1e-6)
         >>> round(found.pfc1, 4), found.pfc2, found.certificate > 0
         (0.1228, 0.0, True)

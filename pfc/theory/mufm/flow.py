@@ -171,7 +171,7 @@ def expansion(
     Raises:
         ValueError: If the data, the coefficient or the weighting is out of range.
 
-    Example:
+    Examples:
         >>> from pfc.theory.toy import toy
         >>> round(expansion(*toy()).kappa, 10)
         -0.0148258765

@@ -175,7 +175,7 @@ def solve_layered(
     Raises:
         ValueError: If the data, a coefficient, `layers` or `restarts` is out of range.
 
-    Example:
+    Examples:
         >>> X, y = [[1.0], [2.0], [-1.0], [-2.0]], [0, 0, 1, 1]
         >>> found = solve_layered(X, y, layers=3, lam=0.1, restarts=0, progress=False)
         >>> bool((found.increments - found.increments.mean(0)).abs().max() < 1e-12)

@@ -108,7 +108,7 @@ def solve(
         ValueError: If a coefficient is not above zero, the data or labels are unfit, an option is
             unknown, or cross-entropy is asked for with statistics or a bias.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> solution = solve(np.eye(4), np.arange(4), lam=0.25)
         >>> round(solution.objective, 12), solution.pfc1

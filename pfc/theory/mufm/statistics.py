@@ -217,7 +217,7 @@ def gather(batches: Iterable[Any]) -> Statistics:
         ValueError: If there is no batch, a batch is unfit or of another width, or a class below the
             largest label has no sample.
 
-    Example:
+    Examples:
         >>> gather([([[1, 0], [3, 0], [0, 2]], [0, 0, 1])]).mean
         tensor([[2., 0.],
                 [0., 2.]], dtype=torch.float64)

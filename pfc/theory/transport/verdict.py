@@ -155,7 +155,7 @@ def gap(
         ValueError: If shapes, types, labels, the weighting or a size do not fit, or features are not
             finite.
 
-    Example:
+    Examples:
         >>> found = gap([[0.0], [1.0]], [[3.0], [1.0]], certificates=False, progress=False)
         >>> found.cost, found.w2
         (2.25, 0.25)
