@@ -38,6 +38,7 @@ Where the data have a test split, it is measured too, about the class means of w
 
 Example: `pfc measure runs/digits --epoch 0`; for a model of your own
 `pfc measure mynets:resnet --weights net.safetensors --data uoft-cs/cifar10 --split test --means train`;
+for a published one `pfc measure hf:OWNER/NAME --data uoft-cs/cifar10 --split test`, or timm:NAME;
 for features from anywhere `pfc measure features.npz --labels y --classifier W,b`""",
     "compare": """Compare runs or profiles, or groups of runs with different seeds, layer by layer.
 
@@ -102,7 +103,7 @@ def _open_streams() -> None:
 
 def _run(arguments: list[str], signals: "Signals") -> None:
     with warnings.catch_warnings():
-        warnings.showwarning = _one_line
+        warnings.showwarning = _OneLine()
         _refuse_empty(arguments)
         app = _app()
         if arguments[:1] in [[name] for name in HELP]:
@@ -226,6 +227,13 @@ def _signals(*, own: bool) -> Iterator[Signals]:
             signal.signal(number, old)
 
 
-def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    if speaks():
-        print(f"pfc: {message}", file=sys.stderr)
+class _OneLine:
+    """Says each warning of a command in one line, and once."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def __call__(self, message: Warning | str, *_: object, **__: object) -> None:
+        if speaks() and str(message) not in self.said:
+            self.said.add(str(message))
+            print(f"pfc: {message}", file=sys.stderr)
