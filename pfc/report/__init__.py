@@ -1,1 +1,3 @@
 """Runs and profiles in people's hands: one page of them, and what differs between them."""
+
+from pfc.report.page import write as write
