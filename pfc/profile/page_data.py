@@ -84,7 +84,7 @@ def _profile(run: Mapping[str, Any], epoch: Mapping[str, Any], path: Path) -> Pr
         raise ValueError(
             f"{path}: layers, shapes and columns must be as many, each layer of its own name"
         )
-    ABOUT(about, f"{path}: about.")
+    ABOUT(about, f"{path}: about")
     return Profile(
         layers=layers,
         shapes=tuple(map(tuple, run["shapes"])),

@@ -16,20 +16,20 @@ from pfc.report.sources import Source
 
 DIGITS = 5  # significant digits of a number on the page; ours, as all of these
 EPOCHS = 30  # of a run, at most
-NUMBERS = 5000  # in the columns of a run: many layers have fewer epochs
+NUMBERS = 3200  # in the columns and lines of a run: many layers have fewer epochs
 FEWEST = 6  # epochs that even the deepest network has
 MATRICES = 5  # epochs of a run whose matrices are on the page
 CELLS = 10_000  # in these matrices: of many classes those of the last epoch alone
 MANY = 20  # classes of which that is so in any case
 PLANES = 3  # epochs of a run of which there are maps
-SAMPLES = 5000  # points on these maps, over all layers
+SAMPLES = 4000  # points on these maps, over all layers
 
 
 def of_source(source: Source) -> dict[str, Any]:
     """All that the page draws of a run or a profile."""
     last = source.last
     profiles = {e: p for e, p in sorted(source.profiles.items()) if p.layers == last.layers}
-    most = NUMBERS // (len(last.layers) * len(last.columns))
+    most = NUMBERS // (len(last.layers) * len(last.columns) + 3 * steps(last) * len(last.segments))
     kept = {e: profiles[e] for e in spread([*profiles], min(EPOCHS, max(FEWEST, most)))}
     return {
         "name": source.name,
@@ -67,6 +67,11 @@ def spread(items: Sequence[int], most: int) -> list[int]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
+def steps(profile: Profile) -> int:
+    """Points at which a segment's straight line is drawn: fewer of many segments."""
+    return max(9, min(21, 33 // max(1, len(profile.segments))))
+
+
 def short(value: float) -> float:
     """A number in few digits."""
     return float(f"{value:.{DIGITS}g}")
@@ -95,8 +100,7 @@ def _shortened(named: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 def _lines(profile: Profile) -> list[dict[str, list[float]]]:
     """What the straight line predicts at equal steps of t, from 0 to 1, segment by segment."""
-    steps = max(9, min(25, 33 // max(1, len(profile.segments))))
-    t = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
+    t = torch.linspace(0, 1, steps(profile), dtype=torch.float64, device="cpu")
     lines = [segment.line(t) for segment in profile.segments]
     return [_shortened({m: getattr(line, m).tolist() for m in PFC}) for line in lines]
 
@@ -142,12 +146,14 @@ def _each(profile: Profile, of: Callable[[ClassGeometry], Any]) -> list[Any]:
 
 
 def _cosines(gram: Tensor) -> str:
-    """Above the diagonal, row by row, in ten-thousandths, of 16 bits; the least is an undefined one."""
+    """Above the diagonal, row by row, in 16 bits, of many classes in 8; undefined is the least."""
+    bits = 8 if len(gram) > MANY else 16
+    one = 2 ** (bits - 1) - 1
     norm = gram.double().diagonal().clamp(min=0).sqrt()
     cosine = (gram.double() / norm / norm[:, None]).clamp(-1, 1)
     above = torch.ones_like(cosine, device="cpu").triu(1).bool()
-    whole = (cosine[above] * 1e4).round().nan_to_num(nan=-(2**15))
-    return packed(whole.numpy().astype("<i2"))
+    whole = (cosine[above] * one).round().nan_to_num(nan=-one - 1)
+    return packed(whole.numpy().astype(f"<i{bits // 8}"))
 
 
 def _confusion(geometry: ClassGeometry) -> list[int] | None:

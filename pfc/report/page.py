@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from html import escape
-from importlib.metadata import version
+from importlib import import_module
 from importlib.resources import files as resources
 from pathlib import Path
 from string import Template
@@ -67,9 +67,10 @@ def _default(found: Sequence[Source]) -> Path:
 
 def html(found: Sequence[Source]) -> str:
     """The page, as text."""
+    version = import_module("pfc").__version__  # of the package above, which imports what is below it
     script, style, page = (_own(f"report.{kind}") for kind in ("js", "css", "html"))
     content = {
-        "version": version("pfc"),
+        "version": version,
         "columns": data.columns(found),
         "runs": [data.of_source(source) for source in found],
     }
@@ -79,7 +80,7 @@ def html(found: Sequence[Source]) -> str:
         style=style,
         verdicts="".join(_article(i, each, len(found) <= FEW) for i, each in enumerate(found)),
         made="".join(_made(source) for source in found),
-        version=version("pfc"),
+        version=version,
         data=block(content),
         script=script,
     )

@@ -10,7 +10,7 @@ const names = Object.keys(data.columns);
 const others = names.filter((n) => !["pfc1", "pfc2", "pfc3"].includes(n));
 const state = {
   at: epochs.length - 1, layer: 0, run: 0, on: new Set(runs.keys()), x: "path", log: true,
-  column: others.includes("nc1") ? "nc1" : others[0], test: true,
+  column: ["nc1", "cdnv", ...others].find((n) => others.includes(n)), test: true,
 };
 
 // Words and elements: every name goes in as text, never as markup.
@@ -173,7 +173,7 @@ function overLayers(self, column) {
   const all = some.flatMap((s) => [...s.epoch.columns[column], ...lines(s).flat(), ...testsOf(s.run).flatMap((t) => t.columns[column] ?? [])]);
   const { y, ticks } = scale(all, column, top, bottom), px = (x) => EDGE.left + x * wide;
   const under = state.x === "path" ? [0, 0.25, 0.5, 0.75, 1].map((v) => [px(v), fmt(v)]) : Array.from({ length: depth }, (_, l) => [px(depth > 1 ? l / (depth - 1) : 0), String(l + 1)]);
-  const parts = frame(self, under, ticks), numbers = [], says = [], told = [];
+  const parts = frame(self, under, ticks), numbers = [], tests = [], says = [], told = [];
   for (const { i, run, epoch } of some) {
     const x = across(run, epoch), values = epoch.columns[column], at = layerOf(run);
     const point = (vs) => vs.map((v, l) => (known(v) ? [px(x[l]), y(v)] : null));
@@ -186,7 +186,7 @@ function overLayers(self, column) {
       const points = point(test.columns[column] ?? []);
       parts.push(...joined(points, { class: "dots", stroke: colour(i) }));
       points.forEach((p) => p && parts.push(shape(i, ...p, 0.8, { class: "hollow", fill: null, stroke: colour(i) })));
-      if (test.columns[column]) numbers.push(make("span", {}, key(i, { class: "hollow", fill: null, stroke: colour(i) }), make("b", {}, fmt(test.columns[column][at])), ` ${test.split}`));
+      if (test.columns[column]) tests.push(make("span", {}, key(i, { class: "hollow", fill: null, stroke: colour(i) }), make("b", {}, fmt(test.columns[column][at])), ` ${test.split}`));
     }
     point(values).forEach((p, l) => {
       self.rows.push({ run: run.name, epoch: epoch.epoch, layer: run.layers[l], number: l + 1, x: x[l], [column]: values[l] });
@@ -194,12 +194,12 @@ function overLayers(self, column) {
       self.marks.push({ x: p[0], y: p[1], set: { layer: l } });
       parts.push(shape(i, ...p, l === at ? 1.7 : run.layers.length > 40 ? 0.5 : 0.85, l === at ? { stroke: "var(--ground)", "stroke-width": 1, class: "marked" } : {}));
     });
-    numbers.unshift(legend(i, make("b", {}, fmt(values[at])), runs.length > 1 ? ` at ${short(run.layers[at])}` : ` at ${run.layers[at]}`));
+    numbers.push(legend(i, make("b", {}, fmt(values[at])), ` at ${short(run.layers[at])}`));
     says.push(`${run.name} goes from ${fmt(values[0])} to ${fmt(last(values))}`);
     told.push(`${run.name} ${fmt(values[at])} at ${run.layers[at]}`);
   }
   return {
-    parts, numbers, value: state.layer + 1, max: depth, told: `layer ${state.layer + 1}: ${told.join("; ")}`,
+    parts, numbers: [...numbers, ...tests], value: state.layer + 1, max: depth, told: `layer ${state.layer + 1}: ${told.join("; ")}`,
     says: `${title(column)[0]} over the layers at epoch ${epochs[state.at]}, ${state.log ? "on a logarithmic scale" : "on a linear scale"}: ${says.join("; ") || "not measured"}.`,
   };
 }
@@ -234,7 +234,7 @@ function overEpochs(self, column) {
 
 // Matrices and maps, of one run, at the marked layer, at the epoch they were kept last.
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const int16 = (text) => new Int16Array(bytes(text).buffer);
+const int16 = (text) => new Int16Array(bytes(text).buffer), int8 = (text) => new Int8Array(bytes(text).buffer);
 const unrolled = (list) => list.flatMap((v) => (v < 0 ? Array(-v).fill(0) : [v]));
 function heat(self, rows, columns, value, fill) {
   const [R, C] = [rows.length, columns.length], edge = R <= 30 ? 26 : 8, side = Math.min(self.width, 380) - edge - 2, cell = side / Math.max(R, C);
@@ -267,8 +267,9 @@ const nothing = (why) => ({ parts: [], height: 40, says: why, numbers: [make("sp
 function cosines(self) {
   const run = runs[state.run], code = matrices()?.gram[layerOf(run)], K = run.classes.length;
   if (!code) return nothing("No cosines of class means were kept here.");
-  const above = int16(code), at = (r, c) => above[r * K - (r * (r + 1)) / 2 + c - r - 1];
-  const value = (r, c) => { if (r === c) return 1; const v = r < c ? at(r, c) : at(c, r); return v === -32768 ? null : v / 1e4; };
+  const fine = bytes(code).length === K * (K - 1), above = fine ? int16(code) : int8(code), one = fine ? 32767 : 127;
+  const at = (r, c) => above[r * K - (r * (r + 1)) / 2 + c - r - 1];
+  const value = (r, c) => { if (r === c) return 1; const v = r < c ? at(r, c) : at(c, r); return v < -one ? null : v / one; };
   let best = null;
   for (let r = 0; r < K; r++) for (let c = r + 1; c < K; c++) if (known(value(r, c)) && (!best || value(r, c) > best[0])) best = [value(r, c), r, c];
   const says = best ? `Closest two means: ${run.classes[best[1]]} and ${run.classes[best[2]]}, cosine ${fmt(best[0], 2)}. A simplex ETF has ${fmt(-1 / (K - 1), 3)} everywhere.` : "The cosines are undefined.";
@@ -290,7 +291,7 @@ function map(self) {
   const run = runs[state.run], kept = upTo(run.planes, epochs[state.at]), here = kept?.layers[layerOf(run)];
   if (!here) return nothing("No map was kept here.");
   const side = Math.min(self.width, 380), middle = side / 2, parts = [], means = (layer) => int16(layer.means);
-  const own = means(here), K = own.length / 2, dots = new Int8Array(bytes(here.points).buffer);
+  const own = means(here), K = own.length / 2, dots = int8(here.points);
   const names = K === run.classes.length ? run.classes : Array.from({ length: K }, (_, k) => String(k));
   const reach = Math.max(...[...own].map((v) => Math.abs(v) / 32767), ...[...dots].map((v) => Math.abs(v) / 127));
   const at = (v, most) => middle + (v / most / reach) * (middle - 12), hue = (k) => `--h:${Math.round((k * 360) / K + 20)}`;
@@ -315,7 +316,8 @@ function map(self) {
     parts.push(make("text", { class: "name", x: cx, y: cy }, names[k].length <= 2 ? names[k] : String(k)));
   });
   const part = known(here.share) ? `The two directions show ${fmt(100 * here.share, 3)} % of the means' spread. ` : "";
-  const says = `${part}Lines: where the means come from, layer by layer, each in its own scale.`;
+  const trails = K <= MANY && before.length > 1 ? "Lines: where the means come from, layer by layer, each in its own scale." : "";
+  const says = part + trails;
   return { parts, height: side, says: `Class means and ${dots.length / 2} samples in the plane of the means' two leading directions. ${says}`, numbers: [make("span", {}, says)] };
 }
 
@@ -342,7 +344,8 @@ function table(run, values, caption, at) {
   const head = ["layer", ...columns.map((n) => n)].map((n) => make("th", { scope: "col" }, n));
   const rows = run.layers.map((layer, l) => {
     const row = make("tr", l === at ? { "aria-current": "true" } : {}, make("th", { scope: "row", class: layer.length > 24 ? "long" : "" }, layer), ...columns.map((n) => make("td", {}, fmt(values[n][l]))));
-    row.addEventListener("pointerenter", () => set({ layer: l }));
+    row.addEventListener("pointermove", (e) => (e.movementX || e.movementY) && set({ layer: l })); // not where the page moves
+    row.addEventListener("click", () => set({ layer: l }));
     return row;
   });
   return make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption }, make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)));
@@ -414,7 +417,7 @@ function draw() {
   $("curves-note").textContent = wide + dashed + hollow + (older.length ? `Not measured at epoch ${epoch}: shown is ${older.join(", ")}. ` : "")
     + (without.length ? `Nothing moves yet at this epoch between layers of one shape, so they have no place on the path and stand by their number: ${without.join(", ")}.` : "");
   const at = [[kept, "matrices"], [flat, "map"]].filter(([e]) => e !== undefined && epochs.length > 1).map(([e, what]) => `${what} of epoch ${e}`);
-  $("geometry-note").textContent = `${run.name} at ${run.layers[layerOf(run)]}${at.length ? `; ${at.join(", ")}` : ""}.${run.classes.some((n) => n.length > 3) ? ` Classes: ${run.classes.slice(0, 40).map((n, k) => `${k} ${n}`).join(", ")}${run.classes.length > 40 ? ", …" : ""}.` : ""}`;
+  $("geometry-note").textContent = `${run.name} at ${run.layers[layerOf(run)]}${at.length ? `; ${at.join(", ")}` : ""}.${run.classes.some((n) => n.length > 3) ? ` Classes: ${run.classes.slice(0, 40).map((n, k) => `${k} ${n}`).join(", ")}${run.classes.length > 40 ? ` and ${run.classes.length - 40} more` : ""}.` : ""}`;
   $("state").textContent = `${epochs.length > 1 ? `Epoch ${epoch}. ` : ""}Marked is ${run.layers[layerOf(run)]}, layer ${layerOf(run) + 1}.`;
   for (const each of charts) if (!each.figure.hidden) each.draw();
   tables();

@@ -116,7 +116,7 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
     config, about = source.config, source.last.about
     data, recipe = config.get("data", {}), config.get("recipe", {})
     again = command(config)
-    yield "made again by", again or _otherwise(source)
+    yield ("made by", _otherwise(source)) if again is None else ("command", again)
     yield "data", _data(data, about)
     if "fingerprint" in data:
         yield "fingerprint of the data", data["fingerprint"]
@@ -141,8 +141,8 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
 
 def _otherwise(source: Source) -> str:
     if source.run is None:
-        return "measuring once more: a saved profile does not keep its command"
-    return "pfc.train with the recipe below: it is none of those that `pfc train` knows"
+        return "measuring; a saved profile keeps no command"
+    return "pfc.train with the recipe below, which no option of `pfc train` makes"
 
 
 def _data(data: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -176,5 +176,8 @@ def listed(sentences: Sequence[str], kind: str) -> str:
 
 def defined(pairs: Sequence[tuple[str, str]], kind: str) -> str:
     """Names and values as HTML."""
-    told = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    told = (
+        f'<div class="{name.split()[0]}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>'
+        for name, value in pairs
+    )
     return f'<dl class="{kind}">{"".join(told)}</dl>'
