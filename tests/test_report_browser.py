@@ -1,4 +1,4 @@
-"""A report's page in a real browser: one state of all views, by hand, by key, read, dark, narrow, printed."""
+"""A report's page in a real browser: one state of all views; keys, readers, dark, narrow, paper."""
 
 import csv
 import io

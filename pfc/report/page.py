@@ -15,6 +15,7 @@ from pfc.profile.page_data import block
 from pfc.report import data, words
 from pfc.report.sources import Source, sources
 
+SCRIPTS = [f"{name}.js" for name in ("state", "scales", "charts", "geometry", "numbers", "start")]
 FEW = 2  # runs whose theory is unfolded at once; ours
 
 
@@ -68,7 +69,8 @@ def _default(found: Sequence[Source]) -> Path:
 def html(found: Sequence[Source]) -> str:
     """The page, as text."""
     version = import_module("pfc").__version__  # of the package above, which imports what is below it
-    script, style, page = (_own(f"report.{kind}") for kind in ("js", "css", "html"))
+    script = f'"use strict";\n{{\n{"".join(map(_own, SCRIPTS))}}}\n'
+    style, page = _own("report.css"), _own("report.html")
     content = {
         "version": version,
         "columns": data.columns(found),
@@ -87,7 +89,7 @@ def html(found: Sequence[Source]) -> str:
 
 
 def _own(name: str) -> str:
-    return (resources("pfc.report") / name).read_text(encoding="utf-8")
+    return (resources("pfc.report") / "browser" / name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
