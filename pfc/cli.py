@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 HELP = {
-    "run": """Train until collapse, measure every layer, draw the figures and say what was found.
+    "run": """Train until collapse, measure every layer, draw figures and a page, and say what was found.
 
 Without arguments: a residual network on the real digits bundled with scikit-learn, in well under two
 minutes on one processor, without network or GPU. Called again it goes on where it was stopped.

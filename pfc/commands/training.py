@@ -122,7 +122,8 @@ def train(
     """
     folder = _train(recipe, options, changes, resume=resume)
     if folder is not None:
-        print(f"{folder}: pfc measure {(name := quote(str(folder)))}, pfc figures {name}")
+        name = quote(str(folder))
+        print(f"{folder}: pfc measure {name}, pfc figures {name}, pfc report {name}")
 
 
 def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path | None:
