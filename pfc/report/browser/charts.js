@@ -30,8 +30,8 @@ function chart(place, { caption, file, height, slider, draw }) {
     }, null);
     if (nearest) set(nearest[1].set);
   };
+  self.fit = () => (self.width = Math.round(Math.max(260, figure.clientWidth || 520)));
   self.draw = () => {
-    self.width = Math.round(Math.max(260, figure.clientWidth || 520));
     self.rows = [];
     self.marks = [];
     const [name, rest] = caption();

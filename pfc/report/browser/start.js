@@ -13,6 +13,7 @@ function set(change) {
   }
 }
 function draw() {
+  for (const each of charts) each.fit(); // all before the first change: a width asked for later would lay out anew
   const run = runs[state.run],
     epoch = epochs[state.at],
     kept = matrices()?.epoch,
@@ -70,7 +71,7 @@ function draw() {
     }`;
   $("state").textContent =
     `${epochs.length > 1 ? `Epoch ${epoch}. ` : ""}Marked is ${run.layers[layerOf(run)]}, layer ${layerOf(run) + 1}.`;
-  for (const each of charts) if (!each.figure.hidden) each.draw();
+  for (const each of charts) each.draw();
   tables();
 }
 function option(select, value, text) {
