@@ -227,6 +227,38 @@ def test_another_column_is_drawn(runs, both):
     settle(both)
 
 
+def test_matrices_tell_each_cell_and_the_map_keeps_distances(runs, both):
+    slide(both, "layer", 3)
+    layer, profile = "blocks.1", runs[0].profiles[4]
+    known, sample = profile.geometry[layer], profile.sample
+    cosine = float(known.gram[2, 7] / known.norm[2] / known.norm[7])
+    cosines, confusion = (both.locator(f"#planes figure:nth-child({i})") for i in (1, 2))
+
+    def told_at(figure, row, column):
+        frame = figure.locator("svg .frame").bounding_box()
+        side = frame["width"] / 10
+        both.mouse.move(frame["x"] + (column + 0.5) * side, frame["y"] + (row + 0.5) * side)
+        return figure.locator(".read").inner_text()
+
+    cosines.scroll_into_view_if_needed()
+    for row, column in ((2, 7), (7, 2)):
+        text = told_at(cosines, row, column)
+        assert text.startswith(f"Means of {row} and {column}: cosine ")
+        assert float(text.split()[-1][:-1]) == pytest.approx(cosine, abs=6e-3 * abs(cosine))
+    count, hits = (int(part[4]) for part in (known.count, known.hits))
+    own = f"Of {count} samples of class 4, {hits} are nearest to the mean of 4."
+    assert told_at(confusion, 4, 4) == own
+    spots = both.locator("#planes .mean").evaluate_all(
+        "l => l.map((e) => [e.cx.baseVal.value, e.cy.baseVal.value])"
+    )
+    drawn, true = np.array(spots), sample.means[layer].double().numpy()
+    apart = [np.linalg.norm(x[:, None] - x[None], axis=2) for x in (drawn, true)]
+    np.testing.assert_allclose(apart[0] / apart[0].max(), apart[1] / apart[1].max(), atol=1e-3)
+    both.mouse.move(5, 5)
+    settle(both)
+    assert "Closest two means" in cosines.locator(".read").inner_text()
+
+
 def saved(page, button):
     with page.expect_download() as found:
         button.click()

@@ -19,11 +19,21 @@ function chart(place, { caption, file, height, slider, draw }) {
     plot.addEventListener("keydown", (event) => move(event, slider));
     plot.addEventListener("pointermove", (event) => self.point(event));
     plot.addEventListener("pointerdown", (event) => self.point(event));
-  } else plot.setAttribute("role", "img");
-  self.point = (event) => {
+  } else {
+    plot.setAttribute("role", "img");
+    plot.addEventListener("pointermove", (event) => {
+      const words = self.tell?.(...self.spot(event));
+      if (words) read.replaceChildren(make("span", {}, words));
+    });
+    plot.addEventListener("pointerleave", () => self.draw());
+  }
+  self.spot = (event) => {
     const box = plot.getBoundingClientRect(),
       factor = self.width / box.width;
-    const [x, y] = [(event.clientX - box.left) * factor, (event.clientY - box.top) * factor];
+    return [(event.clientX - box.left) * factor, (event.clientY - box.top) * factor];
+  };
+  self.point = (event) => {
+    const [x, y] = self.spot(event);
     const nearest = self.marks.reduce((best, m) => {
       const d = (m.x - x) ** 2 + ((m.y ?? y) - y) ** 2 / 16;
       return !best || d < best[0] ? [d, m] : best;
@@ -34,6 +44,7 @@ function chart(place, { caption, file, height, slider, draw }) {
   self.draw = () => {
     self.rows = [];
     self.marks = [];
+    self.tell = null;
     const [name, rest] = caption();
     words.textContent = name;
     more.textContent = rest;

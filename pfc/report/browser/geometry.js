@@ -3,7 +3,7 @@ const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const int16 = (text) => new Int16Array(bytes(text).buffer),
   int8 = (text) => new Int8Array(bytes(text).buffer);
 const unrolled = (list) => list.flatMap((v) => (v < 0 ? Array(-v).fill(0) : [v]));
-function heat(self, rows, columns, value, fill) {
+function heat(self, rows, columns, value, fill, words) {
   const [R, C] = [rows.length, columns.length],
     edge = R <= 30 ? 26 : 8,
     side = Math.min(self.width, 380) - edge - 2,
@@ -46,6 +46,10 @@ function heat(self, rows, columns, value, fill) {
     for (let k = 0; k < C; k += every)
       parts.push(make("text", { class: "mid", x: edge + (k + 0.5) * cell, y: R * cell + 14 }, label(columns, k)));
   self.rows = rows.flatMap((a, r) => columns.map((b, c) => ({ row: a, column: b, value: value(r, c) })));
+  self.tell = (x, y) => {
+    const [r, c] = [Math.floor(y / cell), Math.floor((x - edge) / cell)];
+    return r >= 0 && r < R && c >= 0 && c < C ? words(rows[r], columns[c], value(r, c), r) : null;
+  };
   return { parts, height: Math.ceil(R * cell) + 20 };
 }
 function picture(R, C, fill) {
@@ -82,7 +86,9 @@ function cosines(self) {
   const says = best
     ? `Closest two means: ${run.classes[best[1]]} and ${run.classes[best[2]]}, cosine ${fmt(best[0], 2)}. A simplex ETF has ${fmt(-1 / (K - 1), 3)} everywhere.`
     : "The cosines are undefined.";
-  return { ...heat(self, run.classes, run.classes, value, (v) => v), says, numbers: [make("span", {}, says)] };
+  const words = (a, b, v) => `Means of ${a} and ${b}: cosine ${fmt(v, 3)}.`;
+  const drawn = heat(self, run.classes, run.classes, value, (v) => v, words);
+  return { ...drawn, says, numbers: [make("span", {}, says)] };
 }
 function confusion(self) {
   const run = runs[state.run],
@@ -101,8 +107,9 @@ function confusion(self) {
   const says = best[0]
     ? `Most often astray: of class ${run.classes[best[1]]}, ${fmt(100 * best[0], 2)} % are nearest to the mean of ${columns[best[2]]}. Shades go by the square root.`
     : "Every sample is nearest to its own class mean.";
-  const numbers = [make("span", {}, says)];
-  return { ...heat(self, run.classes, columns, value, (v, r) => Math.sqrt(v / sums[r])), says, numbers };
+  const words = (a, b, v, r) => `Of ${sums[r]} samples of class ${a}, ${v} are nearest to the mean of ${b}.`;
+  const drawn = heat(self, run.classes, columns, value, (v, r) => Math.sqrt(v / sums[r]), words);
+  return { ...drawn, says, numbers: [make("span", {}, says)] };
 }
 const REACH = 1.5; // what the largest number of a map stands for, as in planes.py
 function map(self) {

@@ -19,7 +19,7 @@ function table(run, values, caption, at) {
     make(
       "table",
       {},
-      make("caption", {}, caption),
+      make("caption", {}, make("span", {}, caption)),
       make("thead", {}, make("tr", {}, ...head)),
       make("tbody", {}, ...rows),
     ),
