@@ -84,7 +84,7 @@ function cosines(self) {
     for (let c = r + 1; c < K; c++)
       if (known(value(r, c)) && (!best || value(r, c) > best[0])) best = [value(r, c), r, c];
   const says = best
-    ? `Closest two means: ${run.classes[best[1]]} and ${run.classes[best[2]]}, cosine ${fmt(best[0], 2)}. A simplex ETF has ${fmt(-1 / (K - 1), 3)} everywhere.`
+    ? `Closest two means: ${run.classes[best[1]]} and ${run.classes[best[2]]}, cosine ${fmt(best[0], 2)}. Orange is below 0; a simplex ETF has ${fmt(-1 / (K - 1), 3)} everywhere.`
     : "The cosines are undefined.";
   const words = (a, b, v) => `Means of ${a} and ${b}: cosine ${fmt(v, 3)}.`;
   const drawn = heat(self, run.classes, run.classes, value, (v) => v, words);

@@ -134,7 +134,7 @@ function start() {
   }
   if (runs.some((r) => r.matrices.length)) {
     chart($("planes"), {
-      caption: () => ["Cosines", "of class means; orange: below 0"],
+      caption: () => ["Cosines", "of class means"],
       file: () => "cosines",
       height: 300,
       draw: cosines,
