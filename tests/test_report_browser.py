@@ -281,6 +281,15 @@ def test_downloads_hold_what_is_seen(runs, both):
     assert {row["data"] for row in every} == {"digits (fit)", "held-out"}
 
 
+def test_the_table_is_copied(runs, both):
+    both.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    both.locator("#copy").click()
+    both.get_by_text("Copied.").wait_for(timeout=2000)
+    head, *rows = both.evaluate("navigator.clipboard.readText()").splitlines()
+    assert head.split("\t")[:3] == ["layer", "position", "pfc1"]
+    assert rows[0].split("\t")[:3] == ["stem", "0", number(runs[0].profiles[4].columns["pfc1"][0])]
+
+
 def axe(page):
     from axe_playwright_python.sync_playwright import Axe
 
