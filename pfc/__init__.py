@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pfc import data as data
     from pfc import experiments as experiments
     from pfc import figures as figures
+    from pfc import report as report
     from pfc import theory as theory
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import cka as cka
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
-    **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "theory"), ""),
+    **dict.fromkeys(("data", "experiments", "figures", "metrics", "moments", "report", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),
