@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pfc import experiments as experiments
     from pfc import figures as figures
     from pfc import models as models
+    from pfc import report as report
     from pfc import theory as theory
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import cka as cka
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
-    **dict.fromkeys(("data", "experiments", "figures", "metrics", "models", "moments", "theory"), ""),
+    **dict.fromkeys(("data", "experiments", "figures", "metrics", "models", "moments"), ""),
+    **dict.fromkeys(("report", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),

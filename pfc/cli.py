@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 HELP = {
-    "run": """Train until collapse, measure every layer, draw the figures and say what was found.
+    "run": """Train until collapse, measure every layer, draw figures and a page, and say what was found.
 
 Without arguments: a residual network on the real digits bundled with scikit-learn, in well under two
 minutes on one processor, without network or GPU. Called again it goes on where it was stopped.
@@ -63,6 +63,12 @@ Example: `pfc reproduce all --list`, `pfc reproduce fig3 --sets mnist --data mni
     "figures": """Draw metrics over epochs and over layers, of a run or a profile, as PNG and SVG.
 
 Example: `pfc figures runs/digits`""",
+    "report": """Write one page of runs and profiles, to be opened in any browser and sent to anyone.
+
+The verdict, what theory says, every metric over layers and epochs, cosines and confusion of the class
+means, maps of them, and the command that makes each run again: one file, which loads nothing.
+
+Example: `pfc report runs/digits`, or `pfc report 'runs/digits-*' --out digits.html`""",
 }
 NARROWEST = 20  # columns of a terminal: the tables of the help never end in fewer; ours
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}

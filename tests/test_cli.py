@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from dataclasses import fields, replace
+from html import escape
 from statistics import median
 
 import pytest
@@ -63,6 +64,9 @@ def test_the_main_job(capsys, tmp_path):
     theory = json.loads((tmp_path / "run" / "theory.json").read_text())
     assert all(sentence in captured.out for sentence in theory["sentences"])
     assert theory["transport"]["samples"] == 200
+    assert captured.out.splitlines()[-1] == str(tmp_path / "run" / "report.html")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert escape(theory["sentences"][-1]) in page, "with the transport"
     before = (tmp_path / "run" / "state.safetensors").stat().st_mtime_ns
     main(["run", *SMALL, "--out", str(tmp_path / "run")])
     assert capsys.readouterr().out == captured.out, "a finished run is shown again"

@@ -63,7 +63,9 @@ def test_options_and_theory_work_with_it(capsys):
     known = pfc.measure(loaded.model, test, means=means, **how)
     assert said["about"]["samples"] == 9
     assert said["about"]["means"] == "sized, 9 samples"
-    assert said["layers"][known.layers[-1]]["pfc1"] == pytest.approx(known.table().pfc1.iloc[-1], rel=1e-6)
+    assert said["layers"][known.layers[-1]]["pfc1"] == pytest.approx(
+        known.table().pfc1.iloc[-1], rel=1e-6
+    )
 
 
 def test_transport_of_samples_that_are_streamed(capsys):

@@ -141,12 +141,15 @@ def home(tmp_path_factory):
 
 def command_line(rng):
     """A command at random; most of the time few of its parts are odd."""
-    kind = rng.choice(("measure", "measure", "measure", "measure", "figures", "train", "mufm"))
+    kind = rng.choice((*["measure"] * 4, "figures", "report", "train", "mufm"))
     chosen = rng.sample(list(OPTIONS), rng.randint(0, 4))
     parts = [(name, *usual(OPTIONS[name], rng).split(" ")) for name in chosen]
     rest = [part for option in parts for part in option]
-    if kind == "figures":
+    if kind in {"figures", "report"}:
         sources = rng.choices(SOURCES, k=rng.choice((0, 1, 1, 1, 2)))
+    if kind == "report":
+        return [kind, *sources, *rng.choice(([], ["--out", "r.html"], ["--out", "set"], rest[:2]))]
+    if kind == "figures":
         return [kind, *sources, *rng.choice(([], ["--end", "etf"], ["--end", "x"], rest[:2]))]
     if kind == "train":
         small = "--epochs 1 --width 4 --blocks 1 --out".split()

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import pfc
+from pfc.data.sources import find
 from pfc.models import preprocessing, samples
 from pfc.models.matching import matched
 from tests.tiny import bert_folder, resnet_folder, sized_images, texts_folder
@@ -191,10 +192,40 @@ SIZE_OF_FOUR = (21, 16)
 def test_images_that_are_missing_behind_their_labels_are_told(here):
     whole = load(here, "nameless").samples(here / "sized")
     read = whole.source.read
-    short = {"read": lambda split, column: [*read(split, column)][:20]}
+    short = {"read": lambda split, column, rows: [*read(split, column, rows)][:20]}
     found = samples.replace(whole, source=samples.replace(whole.source, **short))
-    with pytest.raises(ValueError, match=r"has 20 images and a label of row 20"):
+    with pytest.raises(ValueError, match=r"row 20 of split 'train' .* has a label and no 'image'"):
         [*found.batches(7)]
+
+
+@pytest.mark.parametrize("group", [1, 7, 300, 10_000])
+def test_some_rows_of_parquet_are_those_of_all(tmp_path, group):
+    rows = {"image": [f"{i}".encode() for i in range(700)], "label": [i % 3 for i in range(700)]}
+    for k in range(2):
+        part = {name: column[350 * k : 350 * k + 350] for name, column in rows.items()}
+        file = tmp_path / f"train-0000{k}-of-00002.parquet"
+        pq.write_table(pa.table(part), file, row_group_size=group)
+    source = find(str(tmp_path), False)
+    for seed, n in enumerate((1, 3, 200, 700)):
+        chosen = np.sort(np.random.default_rng(seed).permutation(700)[:n])
+        found = [cell for some in source.read("train", "image", chosen) for cell in some]
+        assert found == [rows["image"][i] for i in chosen]
+    assert [*source.read("train", "image", np.arange(0))] == []
+
+
+def test_row_groups_that_hold_no_chosen_row_are_not_read(tmp_path, monkeypatch):
+    table = pa.table({"image": [b"x"] * 90, "label": [0, 1, 1] * 30})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=10)
+    read, asked = pq.ParquetFile.iter_batches, []
+
+    def noted(self, *args, row_groups=None, **how):
+        asked.append(row_groups)
+        return read(self, *args, row_groups=row_groups, **how)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    source = find(str(tmp_path), False)
+    assert [*source.read("train", "image", np.array([5, 31, 39, 88]))]
+    assert asked == [[0, 3, 8]]
 
 
 # Classes.

@@ -650,7 +650,7 @@ def test_training_under_torchrun(tmp_path):
     assert told.returncode == 0, told.stderr
     assert (
         told.stdout
-        == f"{tmp_path / 'run'}: pfc measure {tmp_path / 'run'}, pfc figures {tmp_path / 'run'}\n"
+        == f"{(run := tmp_path / 'run')}: pfc measure {run}, pfc figures {run}, pfc report {run}\n"
     )
     assert told.stderr.count("epoch 1:") == 1
     wrong = torchrun("measure", str(tmp_path / "run"), "--classifier", "none")

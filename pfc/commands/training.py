@@ -17,6 +17,7 @@ from pfc.files import expanded
 from pfc.measuring import measure
 from pfc.processes import launched
 from pfc.profile import Profile
+from pfc.report import write as write_report
 from pfc.training import RECIPES, Recipe, Run, measured_epochs
 from pfc.training import train as train_epochs
 from pfc.training.same_data import resolved
@@ -75,7 +76,7 @@ def run(
     theory: Theory = ALL_THEORY,
     changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
 ) -> None:
-    """Train until collapse, measure every layer, draw the figures and say what was found.
+    """Train until collapse, measure every layer, draw figures and a page, and say what was found.
 
     Args:
         recipe: digits, or one of the paper's: mnist, fashion_mnist, cifar10, stl10, cifar100; each of
@@ -101,6 +102,7 @@ def run(
         print_beside(profile, test, (images.split, apart))
     print(profile.verdict(), flush=True)  # before the figures, which may fail
     print(*draw.of_run(kept, theory=theory.theory), sep="\n")
+    print(write_report(folder))
 
 
 def train(
@@ -122,7 +124,8 @@ def train(
     """
     folder = _train(recipe, options, changes, resume=resume)
     if folder is not None:
-        print(f"{folder}: pfc measure {(name := quote(str(folder)))}, pfc figures {name}")
+        name = quote(str(folder))
+        print(f"{folder}: pfc measure {name}, pfc figures {name}, pfc report {name}")
 
 
 def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path | None:

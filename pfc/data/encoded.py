@@ -1,10 +1,16 @@
 """An image set that has been found but not read."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
 
 from pfc.schema import quoted
+
+Rows = Int64[np.ndarray, " n"]
+Block = TypeVar("Block", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,26 @@ class Part:
     rows: int
 
 
+@runtime_checkable
+class Read(Protocol):
+    """How the values of a column are read."""
+
+    def __call__(self, split: str, column: str, rows: Rows | None = None, /) -> Iterable[list[Any]]:
+        """Values in order, some at a time: of all rows of a split, or of some, ascending."""
+
+
+def picked(blocks: Iterable[Block], rows: Rows) -> Iterator[tuple[Block, Rows]]:
+    """Blocks of consecutive rows that hold some of these, ascending, with their places in the block."""
+    first = taken = 0
+    for block in blocks:
+        end = taken + int((rows[taken : taken + len(block)] < first + len(block)).sum())
+        if end > taken:
+            yield block, rows[taken:end] - first
+        first, taken = first + len(block), end
+        if taken == len(rows):
+            return
+
+
 @dataclass(frozen=True)
 class EncodedSet:
     """An image set that has been found but not read.
@@ -30,7 +56,7 @@ class EncodedSet:
         spec: What the user called it.
         path: The absolute path of its folder; its name on the hub.
         splits: The parts of each split, in order.
-        read: Yields the values of a column of a split in order, some rows at a time.
+        read: Yields the values of a column of a split in order, some at a time.
         stamp: Plain JSON that changes whenever the data do.
         files: Fingerprint of the names and sizes of each split's files, where it has files.
         remarks: What lies beside the images and is not read, in sentences.
@@ -41,7 +67,7 @@ class EncodedSet:
     spec: str
     path: str
     splits: Mapping[str, Sequence[Part]]
-    read: Callable[[str, str], Iterable[list[Any]]]
+    read: Read
     stamp: Any
     files: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pfc.data.classes import renumbered
-from pfc.data.encoded import EncodedSet, Part
+from pfc.data.encoded import EncodedSet, Part, Rows
 from pfc.data.listing import File, Listing, fingerprint, left_out, stamp
 from pfc.data.parquet import SPLITS
 from pfc.schema import nfc, quoted, some
 
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .webp .tif .tiff .pbm .pgm .ppm".split())
-Rows = list[tuple[File, str]]  # images, each with its class
+Labelled = list[tuple[File, str]]  # images, each with its class
 
 
 def image_folder(spec: str, listing: Listing) -> EncodedSet:
@@ -34,8 +34,9 @@ def image_folder(spec: str, listing: Listing) -> EncodedSet:
     splits = {split: own for split, own in rows.items() if own}
     schema, numbers = _schema(classes), {name: number for number, name in enumerate(classes)}
 
-    def read(split: str, column: str) -> Iterator[list[Any]]:
-        for file, name in rows[split]:
+    def read(split: str, column: str, wanted: Rows | None = None) -> Iterator[list[Any]]:
+        for i in range(len(rows[split])) if wanted is None else wanted.tolist():
+            file, name = rows[split][i]
             yield [numbers[name]] if column == "label" else [{"path": str(file.path)}]
 
     return EncodedSet(
@@ -91,7 +92,7 @@ def _names(listing: Listing, paths: Sequence[Path]) -> str:
     return some(listing.name(path) for path in sorted(paths))
 
 
-def _by_class(listing: Listing, root: Path, images: Sequence[File]) -> Rows:
+def _by_class(listing: Listing, root: Path, images: Sequence[File]) -> Labelled:
     """Images of a split, each with the name of its class: its folder just below the root."""
     folders = listing.inside(root)
     _refuse_two_forms(folders)
@@ -127,7 +128,7 @@ def _refuse_splits_inside(listing: Listing, root: Path, folders: Sequence[Path])
         )
 
 
-def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Rows]) -> list[str]:
+def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Labelled]) -> list[str]:
     """The classes of all splits in the order of their names; a class folder without image is refused."""
     classes = {name for own in rows.values() for _, name in own}
     empty = [
@@ -144,7 +145,7 @@ def _classes(listing: Listing, roots: Mapping[str, Path], rows: Mapping[str, Row
     return sorted(classes)
 
 
-def _left_out(listing: Listing, splits: Mapping[str, Rows]) -> Iterator[str]:
+def _left_out(listing: Listing, splits: Mapping[str, Labelled]) -> Iterator[str]:
     """What lies beside the images of the classes: other files, and folders without any image."""
     read = {file.path for rows in splits.values() for file, _ in rows}
     yield from left_out(listing, read)

@@ -2,13 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfc.data.encoded import EncodedSet, Part
+import numpy as np
+
+from pfc.data.encoded import EncodedSet, Part, Rows, picked
 from pfc.data.listing import File, Listing, fingerprint, stamp
 from pfc.files import refuse_pointer
 from pfc.foreign import in_words
@@ -37,11 +39,11 @@ def parquet_folder(spec: str, listing: Listing, remarks: Sequence[str]) -> Encod
         _check_series(split, own)
     parts = {split: [_part(file) for file in own] for split, own in splits.items()}
 
-    def read(split: str, column: str) -> Iterator[Any]:
-        for file in splits[split]:
+    def read(split: str, column: str, rows: Rows | None = None) -> Iterator[Any]:
+        own = zip(splits[split], parts[split], strict=True)
+        for (file, _), places in _of_files(own, rows):
             with _naming(file, column), pq.ParquetFile(file.path, **CHECKED) as parquet:
-                for rows in parquet.iter_batches(ROWS, columns=[column], use_threads=False):
-                    yield rows.column(column).to_pylist()
+                yield from _values(parquet, column, places)
 
     return EncodedSet(
         spec,
@@ -53,6 +55,37 @@ def parquet_folder(spec: str, listing: Listing, remarks: Sequence[str]) -> Encod
         remarks=tuple(remarks),
         paths=False,
     )
+
+
+def _of_files(
+    files: Iterable[tuple[File, Part]], rows: Rows | None
+) -> Iterator[tuple[tuple[File, Part], Rows | None]]:
+    """The files that hold some of these rows, with their places in them; all files for all rows."""
+    first = 0
+    for file, part in files:
+        if rows is None:
+            yield (file, part), None
+            continue
+        own = rows[(rows >= first) & (rows < first + part.rows)] - first
+        first += part.rows
+        if len(own):
+            yield (file, part), own
+
+
+def _values(parquet: Any, column: str, rows: Rows | None) -> Iterator[list[Any]]:
+    """Values of a column of a file, some at a time; row groups that hold none of these are not read."""
+    how = {"columns": [column], "use_threads": False}
+    if rows is None:
+        for block in parquet.iter_batches(ROWS, **how):
+            yield block.column(column).to_pylist()
+        return
+    sizes = np.array([parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)])
+    groups, group = np.unique(np.searchsorted(sizes.cumsum(), rows, side="right"), return_inverse=True)
+    starts = sizes.cumsum() - sizes
+    new_starts = sizes[groups].cumsum() - sizes[groups]  # where only these groups are read
+    places = rows - starts[groups][group] + new_starts[group]
+    for block, own in picked(parquet.iter_batches(ROWS, row_groups=groups.tolist(), **how), places):
+        yield block.column(column).take(own).to_pylist()
 
 
 def _part(file: File) -> Part:

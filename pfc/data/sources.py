@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pfc.data.encoded import EncodedSet, Part
+from pfc.data.encoded import EncodedSet, Part, Rows, picked
 from pfc.data.folders import image_folder
 from pfc.data.listing import Listing, left_out
 from pfc.data.parquet import ROWS, parquet_folder
@@ -55,9 +55,15 @@ def _hub(spec: str, progress: bool) -> EncodedSet:
         why = one_line(in_words(error))
         raise ValueError(f"the hub's data set {spec!r} cannot be loaded: {why}") from error
 
-    def read(split: str, column: str) -> Iterator[Any]:
+    def read(split: str, column: str, rows: Rows | None = None) -> Iterator[Any]:
         table = sets[split].select_columns([column]).with_format("arrow")[:]
-        yield from (rows.column(column).to_pylist() for rows in table.to_batches(max_chunksize=ROWS))
+        blocks = table.to_batches(max_chunksize=ROWS)
+        if rows is None:
+            yield from (block.column(column).to_pylist() for block in blocks)
+        else:
+            yield from (
+                block.column(column).take(own).to_pylist() for block, own in picked(blocks, rows)
+            )
 
     splits = {split: [Part("", sets[split].features.arrow_schema, len(sets[split]))] for split in sets}
     return EncodedSet(spec, spec, splits, read, {split: sets[split]._fingerprint for split in sets})

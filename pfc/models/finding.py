@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pfc import data as sets
-from pfc.data.encoded import EncodedSet, Part
+from pfc.data.encoded import EncodedSet, Part, Rows
 from pfc.data.loading import bundled, refuse_columns, with_split
 from pfc.data.sources import find
 
@@ -31,11 +31,12 @@ def digits(split: str) -> EncodedSet:
     images = sets.load("digits", split)
     schema = pa.schema({"image": pa.binary(), "label": pa.string()})
 
-    def read(split: str, column: str) -> Iterator[list[Any]]:
-        for pixels, label in zip(images.images, images.labels.tolist(), strict=True):
+    def read(split: str, column: str, rows: Rows | None = None) -> Iterator[list[Any]]:
+        for i in range(len(images)) if rows is None else rows.tolist():
             if column == "label":
-                yield [images.classes[label]]
+                yield [images.classes[images.labels[i]]]
                 continue
+            pixels = images.images[i]
             with BytesIO() as file:
                 grey = (pixels[0].int() * 255 // 16).byte()  # the digits have 16 levels above black
                 Image.fromarray(grey.numpy()).save(file, "PNG")

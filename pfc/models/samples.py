@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from pfc.data.images import set_name
 from pfc.foreign import in_words, is_ours
 from pfc.models.preprocessing import Inputs, Preprocessing
 from pfc.schema import one_line, short
+
+END = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +121,13 @@ class Samples:
 
     def _cells(self) -> Iterator[tuple[int, Any]]:
         """The rows that are taken, as they stand in the column."""
-        wanted, first, taken = self.index.numpy(), 0, 0
-        for some in self.source.read(self.split, self.columns.content):
-            end = taken + int((wanted[taken : taken + len(some)] < first + len(some)).sum())
-            yield from ((int(row), some[row - first]) for row in wanted[taken:end])
-            first, taken = first + len(some), end
-            if taken == len(wanted):
-                return
-        raise ValueError(
-            f"{self.source.where(self.split)} has {first} {self.preprocessing.content}s and a label of "
-            f"row {wanted[taken]}"
-        )
+        content = self.columns.content
+        cells = chain.from_iterable(self.source.read(self.split, content, self.index.numpy()))
+        for row in self.index.tolist():
+            cell = next(cells, END)
+            if cell is END:
+                raise ValueError(f"{self.source.row(self.split, row)} has a label and no {content!r}")
+            yield row, cell
 
 
 def _image(samples: Samples, row: int, cell: Any) -> Any:

@@ -43,20 +43,21 @@ from pfc.strict_json import parse_json
 from pfc.theory.path import names as path_numbers
 
 FORMAT = "pfc-profile-1"
+ABOUT = object_of(
+    {
+        **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
+        **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
+    },
+    optional={
+        "data": optional(TEXT),
+        "means": optional(TEXT),
+        "pool": TEXT,
+        "exponents": object_of({}, others=EXPONENT),
+    },
+)
 SCHEMA = object_of(  # what the JSON file must hold; all else is free
     {
-        "about": object_of(
-            {
-                **{"model": TEXT, "chosen": TEXT, "samples": POSITIVE, "classes": POSITIVE},
-                **{"weighting": one_of("class", "sample"), "accuracy": optional(FRACTION)},
-            },
-            optional={
-                "data": optional(TEXT),
-                "means": optional(TEXT),
-                "pool": TEXT,
-                "exponents": object_of({}, others=EXPONENT),
-            },
-        ),
+        "about": ABOUT,
         "layers": list_of(TEXT),
         "shapes": list_of(list_of(POSITIVE)),
         "columns": object_of(

@@ -2,3 +2,4 @@
 
 from pfc.report.comparison import Comparison as Comparison
 from pfc.report.comparison import compare as compare
+from pfc.report.page import write as write

@@ -15,25 +15,30 @@ from pfc import data as sets
 from pfc.files import expanded, read_tensors, refuse_pickle
 from pfc.profile import Profile
 from pfc.profile import load as load_profile
+from pfc.profile.page_data import read_page
 from pfc.schema import quoted, restored
 from pfc.training.folder import FORMAT, fill, history, read_config
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import changes, differences, moved
 
 
-def load(path: str | Path) -> "Profile | Run":
-    """Read a saved profile, or a run.
+def load(path: str | Path) -> "Profile | Run | dict[str, dict[int, Profile]]":
+    """Read a saved profile, a run, or the numbers of a report's page.
 
     Args:
-        path: A profile's .json file, or a run's folder.
+        path: A profile's .json file, a run's folder, or a page that `pfc.report.write` made.
 
     Returns:
-        A `Profile` from a file, a `Run` from a folder.
+        A `Profile` from a .json file, a `Run` from a folder; of an .html page the profiles of each run,
+        by its name and by epoch, to five digits and without moments, segments and geometry.
 
     Raises:
-        ValueError: If there is neither, or it is damaged.
+        ValueError: If there is none of them, or it is damaged.
     """
-    return Run(path) if expanded(path).is_dir() else load_profile(path)
+    if expanded(path).is_dir():
+        return Run(path)
+    is_page = expanded(path).suffix.lower() in {".html", ".htm"}
+    return read_page(path) if is_page else load_profile(path)
 
 
 class Run:
