@@ -111,6 +111,10 @@ def test_what_has_no_meaning_is_one_line(here, capsys, arguments, words):
     (here / "gaps").mkdir(exist_ok=True)
     content = pa.table({"text": ["a", "b"], "label": [0, 2]})
     pq.write_table(content, here / "gaps" / "train.parquet")
+    (here / "blind").mkdir(exist_ok=True)
+    for split, labels in {"train": [0, 1], "test": [-1, -1]}.items():
+        content = pa.table({"text": ["a", "b"], "label": labels})
+        pq.write_table(content, here / "blind" / f"{split}.parquet")
     assert words in refused(capsys, "measure", *arguments.split())
 
 

@@ -1,5 +1,6 @@
 """Models by name: their own preprocessing, their classes, and data that are streamed through it."""
 
+import json
 import sys
 import weakref
 from types import ModuleType
@@ -213,6 +214,18 @@ def test_some_rows_of_parquet_are_those_of_all(tmp_path, group):
     assert [*source.read("train", "image", np.arange(0))] == []
 
 
+def test_some_rows_of_a_set_on_the_hub_are_those_of_all(monkeypatch):
+    import datasets
+
+    rows = {"text": [f"{i}" for i in range(600)], "label": [i % 2 for i in range(600)]}
+    given = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: given)
+    source = find("some/one", False)
+    for chosen in ([0, 255, 256, 599], [3], range(600)):
+        found = [x for some in source.read("train", "text", np.array(chosen)) for x in some]
+        assert found == [rows["text"][i] for i in chosen]
+
+
 def test_row_groups_that_hold_no_chosen_row_are_not_read(tmp_path, monkeypatch):
     table = pa.table({"image": [b"x"] * 90, "label": [0, 1, 1] * 30})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=10)
@@ -362,6 +375,16 @@ def test_what_transformers_does_not_have_is_one_line(here, tmp_path, monkeypatch
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     refused("hf:some/one", r"offline: hf:some/one is not in .*`hf download some/one --local-dir FOLDER`")
+
+
+def test_no_code_of_a_repository_is_run(tmp_path):
+    own = {"AutoConfig": "own.Own", "AutoModelForImageClassification": "own.Own"}
+    config = {"model_type": "own", "architectures": ["OwnForImageClassification"], "auto_map": own}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match=r"cannot be loaded: it needs code of its repository, and none"):
+        pfc.models.load(f"hf:{tmp_path}")
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_a_tokenizer_without_padding_is_refused(here, tmp_path):

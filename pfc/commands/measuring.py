@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pfc import data as sets
-from pfc.commands.given import Given
+from pfc.commands.given import Given, OfModel, OfRun
 from pfc.commands.theory import NO_THEORY, GapOf, TheoryIfAsked, of_arrays, of_model, predicted
 from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
@@ -241,6 +241,7 @@ def _of_model(
     apart = opened.held_out() if about.test and about.means is None and options.passes == 2 else None
     if apart is not None and out is not None:
         _check_profile(_of_split(out, apart))
+    beside = None if apart is None else _beside(opened, apart, samples.split)
 
     def measured(samples: sets.Images | Samples, means: Profile | None = None) -> Profile:
         own = samples.part(ranks.rank, ranks.size).batches(batch_size)
@@ -254,10 +255,19 @@ def _of_model(
         means = load(expanded(about.means)) if of_file else measured(opened.samples(about.means))
     profile = measured(samples, means)
     gap = of_model(profile, model, samples, device, batch_size)
-    if apart is not None:
-        test = measured(opened.samples(apart), profile)
-        return Found(profile, gap, test, (samples.split, apart))
+    if beside is not None:
+        return Found(profile, gap, measured(beside, profile), (samples.split, beside.split))
     return Found(profile, gap)
+
+
+def _beside(opened: OfRun | OfModel, split: str, own: str) -> sets.Images | Samples:
+    """The split kept apart; what is wrong with it is told before anything is measured."""
+    try:
+        return opened.samples(split)
+    except ValueError as error:
+        raise ValueError(
+            f"split {split!r} can't be measured beside {own!r}, --no-test leaves it out: {error}"
+        ) from error
 
 
 def _usual_pool(samples: sets.Images | Samples) -> Literal["flatten", "mean"]:

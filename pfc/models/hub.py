@@ -121,7 +121,11 @@ def _telling(called: str, name: str, what: str) -> Iterator[None]:
                 f"fetch it where it can (`hf download {name} --local-dir FOLDER`), then give hf:./FOLDER"
             ) from error
         why = one_line(in_words(error))
-        if "safetensors" in why:
+        if "custom code" in why:
+            why = (
+                "it needs code of its repository, and none is run: load it in a MODULE:FUNCTION of yours"
+            )
+        elif "safetensors" in why:
             why += " (a pickle is never loaded: save the model anew by save_pretrained)"
         raise ValueError(f"{called} {what}: {why}") from error
 
