@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pfc import experiments as experiments
     from pfc import figures as figures
     from pfc import theory as theory
+    from pfc.integrations.recorder import Recorder as Recorder
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import features as features
     from pfc.measuring import measure as measure
@@ -26,6 +27,7 @@ _HOME = {  # the public names, found on first use: `pfc --help` shall not pay fo
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),
+    **dict.fromkeys(("Recorder",), "pfc.integrations.recorder"),
     **dict.fromkeys(("RECIPES", "Recipe", "Run", "load", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)
