@@ -18,7 +18,7 @@ else:
     try:
         from transformers.trainer_callback import TrainerCallback
     except ModuleNotFoundError as error:
-        if error.name != "transformers":
+        if str(error.name).partition(".")[0] != "transformers":
             raise
         raise ImportError("transformers is not installed: pip install 'pfc[hf]'") from None
 

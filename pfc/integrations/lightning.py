@@ -21,7 +21,7 @@ else:
             try:
                 found.append(import_module(name).Callback)
             except ModuleNotFoundError as error:
-                if error.name not in {"lightning", "pytorch_lightning"}:
+                if str(error.name).partition(".")[0] not in {"lightning", "pytorch_lightning"}:
                     raise
         if not found:
             raise ImportError("Lightning is not installed: pip install 'pfc[lightning]'")
