@@ -5,10 +5,12 @@ import runpy
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import pfc
 from tests.models import seeded
@@ -111,6 +113,15 @@ def test_the_best_model_is_chosen_by_it(tmp_path):
     assert history[1]["eval_pfc/pfc1/bert.encoder.layer.1"] == layer
     state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())
     assert any("eval_pfc/pfc1" in line for line in state["log_history"])
+
+
+def test_each_process_measures_its_part_of_the_evaluation_data_in_order():
+    loader = DataLoader(range(7), 3, shuffle=True, collate_fn=list)
+    args = SimpleNamespace(world_size=2, process_index=1, eval_batch_size=2)
+    assert list(integration._plain(loader, args)) == [[1, 3], [5, 0]], "7 is made even, and known to be"
+    args.world_size = 1
+    assert list(integration._plain(loader, args)) == [[0, 1], [2, 3], [4, 5], [6]]
+    assert integration._plain([1], args) == [1]
 
 
 class Heard(TrainerCallback):

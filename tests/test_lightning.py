@@ -133,6 +133,9 @@ def test_the_first_due_and_last_epochs_are_measured_and_no_sanity_check(tmp_path
     collapse = Counts(POINTS, every=3, network=lambda module: module.net, layers=["a", "b"])
     fitted([collapse], tmp_path, epochs=5, num_sanity_val_steps=2)
     assert list(collapse.recorder.profiles) == [1, 3, 5]
+    by_steps = Collapse(POINTS, every=9)
+    fitted([by_steps], tmp_path, epochs=-1, max_steps=6)
+    assert list(by_steps.recorder.profiles) == [1, 2]
     assert Counts.checked == 0
     assert collapse.recorder.profiles[5].layers == ("a", "b")
 

@@ -279,7 +279,7 @@ def test_a_trial_says_nothing_of_data_in_the_order_of_their_classes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "few samples a class")
-        profile = Recorder(batched(X[order], Y[order]))(fc_resnet(), 0)
+        profile = Recorder(batched(X[order], Y[order], 4))(fc_resnet(), 0)
     assert profile.about["classes"] == 3
 
 

@@ -106,11 +106,15 @@ class Collapse(Callback):
             pl_module: The module.
         """
         done = trainer.current_epoch + 1
-        if done % self.recorder.every and done not in {1, trainer.max_epochs}:
+        if not self._is_due(done, trainer):
             return
         profile = self.recorder.record(self._net(pl_module), done, self._data(trainer))
         if profile is not None:  # the same in every process
             pl_module.log_dict(self.recorder.told(profile, "metric"), sync_dist=False)
+
+    def _is_due(self, done: int, trainer: "Trainer") -> bool:
+        last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return done % self.recorder.every == 0 or done == 1 or last
 
     def _net(self, module: "LightningModule") -> nn.Module:
         if self._network is None:

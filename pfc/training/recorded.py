@@ -25,7 +25,8 @@ class RecordedFolder:
     def __init__(self, path: Path, how: dict[str, Any]) -> None:
         self.path = path
         self.how: dict[str, Any] = json.loads(json.dumps(how))
-        self._whole: int | None = None
+        self._whole: int | None = None  # the epoch whose profile is whole
+        self._last: Profile | None = None  # that profile, if this process has kept it
 
     def open(self) -> None:
         """Make the folder, or go on in it.
@@ -70,9 +71,9 @@ class RecordedFolder:
     def keep(self, epoch: int, profile: Profile) -> None:
         """Write the profile of an epoch, in the place of one that is there; the last one shrinks."""
         keep_profile(self.path, epoch, profile, means=True, in_full=True)
-        before, self._whole = self._whole, epoch
-        if before not in {None, epoch}:
-            kept = profiles_in(self.path)
-            first = before == min(kept)
-            if before in kept:
-                keep_profile(self.path, before, load(kept[before]), means=False, in_full=first)
+        kept = profiles_in(self.path)
+        before, last = self._whole, self._last
+        self._whole, self._last = epoch, profile
+        if before is not None and before != epoch and before in kept:
+            last = load(kept[before]) if last is None else last
+            keep_profile(self.path, before, last, means=False, in_full=before == min(kept))
