@@ -937,7 +937,20 @@ def test_sharded_parameters_are_measured_as_whole_ones(ranks):
         np.testing.assert_allclose(alone, whole, rtol=1e-9)
 
 
-def recorded_by_many(group, rank, kind, recording, folder):
+class Failing(list):
+    """Batches of which the last can't be read, once they have been read so often."""
+
+    left = 6  # twice in the trial, twice for each of two epochs
+
+    def __iter__(self):
+        self.left -= 1
+        yield from self[:-1]
+        if self.left < 2:
+            raise OSError("the disk is gone")
+        yield self[-1]
+
+
+def recorded_by_many(group, rank, kind, recording, folder, failing=()):
     """Weights and statistics after a distributed training, recorded or not."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -954,7 +967,8 @@ def recorded_by_many(group, rank, kind, recording, folder):
             fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
         model = net
     own, logs = [(x.float(), y) for x, y in data()[:6]][rank::2], []
-    recorder = pfc.Recorder(own, folder=folder, log=lambda d, e: logs.append(e), group=group)
+    seen = Failing(own) if rank in failing else own
+    recorder = pfc.Recorder(seen, folder=folder, log=lambda d, e: logs.append(e), group=group)
     with warnings.catch_warnings(action="ignore"):
         losses = steps(recorder if recording else nothing, own, model, epochs=2)
     whole = {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in net.state_dict().items()}
@@ -978,6 +992,23 @@ def test_many_processes_end_with_the_same_bits_and_one_of_them_writes(ranks, kin
         assert known[2:] == ([], [])
     assert list(pfc.Run(tmp_path / "True").profiles) == [1, 2]
     assert not (tmp_path / "False").exists()
+
+
+def test_what_fails_in_one_process_costs_no_process_a_bit(ranks):
+    recorded, plain = (ranks.run(2, recorded_by_many, "ddp", on, None, [1] * on) for on in (True, False))
+    for found, known in zip(recorded, plain, strict=True):
+        if isinstance(found, Exception):
+            raise found
+        assert found[0] == known[0]
+        for name, tensor in known[1].items():
+            assert torch.equal(found[1][name], tensor), name
+        assert found[2] == [60], "of the first epoch alone"
+
+
+def test_what_fails_with_sharded_weights_is_raised(ranks):
+    """The others may wait in a forward pass for the weights of the one that failed."""
+    for error in ranks.run(2, recorded_by_many, "fsdp2", True, None, [0, 1]):
+        assert "the disk is gone" in str(error)
 
 
 def recording_refused(group, rank, folder):

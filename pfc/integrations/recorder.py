@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch.distributed as dist
 from torch import nn
 
+from pfc.evaluation import is_sharded
 from pfc.files import expanded
 from pfc.foreign import in_words
 from pfc.integrations.apart import Beginning, apart
@@ -54,7 +55,8 @@ class Recorder:
             The class means, K x D numbers a layer, are kept of the newest profile alone. A folder that
             was kept so before goes on: an epoch that is measured again replaces its profile.
         on_error: What becomes of an error in measuring: `"warn"`, and the training goes on, or
-            `"raise"`.
+            `"raise"`. With weights that many processes share (FSDP2) it is raised either way, as the
+            others may wait for this one in their forward passes.
         prefix: What the keys of the numbers begin with.
         scalars: Of which layers `log` is told beside the last, whose keys are `pfc/pfc1` and so on:
             `"all"`, or names or globs such as `"blocks.*"`, for keys such as `pfc/blocks.3/pfc1`.
@@ -162,7 +164,9 @@ class Recorder:
             self.check(net, data)
         given = self._given(data)
         profile = self._or_warn(
-            f"epoch {epoch} was not measured", lambda: self._measured_apart(net, given)
+            f"epoch {epoch} was not measured",
+            lambda: self._measured_apart(net, given),
+            stop=is_sharded(net) and _are_many(),
         )
         if profile is None:
             return None
@@ -224,11 +228,11 @@ class Recorder:
                 work()
             ranks.exchange("recorded")
 
-    def _or_warn(self, what: str, work: Callable[[], T]) -> T | None:
+    def _or_warn(self, what: str, work: Callable[[], T], *, stop: bool = False) -> T | None:
         try:
             return work()
         except Exception as error:
-            if self.on_error == "raise":
+            if stop or self.on_error == "raise":
                 raise
             warn(f"{what}, and the training goes on: {one_line(in_words(error))}", RuntimeWarning)
             return None
@@ -281,4 +285,8 @@ def _plain(value: Any) -> Any:
 
 
 def _first_of_all() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return not _are_many() or dist.get_rank() == 0
+
+
+def _are_many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
