@@ -14,7 +14,7 @@ from pfc.files import check_format, expanded, read_tensors, refuse_pickle
 from pfc.foreign import told
 from pfc.schema import some
 from pfc.training import Run, fill
-from pfc.training.folder import FORMAT as RUN
+from pfc.training.config import FORMAT as RUN
 from pfc.warning import speaks
 
 
