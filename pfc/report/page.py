@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import import_module
@@ -121,7 +122,8 @@ def _compared(found: Sequence[Source]) -> str:
     comparison = of_sources(found)
     if comparison is None:
         return ""
-    table = comparison.table().to_html(float_format="{:.4g}".format, na_rep="-", border=0)
+    rows = comparison.table().dropna(axis=1, how="all")  # of single networks no interval is known
+    table = re.sub(r">\s+<", "><", rows.to_html(float_format="{:.4g}".format, na_rep="-", border=0))
     return (
         '<section class="compared" aria-labelledby="h-compared"><h2 id="h-compared">What differs</h2>'
         f"{words.listed(comparison.sentences(), 'differences')}"
