@@ -16,7 +16,7 @@ from pfc.report.sources import Source
 
 DIGITS = 5  # significant digits of a number on the page; ours, as all of these
 EPOCHS = 30  # of a run, at most
-NUMBERS = 3000  # in the columns and lines of a run: many layers have fewer epochs
+NUMBERS = 3200  # in the columns and lines of a run: many layers have fewer epochs
 FEWEST = 6  # epochs that even the deepest network has
 MATRICES = 5  # epochs of a run whose matrices are on the page
 CELLS = 10_000  # in these matrices: of many classes those of the last epoch alone

@@ -122,7 +122,8 @@ def _compared(found: Sequence[Source]) -> str:
     comparison = of_sources(found)
     if comparison is None:
         return ""
-    rows = comparison.table().dropna(axis=1, how="all")  # of single networks no interval is known
+    told = comparison.table().drop(columns=[group.name for group in comparison.groups])
+    rows = told.dropna(axis=1, how="all").unstack("metric", sort=False)  # no interval of single networks
     table = re.sub(r">\s+<", "><", rows.to_html(float_format="{:.4g}".format, na_rep="-", border=0))
     return (
         '<section class="compared" aria-labelledby="h-compared"><h2 id="h-compared">What differs</h2>'
