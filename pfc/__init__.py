@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pfc import models as models
     from pfc import report as report
     from pfc import theory as theory
+    from pfc.integrations.recorder import Recorder as Recorder
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import cka as cka
     from pfc.measuring import features as features
@@ -33,6 +34,7 @@ _HOME = {  # the public names, found on first use: `pfc --help` shall not pay fo
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),
     **dict.fromkeys(("Comparison", "compare"), "pfc.report"),
+    **dict.fromkeys(("Recorder",), "pfc.integrations.recorder"),
     **dict.fromkeys(("RECIPES", "Recipe", "Run", "load", "train"), "pfc.training"),
 }
 __all__ = sorted(_HOME)

@@ -57,7 +57,7 @@ def test_torch_is_pinned_in_the_constraints_only():
     (torch,) = [d for d in project["dependencies"] if d.startswith("torch")]
     assert torch == "torch>=2.6"
     assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
-    for heavy in ("torchvision", "timm", "lightning"):
+    for heavy in ("torchvision", "timm"):
         assert heavy not in (ROOT / "constraints.txt").read_text()
 
 

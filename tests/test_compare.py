@@ -182,3 +182,20 @@ def test_names_of_sources_are_the_shortest_that_tell_them_apart(tmp_path):
     assert list(found[0].profiles) == [0]
     assert found[0].seed is None
     assert found[0].config == {}
+
+
+def test_a_page_of_several_runs_says_what_differs_and_groups_their_seeds(tmp_path):
+    from pfc.report.comparison import of_sources
+    from pfc.report.sources import sources
+
+    wide, slim = runs(tmp_path, "wide", 16), runs(tmp_path, "slim", 8)
+    found = of_sources(sources([slim, wide]))
+    assert [group.name for group in found.groups] == [
+        f"{n}-0 and 1 more of other seeds" for n in ("slim", "wide")
+    ]
+    assert [group.seeds for group in found.groups] == [(0, 1), (0, 1)]
+    assert of_sources(sources([wide])) is None
+    page = pfc.report.write([slim, wide], tmp_path / "both.html").read_text()
+    assert "What differs" in page
+    assert found.sentences()[0].partition(" (95")[0] in page
+    assert "What differs" not in pfc.report.write(wide, tmp_path / "one.html").read_text()

@@ -24,6 +24,7 @@ from pfc.training import Recipe, Run
 from pfc.training.trainer import _share
 from tests.models import Net, batched, samples, seeded
 from tests.ranks import Ranks, free_port
+from tests.test_recorder import nothing, steps
 
 CPU = torch.device("cpu")
 SPLITS = {  # which process has which of 12 batches
@@ -947,3 +948,87 @@ def test_sharded_parameters_are_measured_as_whole_ones(ranks):
     for whole, together_, alone in ranks.run(3, sharded, 3):
         np.testing.assert_allclose(together_, whole, rtol=1e-9)
         np.testing.assert_allclose(alone, whole, rtol=1e-9)
+
+
+class Failing(list):
+    """Batches of which the last can't be read, once they have been read so often."""
+
+    left = 6  # twice in the trial, twice for each of two epochs
+
+    def __iter__(self):
+        self.left -= 1
+        yield from self[:-1]
+        if self.left < 2:
+            raise OSError("the disk is gone")
+        yield self[-1]
+
+
+def recorded_by_many(group, rank, kind, recording, folder, failing=()):
+    """Weights and statistics after a distributed training, recorded or not."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def make():
+        parts = {"a": nn.Linear(6, 8), "norm": nn.BatchNorm1d(8), "drop": nn.Dropout(0.3)}
+        return Net({**parts, "b": nn.Linear(8, 8)})
+
+    net = seeded(make)
+    if kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(net, process_group=group, broadcast_buffers=False)
+    else:
+        for part in (net.a, net.b, net):
+            fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+        model = net
+    own, logs = [(x.float(), y) for x, y in data()[:6]][rank::2], []
+    seen = Failing(own) if rank in failing else own
+    recorder = pfc.Recorder(seen, folder=folder, log=lambda d, e: logs.append(e), group=group)
+    with warnings.catch_warnings(action="ignore"):
+        losses = steps(recorder if recording else nothing, own, model, epochs=2)
+    whole = {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in net.state_dict().items()}
+    samples_seen = [profile.about["samples"] for profile in recorder.profiles.values()]
+    return losses, {name: t.clone() for name, t in whole.items()}, samples_seen, logs
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_many_processes_end_with_the_same_bits_and_one_of_them_writes(ranks, kind, tmp_path):
+    recorded, plain = (
+        ranks.run(2, recorded_by_many, kind, on, tmp_path / str(on)) for on in (True, False)
+    )
+    for rank, (found, known) in enumerate(zip(recorded, plain, strict=True)):
+        for each in (found, known):
+            if isinstance(each, Exception):
+                raise each
+        assert found[0] == known[0]
+        for name, tensor in known[1].items():
+            assert torch.equal(found[1][name], tensor), name
+        assert found[2:] == ([60, 60], [1, 2] if rank == 0 else [])
+        assert known[2:] == ([], [])
+    assert list(pfc.Run(tmp_path / "True").profiles) == [1, 2]
+    assert not (tmp_path / "False").exists()
+
+
+def test_what_fails_in_one_process_costs_no_process_a_bit(ranks):
+    recorded, plain = (ranks.run(2, recorded_by_many, "ddp", on, None, [1] * on) for on in (True, False))
+    for found, known in zip(recorded, plain, strict=True):
+        if isinstance(found, Exception):
+            raise found
+        assert found[0] == known[0]
+        for name, tensor in known[1].items():
+            assert torch.equal(found[1][name], tensor), name
+        assert found[2] == [60], "of the first epoch alone"
+
+
+def test_what_fails_with_sharded_weights_is_raised(ranks):
+    """The others may wait in a forward pass for the weights of the one that failed."""
+    for error in ranks.run(2, recorded_by_many, "fsdp2", True, None, [0, 1]):
+        assert "the disk is gone" in str(error)
+
+
+def recording_refused(group, rank, folder):
+    pfc.Recorder(data()[rank::2], folder=folder, group=group).check(net())
+
+
+def test_a_folder_that_the_first_process_refuses_stops_all(ranks, tmp_path):
+    (tmp_path / "run").write_text("a")
+    found = ranks.run(2, recording_refused, tmp_path / "run")
+    assert all("is a file: choose another folder" in str(error) for error in found), found

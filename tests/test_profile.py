@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from dataclasses import replace
+from inspect import unwrap
 
 import pytest
 import torch
@@ -327,6 +328,11 @@ def test_scalars_are_the_numbers_of_the_table(profile):
         "x.blocks.0",
         "x.blocks.2",
     }
+    turned = {"/".join(reversed(key.split("/"))): value for key, value in cells.items()}
+    assert profile.scalars("", "all", by="metric").items() >= turned.items()
+    assert profile.scalars(by="metric") == last
+    with pytest.raises(ValueError, match="by must be 'layer' or 'metric', got 'row'"):
+        unwrap(type(profile).scalars)(profile, by="row")
     with pytest.raises(ValueError, match=r"no layer matches 'conv\*'; measured are stem, blocks.0"):
         profile.scalars(layers=["stem", "conv*"])
 

@@ -51,6 +51,7 @@ def compare(
     for source in pair:
         if source.run is None:
             raise ValueError(f"--cka needs networks, so runs' folders, not {source.path}")
+        _ = source.run.recipe  # refuses what was recorded without one
     if out is not None:
         check_place(expanded(out) / "compare.csv")
     print(found.told(metrics))

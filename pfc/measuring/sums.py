@@ -21,6 +21,10 @@ from pfc.warning import warn
 See = Callable[[str, Float[Tensor, "B D"]], None]  # takes a layer's name and its features
 
 
+class TooFewClassesError(ValueError):
+    """The samples that came are of one class, or of none."""
+
+
 class NotFinite(ValueError):
     """Features that are NaN or infinite."""
 
@@ -172,7 +176,7 @@ class Sums:
         )
         present = len(self.count) - len(missing)
         if own and present < 2:
-            raise ValueError(f"need samples of at least 2 classes, got {present}")
+            raise TooFewClassesError(f"need samples of at least 2 classes, got {present}")
         if missing:
             warn(f"classes {short(missing)} have no sample and are left out")
         if own and len(single) == present:

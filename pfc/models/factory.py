@@ -13,7 +13,7 @@ from pfc.foreign import told
 from pfc.models.loaded import Loaded
 from pfc.models.preprocessing import Transform
 from pfc.training import fill
-from pfc.training.folder import FORMAT as RUN
+from pfc.training.config import FORMAT as RUN
 
 
 def from_factory(name: str, weights: str | Path | None) -> Loaded:

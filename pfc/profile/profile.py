@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pfc import metrics
 from pfc.line import ENDS, End
@@ -343,20 +343,27 @@ class Profile:
         decided = verdict.decision(self.layers, self._measured("pfc3"), self.about["samples"], eps)
         return f"{verdict.collapse(layers, columns, still=still)}\n{decided}"
 
-    def scalars(self, prefix: str = "pfc/", layers: str | Sequence[str] = "last") -> dict[str, float]:
+    def scalars(
+        self,
+        prefix: str = "pfc/",
+        layers: str | Sequence[str] = "last",
+        by: Literal["layer", "metric"] = "layer",
+    ) -> dict[str, float]:
         """The numbers as a flat dict, which any logger takes.
 
         Args:
             prefix: What each key begins with.
             layers: `"last"` for the last measured layer, whose keys are `pfc/pfc1` and so on; `"all"`,
                 or names or globs such as `blocks.*`, for keys such as `pfc/blocks.0/pfc1`.
+            by: What comes first in such a key: with `"metric"` it is `pfc/pfc1/blocks.0`, so that a
+                logger shows the layers of a metric together.
 
         Returns:
             Each metric of each chosen layer, accuracy, and effective depth (an index into
             `Profile.layers`). What is NaN or not known is left out.
 
         Raises:
-            ValueError: If a name or glob matches no measured layer.
+            ValueError: If a name or glob matches no measured layer, or `by` is something else.
 
         Examples:
             >>> import pfc, torch
@@ -368,7 +375,7 @@ class Profile:
             >>> [key for key in profile.scalars("", "blocks.*") if key.endswith("pfc1")]
             ['blocks.0/pfc1', 'blocks.1/pfc1']
         """
-        return scalars_of(self, prefix, layers)
+        return scalars_of(self, prefix, layers, by)
 
     def __repr__(self) -> str:
         last = [f"{m.upper()} {self.columns[m][-1]:.4g}" for m in PFC if m in self.columns]

@@ -54,12 +54,16 @@ def intervals_of(profile: "Profile", level: float) -> dict[str, list[float]]:
     return found
 
 
-def scalars_of(profile: "Profile", prefix: str, layers: str | Sequence[str]) -> dict[str, float]:
+def scalars_of(
+    profile: "Profile", prefix: str, layers: str | Sequence[str], by: str
+) -> dict[str, float]:
     """The metrics of chosen layers, accuracy and effective depth, without what is NaN."""
-    rows = {-1: prefix} if layers == "last" else _prefixes(profile.layers, prefix, layers)
+    if by not in {"layer", "metric"}:
+        raise ValueError(f"by must be 'layer' or 'metric', got {by!r}")
+    last, names = layers == "last", profile.layers
     found = {
-        f"{start}{metric}": float(values[l])
-        for l, start in rows.items()
+        f"{prefix}{_key(None if last else names[l], metric, by)}": float(values[l])
+        for l in ([-1] if last else _chosen(names, layers))
         for metric, values in profile.columns.items()
     }
     depth = profile.effective_depth() if "pfc3" in profile.columns else None
@@ -69,11 +73,16 @@ def scalars_of(profile: "Profile", prefix: str, layers: str | Sequence[str]) -> 
     return {key: value for key, value in found.items() if not math.isnan(value)}
 
 
-def _prefixes(names: Sequence[str], prefix: str, layers: str | Sequence[str]) -> dict[int, str]:
-    """What the keys of each chosen layer begin with, by its row."""
+def _key(layer: str | None, metric: str, by: str) -> str:
+    if layer is None:
+        return metric
+    return f"{layer}/{metric}" if by == "layer" else f"{metric}/{layer}"
+
+
+def _chosen(names: Sequence[str], layers: str | Sequence[str]) -> list[int]:
+    """The rows of the layers that are named."""
     globs = ["*"] if layers == "all" else [layers] if isinstance(layers, str) else list(layers)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"no layer matches {glob!r}; measured are {', '.join(names)}")
-    chosen = [any(fnmatchcase(name, glob) for glob in globs) for name in names]
-    return {l: f"{prefix}{name}/" for l, name in enumerate(names) if chosen[l]}
+    return [l for l, name in enumerate(names) if any(fnmatchcase(name, glob) for glob in globs)]

@@ -1,5 +1,6 @@
 """What differs between runs, or between groups of runs with different seeds."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,6 +265,31 @@ def compare(
         raise ValueError(f"names must be {len(found)} different ones, got {', '.join(called)}")
     renamed = (Group(n, g.profiles, g.seeds) for n, g in zip(called, found, strict=True))
     return Comparison(tuple(renamed), level)
+
+
+def of_sources(found: Sequence[Source]) -> Comparison | None:
+    """Compare what differs in more than its seed; `None` if there is nothing to compare."""
+    alike: dict[str, list[Source]] = {}
+    for source in found:
+        alike.setdefault(_kind(source), []).append(source)
+    groups = [Group.of(_title(members), members) for members in alike.values()]
+    return Comparison(tuple(groups)) if len(groups) > 1 else None
+
+
+def _kind(source: Source) -> str:
+    """What runs share that differ in their seed alone; a path where that is not known."""
+    config = source.config
+    if not config.get("recipe"):
+        return str(source.path)
+    data = {name: value for name, value in config["data"].items() if name != "seed"}
+    if data.get("limit") is not None:  # the seed chooses the images
+        data = {name: data.get(name) for name in ("spec", "split", "limit", "label_column")}
+    return json.dumps([config["recipe"], data], sort_keys=True)
+
+
+def _title(members: Sequence[Source]) -> str:
+    more = len(members) - 1
+    return f"{members[0].name}{f' and {more} more of other seeds' if more else ''}"
 
 
 def _group(given: Any, i: int) -> Group:

@@ -82,7 +82,7 @@ def class_names(source: Source) -> list[str]:
     last = source.last
     known = next(iter(last.geometry.values()), None)
     numbers = range(last.about["classes"]) if known is None else known.number.tolist()
-    told = source.config.get("data", {}).get("names") or last.about.get("labels")
+    told = (source.config.get("data") or {}).get("names") or last.about.get("labels")
     within = told is not None and max(numbers, default=0) < len(told)
     return [str(told[k]) if told is not None and within else str(k) for k in numbers]
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import import_module
@@ -13,6 +14,7 @@ from pfc.files import check_place, expanded, write_text
 from pfc.profile import Prediction
 from pfc.profile.page_data import block
 from pfc.report import data, words
+from pfc.report.comparison import of_sources
 from pfc.report.sources import Source, sources
 
 SCRIPTS = [f"{name}.js" for name in ("state", "scales", "charts", "geometry", "numbers", "start")]
@@ -80,6 +82,7 @@ def html(found: Sequence[Source]) -> str:
         title=escape(_title(found)),
         hash=_hash(script),
         style=style,
+        compared=_compared(found),
         verdicts="".join(_article(i, each, len(found) <= FEW) for i, each in enumerate(found)),
         made="".join(_made(source) for source in found),
         version=version,
@@ -111,6 +114,23 @@ def _article(i: int, source: Source, unfolded: bool) -> str:
         f'<article class="run"><h2><span class="key" data-run="{i}"></span>{escape(source.name)}</h2>'
         f'<div class="verdict">{lead}</div>{words.defined([*words.tiles(source)], "tiles")}'
         f"{''.join(theory)}</article>"
+    )
+
+
+def _compared(found: Sequence[Source]) -> str:
+    """What differs between the runs, and all differences in a table."""
+    comparison = of_sources(found)
+    if comparison is None:
+        return ""
+    told = comparison.table().drop(columns=[group.name for group in comparison.groups])
+    rows = told.dropna(axis=1, how="all").unstack("metric", sort=False)  # no interval of single networks
+    table = re.sub(r">\s+<", "><", rows.to_html(float_format="{:.4g}".format, na_rep="-", border=0))
+    return (
+        '<section class="compared" aria-labelledby="h-compared"><h2 id="h-compared">What differs</h2>'
+        f"{words.listed(comparison.sentences(), 'differences')}"
+        "<details><summary>Differences layer by layer</summary>"
+        '<div class="wide" tabindex="0" role="region" aria-label="Differences layer by layer">'
+        f"{table}</div></details></section>"
     )
 
 

@@ -72,7 +72,7 @@ def certificates(prediction: Prediction) -> str:
 
 def command(config: Mapping[str, Any]) -> str | None:
     """The command that makes a run again; `None` where none can, as of a recipe of one's own."""
-    kept, data = config.get("recipe", {}), config.get("data", {})
+    kept, data = config.get("recipe") or {}, config.get("data") or {}
     known = RECIPES.get(kept.get("name", ""))
     if known is None or (kept.get("limit") is None and known.limit is not None):
         return None
@@ -114,7 +114,7 @@ def _same(value: Any, own: Any) -> bool:
 def facts(source: Source) -> Iterator[tuple[str, str]]:
     """How a run or a profile was made, by name."""
     config, about = source.config, source.last.about
-    data, recipe = config.get("data", {}), config.get("recipe", {})
+    data, recipe = config.get("data") or {}, config.get("recipe") or {}
     again = command(config)
     yield ("made by", _otherwise(source)) if again is None else ("command", again)
     yield "data", _data(data, about)

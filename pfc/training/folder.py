@@ -1,7 +1,6 @@
 """What a run leaves on disk, and how it goes on from there."""
 
 import json
-import platform
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,52 +14,21 @@ from torch import Tensor, nn
 from pfc import files
 from pfc.data import Images
 from pfc.schema import (
-    COUNT,
-    FINITE,
     FRACTION,
     NUMBER,
     POSITIVE,
-    TEXT,
     Array,
-    defaults_of,
-    form_of,
-    list_of,
     object_of,
     one_line,
     optional,
     quoted,
 )
-from pfc.strict_json import parse_json, plain, sealed, unsealed
-from pfc.training.recipes import Recipe
+from pfc.strict_json import parse_json, sealed, unsealed
+from pfc.training.config import DEFAULTS, FORMAT, environment, trained_config
+from pfc.training.profiles import keep_profile, sweep
 from pfc.training.same_data import differences, resolved
 from pfc.training.trainer import Epoch, Trainer
 
-FORMAT = "pfc-run-1"
-FEW = 20  # classes up to which the numbers of their pairs are kept at every measured epoch
-NUMBERS = list_of(FINITE)
-CONFIG_SCHEMA = object_of(  # what config.json must hold; all else is free
-    {
-        "recipe": form_of(Recipe),
-        "data": object_of(
-            {
-                **{"spec": TEXT, "split": TEXT, "shape": list_of(POSITIVE, 3), "classes": POSITIVE},
-                "normalisation": object_of({"mean": NUMBERS, "std": NUMBERS, "source": TEXT}),
-            },
-            optional={
-                **{"limit": optional(POSITIVE), "seed": COUNT, "samples": POSITIVE, "fingerprint": TEXT},
-                **{
-                    "names": list_of(TEXT),
-                    "image_column": optional(TEXT),
-                    "label_column": optional(TEXT),
-                },
-                **{"counts": object_of({}, others=COUNT), "files": object_of({}, others=TEXT)},
-            },
-        ),
-    },
-    optional={"seed": COUNT, "precision": TEXT},
-)
-DATA_DEFAULTS = {"limit": None, "seed": 0}
-DEFAULTS = {"seed": 0, "precision": "float32", "measure_every": None}  # of `train`
 HISTORY_SCHEMA = object_of(  # a line of history.jsonl, whose format config.json tells
     {
         **{"epoch": POSITIVE, "loss": NUMBER, "accuracy": FRACTION},
@@ -68,8 +36,6 @@ HISTORY_SCHEMA = object_of(  # a line of history.jsonl, whose format config.json
     },
     optional={"measuring_seconds": optional(NUMBER)},
 )
-WRITTEN = ("json", "jsonl", "safetensors", "safetensors.next", "png", "svg")
-TORN = (*(f".*.{kind}.*" for kind in WRITTEN), ".tmp*")  # what a killed process was writing
 
 
 class RunFolder:
@@ -95,10 +61,10 @@ class RunFolder:
         """
         kept = self.path / "state.safetensors"
         if (self.path / "config.json").exists():
-            self._compare(read_config(self.path), run.data)
+            self._compare(trained_config(self.path), run.data)
             if kept.exists() and not resume:
                 raise ValueError(f"{self.path} holds a run: resume it, or choose another folder")
-            self._sweep()
+            sweep(self.path)
         else:
             where = {"device": str(run.device), "threads": run.threads, "processes": run.ranks.size}
             where |= {"compiled": run.run is not run.parallel}
@@ -107,12 +73,6 @@ class RunFolder:
         done = self.restore(run) if kept.exists() else -1
         self._cut_history(done)
         return done
-
-    def _sweep(self) -> None:
-        """Remove what a killed process was writing, where runs write and nowhere else."""
-        for place in (self.path, *(self.path / name for name in ("profiles", "weights", "figures"))):
-            for pattern in TORN:
-                files.remove_torn(place, pattern)
 
     def _compare(self, old: dict[str, Any], images: Images) -> None:
         by_place = "fingerprint" not in old["data"]  # as older versions kept them
@@ -146,9 +106,7 @@ class RunFolder:
         name = f"epoch-{epoch.epoch:04d}"
         if epoch.profile is not None:
             last = epoch.epoch == run.recipe.epochs
-            pairs = in_full or epoch.profile.about["classes"] <= FEW
-            path = self.path / "profiles" / f"{name}.json"
-            epoch.profile.save(path, means=last, pairs=pairs, sample=in_full)
+            keep_profile(self.path, epoch.epoch, epoch.profile, means=last, in_full=in_full)
         if keep_weights:
             weights = run.net.state_dict()
             files.write_tensors(self.path / "weights" / f"{name}.safetensors", weights, format=FORMAT)
@@ -208,13 +166,6 @@ class RunFolder:
                 torch.cuda.set_rng_state(own["cuda"], run.device)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: random is no random state: {one_line(error)}") from None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run; what an older version did not write has its default."""
-    config = files.read_json(folder / "config.json", FORMAT, CONFIG_SCHEMA)
-    recipe = plain(defaults_of(Recipe)) | config["recipe"]
-    return {**DEFAULTS, **config, "recipe": recipe, "data": DATA_DEFAULTS | config["data"]}
 
 
 def _settings(about: Mapping[str, Any], by_place: bool) -> dict[str, Any]:
@@ -310,14 +261,6 @@ def _refuse_prefix(
                 "(DataParallel, torch.compile, Lightning); save the state_dict() of the inner network, "
                 f"or take it away: {{k.removeprefix({prefix!r}): v for k, v in weights.items()}}"
             )
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they matter for repeating a run."""
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": platform.machine(),
-    }
 
 
 def history(folder: str | Path) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from pfc.nets import one_of
 from pfc.processes import together
 from pfc.progress import shown
 from pfc.theory.coefficients import at_least
-from pfc.training.folder import RunFolder, gathered_random, read_config
+from pfc.training.config import trained_config
+from pfc.training.folder import RunFolder, gathered_random
 from pfc.training.recipes import Recipe
 from pfc.training.speed import ForwardPrecision, PrecisionChoice, fast_precision
 from pfc.training.trainer import Epoch, Trainer
@@ -144,7 +145,7 @@ def _precision(
     if choice != "auto":
         return choice
     if folder is not None and (folder / "config.json").exists():
-        kept: ForwardPrecision = read_config(folder)["precision"]
+        kept: ForwardPrecision = trained_config(folder)["precision"]
         return kept
     return fast_precision(net, device)
 

@@ -1,6 +1,5 @@
 """Read a run from its folder."""
 
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +16,9 @@ from pfc.profile import Profile
 from pfc.profile import load as load_profile
 from pfc.profile.page_data import read_page
 from pfc.schema import quoted, restored
-from pfc.training.folder import FORMAT, fill, history, read_config
+from pfc.training.config import FORMAT, read_config, trained_config
+from pfc.training.folder import fill, history
+from pfc.training.profiles import by_epoch, profiles_in
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import changes, differences, moved
 
@@ -44,6 +45,8 @@ def load(path: str | Path) -> "Profile | Run | dict[str, dict[int, Profile]]":
 class Run:
     """A run that `train` kept in a folder: its recipe, data, profiles and weights.
 
+    One that `pfc.Recorder` kept has profiles alone, and says so where it is asked for more.
+
     Args:
         folder: The run's folder.
 
@@ -66,7 +69,7 @@ class Run:
             ValueError: If config.json tells of one that can't be.
         """
         try:
-            return restored(Recipe, self.config["recipe"])
+            return restored(Recipe, self._trained()["recipe"])
         except ValueError as error:
             raise ValueError(f"{self.folder / 'config.json'}: {error}") from None
 
@@ -87,14 +90,14 @@ class Run:
         Raises:
             ValueError: If there is none yet.
         """
-        paths = self._by_epoch("profiles/epoch-*.json")
+        paths = profiles_in(self.folder)
         if not paths:
             raise ValueError(f"{self.folder} has no profile yet")
         return {epoch: load_profile(path) for epoch, path in paths.items()}
 
-    def _by_epoch(self, pattern: str) -> dict[int, Path]:
-        paths = sorted(self.folder.glob(pattern))
-        return {int(path.stem[6:]): path for path in paths if re.fullmatch(r"epoch-\d{4,9}", path.stem)}
+    def _trained(self) -> dict[str, Any]:
+        """What `train` told of the run; one that `pfc.Recorder` kept is refused."""
+        return trained_config(self.folder) if "recorded" in self.config else self.config
 
     def data(self, split: str | None = None, *, spec: str | Path | None = None) -> sets.Images:
         """The images of the run; of another split all of them.
@@ -109,7 +112,7 @@ class Run:
         Raises:
             ValueError: If there are no such data any more, or they have changed since.
         """
-        known = self.config["data"]
+        known = self._trained()["data"]
         if spec is None and moved(known):
             raise ValueError(
                 f"{self.folder} was trained on what was in {quoted(known['spec'])}, which is no folder "
@@ -125,7 +128,7 @@ class Run:
 
     def _loaded(self, spec: str | Path, split: str) -> sets.Images:
         """A split as the run would have loaded it."""
-        known = self.config["data"]
+        known = self._trained()["data"]
         columns = {name: known.get(name) for name in ("image_column", "label_column")}
         if split != known["split"]:
             return sets.load(spec, split, **columns)
@@ -140,7 +143,7 @@ class Run:
         Yields:
             Each difference in words; none of what an older version has not kept.
         """
-        known = self.config["data"]
+        known = self._trained()["data"]
         own = images.split == known["split"]
         yield from differences(known, images) if own else changes(known, images)
 
@@ -156,7 +159,7 @@ class Run:
         Raises:
             ValueError: If they have another number of channels.
         """
-        told = self.config["data"]["normalisation"]
+        told = self._trained()["data"]["normalisation"]
         constants = sets.Normalisation(tuple(told["mean"]), tuple(told["std"]), told["source"])
         if images.shape[0] != len(constants.mean):
             raise ValueError(
@@ -176,16 +179,17 @@ class Run:
         Raises:
             ValueError: If no weights were kept at that epoch.
         """
-        kept = self._by_epoch("weights/epoch-*.safetensors")
+        known = self._trained()["data"]
+        kept = by_epoch(self.folder, "weights/epoch-*.safetensors")
         if not kept or (epoch is not None and epoch not in kept):
             raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
         path = kept[max(kept) if epoch is None else epoch]
-        weights, told = read_tensors(path, FORMAT)[0], self.config["data"]
+        weights = read_tensors(path, FORMAT)[0]
         if sum(self.recipe.blocks) > len(weights):  # else it could take for ever to build
             raise ValueError(f"{path} does not fit this network: it has {len(weights)} tensors")
         try:
             with torch.device("meta"):  # shapes alone, until they are known to be those of the file
-                net = self.recipe.network(tuple(told["shape"]), told["classes"])
+                net = self.recipe.network(tuple(known["shape"]), known["classes"])
         except (ValueError, RuntimeError, TypeError) as error:  # torch's, of sizes beyond its numbers
             why = str(error).splitlines()[0]
             raise ValueError(f"{self.folder / 'config.json'} tells of no network: {why}") from None
