@@ -180,7 +180,7 @@ def _with_intervals(profile: Profile) -> str:
     table = profile.table(interval=LEVEL)
     names = [f"{metric}{end}" for metric in PFC for end in ("_low", "", "_high")]
     shown = table[names].to_string(float_format="{:.4g}".format, na_rep="-")
-    return f"{LEVEL:.0%} intervals over samples:\n{shown}"
+    return f"{100 * LEVEL:g} % intervals over samples:\n{shown}"
 
 
 def _checked(out: Path | None, batch_size: int) -> Path | None:
