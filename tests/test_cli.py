@@ -277,10 +277,14 @@ def test_help_shows_every_field_of_a_recipe(capsys):
 
 
 def test_commands_need_no_docstrings(tmp_path):
-    small = "-m pfc run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
-    assert "Progressive feedforward collapse" in optimised(*small, tmp_path / "run")
-    code = "from pfc.cli import HELP, main; [main([name, '--help']) for name in HELP]"
-    assert optimised("-c", code).count("Usage: pfc") == len(HELP)
+    small = "run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
+    code = (
+        "import sys; from pfc.cli import HELP, main; main(sys.argv[1:]); "
+        "[main([name, '--help']) for name in HELP]"
+    )
+    said = optimised("-c", code, *small, tmp_path / "run")
+    assert "Progressive feedforward collapse" in said
+    assert said.count("Usage: pfc") == len(HELP)
 
 
 def test_help_does_not_pay_for_torch():

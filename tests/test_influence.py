@@ -102,8 +102,8 @@ def test_collapsed_features_have_no_spread():
 
 
 def test_intervals_cover_what_other_samples_would_give():
-    """Of 200 draws, about 90 % of the 90 % intervals hold the value of the population."""
-    draws, level = 200, 0.9
+    """Of 120 draws, about 90 % of the 90 % intervals hold the value of the population."""
+    draws, level = 120, 0.9
     M = 2 * torch.randn(K, D, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     C = M - M.mean(0)
     etf = (torch.eye(K, dtype=torch.float64) - 1 / K) / math.sqrt(K - 1)
@@ -121,7 +121,7 @@ def test_intervals_cover_what_other_samples_would_give():
         for metric, value in known.items():
             held[metric] += row[f"{metric}_low"] <= value <= row[f"{metric}_high"]
     for metric, count in held.items():  # three standard deviations of a count, and some of bias
-        assert 0.83 < count / draws < 0.96, (metric, count / draws)
+        assert 0.81 < count / draws < 0.97, (metric, count / draws)
 
 
 def test_wilsons_interval_covers_the_fraction_about_fixed_means():

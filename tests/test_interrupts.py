@@ -160,6 +160,7 @@ def test_output_that_cannot_be_written_is_one_line():
     assert done.stderr == "pfc: the standard output can't be written: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_the_suite_runs_where_interrupts_are_ignored():
     """As a script's `nohup bash .ci/run &` starts it."""
     one = f"{__file__}::{test_a_signal_that_code_of_others_catches.__name__}"

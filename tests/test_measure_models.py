@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfc
-from pfc.measuring import entry
+from pfc.measuring import calling, entry
 from pfc.measuring.loader import MeasuredBatches
 from pfc.moments import ClassMoments
 from pfc.warning import CollapseWarning
@@ -875,7 +875,7 @@ def test_layers_that_change_their_order_are_refused():
 def test_what_is_no_model_and_no_data_and_no_device_is_refused():
     x, y = samples()
     with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got str"):
-        inspect.unwrap(entry._place)("net", None)
+        inspect.unwrap(calling.place_of)("net", None)
     for device in ("foo", "cuda:77"):
         with pytest.raises(ValueError, match=f"no device '{device}' here"):
             measured(fc_resnet(), batched(x, y), device=device)

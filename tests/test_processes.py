@@ -620,7 +620,13 @@ def test_measuring_under_torchrun(tmp_path):
     images = pfc.data.load("digits", limit=101)
     list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
     told = torchrun(
-        "measure", str(tmp_path / "run"), "--out", str(tmp_path / "2.json"), "--transport", "0"
+        "measure",
+        str(tmp_path / "run"),
+        "--out",
+        str(tmp_path / "2.json"),
+        "--theory",
+        "--transport",
+        "0",
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("Progressive feedforward collapse") == 1
