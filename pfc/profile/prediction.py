@@ -10,9 +10,9 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from pfc.files import expanded, read_json, write_json
-from pfc.line import End
+from pfc.line import ENDS, End
 from pfc.metrics import effective_depth
-from pfc.profile.segment import Position, Segment
+from pfc.profile.segment import KINDS, Position, Segment
 from pfc.schema import TEXT, form_of, list_of, object_of, optional, rounded
 from pfc.strict_json import sealed
 from pfc.theory.geodesic import Agreement, Certificate, Theorem1, Theorem2
@@ -104,6 +104,22 @@ class Prediction:
     laws: Mapping[str, Law]
     depth: Depth | None = None
     transport: "Gap | None" = None
+
+    @classmethod
+    def of(cls, profile: "Profile", i: int = -1, transport: "Gap | None" = None) -> "Prediction":
+        """Of a profile's segment, with its transport if that is known."""
+        segment = profile.segment(i)
+        pfc3 = profile.columns["pfc3"][segment.start :][: len(segment.layers)] if segment.curves else ()
+        return cls(
+            layers=segment.layers,
+            certificates={end: segment.certify(end) for end in ENDS},
+            agreement={kind: profile.agreement(kind, i=i) for kind in KINDS},
+            classes=len(segment.count),
+            path=segment.path(),
+            laws={c: profile.law(c, i) for c in ("fuzziness", "pfc1") if c in profile.columns},
+            depth=Depth.of(segment, pfc3) if segment.curves else None,
+            transport=transport,
+        )
 
     def table(self) -> "pd.DataFrame":
         """The certificates, one row for each end of the line.

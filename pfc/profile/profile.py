@@ -3,20 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pfc import metrics
-from pfc.line import ENDS, End
+from pfc.line import End
 from pfc.moments import ClassMoments
 from pfc.profile import verdict
 from pfc.profile.classes import ClassGeometry, SamplePoints
 from pfc.profile.columns import COLUMNS, PFC, Column
-from pfc.profile.prediction import Depth, Prediction
-from pfc.profile.segment import KINDS, Position, Segment
+from pfc.profile.prediction import Prediction
+from pfc.profile.segment import Position, Segment
 from pfc.profile.storage import read, write
-from pfc.profile.tables import intervals_of, scalars_of, side_by_side
+from pfc.profile.tables import as_html, as_text, intervals_of, scalars_of, side_by_side
 from pfc.theory.geodesic import Agreement, agreement
 from pfc.theory.separation import Law, fit
 from pfc.warning import renamed
@@ -310,17 +309,7 @@ class Profile:
         Returns:
             Verdicts with their numbers, and a plain sentence each.
         """
-        segment = self.segment(i)
-        return Prediction(
-            layers=segment.layers,
-            certificates={end: segment.certify(end) for end in ENDS},
-            agreement={kind: self.agreement(kind, i=i) for kind in KINDS},
-            classes=len(segment.count),
-            path=segment.path(),
-            laws={c: self.law(c, i) for c in ("fuzziness", "pfc1") if c in self.columns},
-            depth=Depth.of(segment, self.columns["pfc3"][self._span(i)]) if segment.curves else None,
-            transport=transport,
-        )
+        return Prediction.of(self, i, transport)
 
     def verdict(self, i: int | None = None, eps: float = 0.01) -> str:
         """Two plain sentences: does progressive feedforward collapse hold, and from where is it decided.
@@ -386,21 +375,10 @@ class Profile:
         )
 
     def __str__(self) -> str:
-        shown = [name for name, column in COLUMNS.items() if column.main and name in self.columns]
-        return f"{self._headline()}\n{self.table()[shown].to_string(float_format=_short, na_rep='-')}"
-
-    def _headline(self) -> str:
-        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
-        means = self.about.get("means")
-        return (
-            f"{self.about['model']}: {self.about['samples']} samples, {self.about['classes']} classes"
-            f"{accuracy}, weighting by {self.about['weighting']}, layers: {self.about['chosen']}, "
-            + ("about their own class means" if means is None else f"about the class means of {means}")
-        )
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        table: str = self.table().to_html(float_format=_short)
-        return f"<p>{escape(self._headline())}</p>{table}"
+        return as_html(self)
 
     def save(
         self, path: str | Path, *, means: bool = True, pairs: bool = True, sample: bool = True
@@ -434,7 +412,3 @@ def load(path: str | Path) -> Profile:
         ValueError: If a file is missing, damaged, of another format, or the two do not belong together.
     """
     return Profile(**read(path))
-
-
-def _short(x: float) -> str:
-    return f"{x:.4g}"

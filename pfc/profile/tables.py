@@ -1,16 +1,44 @@
-"""A profile's numbers in other forms: beside another's, and flat for loggers."""
+"""A profile's numbers in other forms: as text, with intervals, beside another's, flat for loggers."""
 
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from html import escape
 from typing import TYPE_CHECKING
 
 from pfc.intervals import UNKNOWN, normal, of_ratio, wilson
+from pfc.profile.columns import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pfc.profile.profile import Profile
+
+
+def as_text(profile: "Profile") -> str:
+    """The headline, and the main columns of the table."""
+    shown = [name for name, column in COLUMNS.items() if column.main and name in profile.columns]
+    table = profile.table()[shown].to_string(float_format=_short, na_rep="-")
+    return f"{_headline(profile)}\n{table}"
+
+
+def as_html(profile: "Profile") -> str:
+    """The headline and the whole table, for notebooks."""
+    return f"<p>{escape(_headline(profile))}</p>{profile.table().to_html(float_format=_short)}"
+
+
+def _headline(profile: "Profile") -> str:
+    about, means = profile.about, profile.about.get("means")
+    accuracy = "" if profile.accuracy is None else f", accuracy {profile.accuracy:.4f}"
+    return (
+        f"{about['model']}: {about['samples']} samples, {about['classes']} classes"
+        f"{accuracy}, weighting by {about['weighting']}, layers: {about['chosen']}, "
+        + ("about their own class means" if means is None else f"about the class means of {means}")
+    )
+
+
+def _short(x: float) -> str:
+    return f"{x:.4g}"
 
 
 def side_by_side(
