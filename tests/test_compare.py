@@ -1,6 +1,10 @@
 """Comparisons of runs over their seeds, and their command."""
 
+import inspect
 import math
+import shutil
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,8 +74,6 @@ def test_runs_of_the_same_seeds_are_paired(tmp_path):
 
 def runs(folder, name: str, width: int) -> str:
     """Two short runs, and a glob of them."""
-    from dataclasses import replace
-
     digits = pfc.data.load("digits", limit=60)
     recipe = replace(pfc.RECIPES["digits"], epochs=1, width=width, blocks=(1,))
     for seed in (0, 1):
@@ -84,18 +86,20 @@ def runs(folder, name: str, width: int) -> str:
 
 def test_a_sentence_says_what_is_more_collapsed_and_what_is_not_sure(groups):
     a, b = groups
-    (told,) = pfc.compare(a, b, names=("tight", "loose")).sentences()
-    assert told.startswith(
+    (words,) = pfc.compare(a, b, names=("tight", "loose")).sentences()
+    assert words.startswith(
         "At b, loose against tight (95 % intervals over 4 and 3 seeds): less collapsed"
     )
-    (told,) = pfc.compare(b, a, names=("loose", "tight")).sentences()
-    assert "tight against loose" in told
-    assert ": more collapsed by PFC1" in told
-    (told,) = pfc.compare(a, a[::-1], names=("one", "other")).sentences()
-    assert told.count("does not differ beyond what seeds do") == len(PFC)
-    (told,) = pfc.compare(a[0], b[0]).sentences()
-    assert "At b, b against a (single networks: nothing is known of other seeds): less" in told
-    assert "difference" not in told
+    (words,) = pfc.compare(b, a, names=("loose", "tight")).sentences()
+    assert "tight against loose" in words
+    assert ": more collapsed by PFC1" in words
+    (words,) = pfc.compare(a, a[::-1], names=("one", "other")).sentences()
+    assert words.count("does not differ beyond what seeds do") == len(PFC)
+    (words,) = pfc.compare(a[0], b[0]).sentences()
+    assert (
+        "At b, b against a (b and a are single networks: nothing is known of other seeds): less" in words
+    )
+    assert "difference" not in words
 
 
 def test_networks_of_other_layers_are_compared_at_their_last():
@@ -106,8 +110,8 @@ def test_networks_of_other_layers_are_compared_at_their_last():
     assert (row.two, row.three) == (a.columns["pfc1"][-1], b.columns["pfc1"][-1])
     assert found.sentences()[0].startswith("At their last layers, three against two")
     assert found.summary().layers.tolist() == [2, 3]
-    (told,) = pfc.compare(a, profile(1, K=2)).sentences()
-    assert "PFC2" in told
+    (words,) = pfc.compare(a, profile(1, K=2)).sentences()
+    assert "PFC2" in words
 
 
 def test_what_can_not_be_compared_is_refused(groups, tmp_path):
@@ -143,7 +147,7 @@ def test_the_figure_has_a_line_a_group_and_a_band_of_its_seeds(groups):
     assert (ends.min(), ends.max()) == pytest.approx((np.min(values), np.max(values)))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["tight (4 seeds: mean, least, largest)", "loose"]
-    with pytest.raises(ValueError, match="group 'x' needs profiles of the same layers, got 2"):
+    with pytest.raises(ValueError, match="group 'x' needs one profile or several of the same layers"):
         pfc.figures.layers({"x": [a[0], profile(0, layers=("a", "c"))]})
     with pytest.raises(ValueError, match="need at least one profile, got none"):
         pfc.figures.layers({})
@@ -154,7 +158,7 @@ def test_the_command_prints_and_writes_all(tmp_path, capsys, monkeypatch):
     runs(tmp_path, "wide", 16)
     main(["compare", "wide-0", "wide-1", "--cka", "--samples", "40", "--out", "found"])
     said = capsys.readouterr().out
-    assert "At blocks.0, wide-1 against wide-0 (single networks" in said
+    assert "At blocks.0, wide-1 against wide-0 (wide-1 and wide-0 are single" in said
     assert "Linear CKA of wide-0 (rows) and wide-1 (columns), 40 samples:" in said
     names = [f"{name}.{kind}" for name in ("cka", "compare") for kind in ("csv", "png", "svg")]
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
@@ -199,3 +203,85 @@ def test_a_page_of_several_runs_says_what_differs_and_groups_their_seeds(tmp_pat
     assert "What differs" in page
     assert found.sentences()[0].partition(" (95")[0] in page
     assert "What differs" not in pfc.report.write(wide, tmp_path / "one.html").read_text()
+
+
+def test_names_that_are_columns_take_nothing_from_them(groups):
+    a, b = groups
+    table = pfc.compare(a, b, names=("low", "difference")).table(["pfc1"])
+    known = pfc.compare(a, b, names=("x", "y")).table(["pfc1"])
+    assert list(table.columns) == ["mean of low", "mean of difference", "difference", "low", "high"]
+    np.testing.assert_array_equal(table, known)
+    of_three = pfc.compare(a, b, a, names=("x", "low of z", "z")).table(["pfc1"])
+    assert "mean of low of z" in of_three.columns
+
+
+def test_rounding_is_no_difference_and_infinities_are_equal(groups):
+    a = groups[0][0]
+    again = replace(a, columns={n: tuple(x * (1 + 1e-15) for x in v) for n, v in a.columns.items()})
+    (words,) = pfc.compare(a, again).sentences()
+    assert words.count("does not differ (") == len(PFC)
+    infinite = replace(a, columns={**a.columns, "pfc1": (math.inf, math.inf)})
+    comparison = pfc.compare(infinite, infinite)
+    assert "PFC1 does not differ (inf against inf)" in comparison.sentences()[0]
+    assert comparison.table().loc[("pfc1", "b"), "difference"] == 0
+
+
+def test_what_was_measured_otherwise_is_told(groups):
+    a = groups[0][0]
+    other = replace(a, about={**a.about, "weighting": "sample", "pool": "mean"})
+    with pytest.warns(UserWarning, match="the profiles differ in weighting: class, sample"):
+        with pytest.warns(UserWarning, match="the profiles differ in pool: flatten, mean"):
+            pfc.compare(a, other)
+    for wrong in (3, None):
+        with pytest.raises(ValueError, match="a group is of profiles, or a path of runs, got"):
+            inspect.unwrap(pfc.compare)(a, wrong)
+
+
+def told(*paths):
+    """A comparison, and what was warned of."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        comparison = pfc.compare(*paths)
+    return comparison, [str(each.message) for each in found]
+
+
+def test_groups_that_are_no_seeds_and_runs_that_are_unfinished_are_told(tmp_path):
+    wide, slim = runs(tmp_path, "wide", 16), runs(tmp_path, "slim", 8)
+    comparison, said = told(tmp_path / "*-0", tmp_path / "*-1")
+    assert said == [f"the networks of *-{i} differ in more than their seed: width" for i in (0, 1)]
+    assert "(95 % intervals over 2 and 2 networks)" in comparison.sentences()[0]
+    assert told(wide, slim)[1] == []
+    shutil.copytree(tmp_path / "wide-0", tmp_path / "wide-copy")
+    assert told(wide, slim)[1] == ["some networks of wide-* have the same seed"]
+    for path in (tmp_path / "slim-1" / "profiles").glob("epoch-0001.*"):
+        path.unlink()
+    _, said = told(tmp_path / "slim-0", tmp_path / "slim-1")
+    assert said == [
+        "slim-1 has reached epoch 0 of 1",
+        "the networks were measured at different epochs: 0, 1",
+    ]
+
+
+def test_groups_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        for seed in (0, 1):
+            profile(seed).save(tmp_path / folder / f"s-{seed}.json")
+    comparison = pfc.compare(str(tmp_path / "x" / "s-*"), str(tmp_path / "y" / "s-*"))
+    assert [group.name for group in comparison.groups] == ["x/s-*", "y/s-*"]
+    main(["compare", *(str(tmp_path / f / "s-0.json") for f in "xy"), "--names", "one", "two"])
+
+
+def test_a_band_breaks_where_a_network_has_no_number(groups):
+    a, b = groups[0][:2]
+    unknown = replace(b, columns={**b.columns, "pfc1": (math.nan, b.columns["pfc1"][1])})
+    for order in ([a, unknown], [unknown, a]):
+        (ax,) = pfc.figures.layers({"x": order}, metrics=["pfc1"]).axes
+        ends = ax.collections[0].get_paths()
+        points = np.concatenate([path.vertices for path in ends])
+        assert points[:, 0].min() == 1  # nothing at the first layer
+    looks = {
+        (line.get_color(), line.get_marker())
+        for line in pfc.figures.layers({str(i): a for i in range(20)}, metrics=["pfc1"]).axes[0].lines
+    }
+    assert len(looks) == 20

@@ -72,3 +72,68 @@ def test_what_has_no_meaning_is_refused(digits):
             pfc.cka(a, b, digits.batches(), limit=limit)
     with pytest.raises(ValueError, match="pool='tokens' makes samples of tokens"):
         pfc.cka(a, b, digits.batches(), pool="tokens")
+
+
+def test_equal_inputs_do_not_crowd_out_others_in_any_order():
+    torch.manual_seed(1)
+    net = pfc.FCResNet(features=6, classes=3, width=8, blocks=2, zero_start=False).double()
+    rest = torch.randn(3, 6, dtype=torch.float64)
+    X = torch.cat([torch.randn(1, 6, dtype=torch.float64).repeat(50, 1), rest])
+    y = torch.arange(len(X)) % 3
+    for limit in (2, 3, 10, 51, 52):
+        both = [
+            pfc.cka(net, net, [(X[i], y[i])], limit=limit, progress=False)
+            for i in (torch.arange(len(X)), torch.arange(len(X)).flip(0))
+        ]
+        assert [found.attrs["samples"] for found in both] == [limit, limit]
+        np.testing.assert_allclose(both[0], both[1], rtol=1e-12)
+
+
+def test_small_batches_cost_no_more_forward_passes_than_large_ones(digits):
+    a, b = networks()
+    passes = []
+    for size in (3, 300):
+        seen = []
+        handle = a.register_forward_hook(lambda _net, args, _out, seen=seen: seen.append(len(args[0])))
+        pfc.cka(a, b, digits.batches(size), limit=200, progress=False)
+        handle.remove()
+        passes.append(sum(seen))
+    assert passes[0] == passes[1] <= 2.5 * 200
+
+
+def test_data_that_change_are_read_once(digits):
+    generator = torch.Generator().manual_seed(0)
+
+    class Fresh:
+        """Other inputs at every reading."""
+
+        def __iter__(self):
+            for _ in range(4):
+                yield torch.randn(10, 1, 8, 8, generator=generator), torch.arange(10)
+
+    found = pfc.cka(*networks(), Fresh(), limit=25, progress=False)
+    assert found.attrs["samples"] == 25
+    assert np.isfinite(found.to_numpy()).all()
+
+
+def test_texts_of_several_lengths_stand_in_tiles_of_their_own():
+    class Tokens(nn.Module):
+        """Means of embeddings."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Embedding(20, 6), nn.Linear(6, 3)
+
+        def forward(self, input_ids, flag):
+            assert flag == 1
+            return self.head(self.embed(input_ids).mean(1))
+
+    data = [
+        {"input_ids": torch.randint(20, (4, T)), "flag": torch.tensor(1), "labels": torch.arange(4) % 3}
+        for T in (5, 7, 5)
+    ]
+    net = Tokens().double()
+    found = pfc.cka(net, net, data, layers=["embed"], pool="mean", progress=False)
+    assert found.attrs["samples"] == 12
+    assert found.loc["embed", "embed"] == pytest.approx(1, rel=1e-12)

@@ -16,11 +16,13 @@ from pfc.warning import warn
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 def compare(
     *groups: str,
     metrics: Annotated[list[str] | None, Parameter(negative_iterable="", consume_multiple=True)] = None,
+    names: Annotated[list[str] | None, Parameter(negative_iterable="", consume_multiple=True)] = None,
     level: float = 0.95,
     cka: bool = False,
     samples: int = 1_000,
@@ -33,6 +35,7 @@ def compare(
         groups: Two or more: a run's folder, a profile's .json file, or a quoted glob such as
             "runs/wd0-*", whose matches are the seeds of one group. Differences are from the first.
         metrics: Columns of the profiles' tables; PFC1-3 if not given.
+        names: What the groups are called, one each; by default the last parts of their paths.
         level: Of the intervals over seeds; seeds are paired where both groups have the same ones.
         cka: Also say how alike the layers of the first two groups' first runs are, by linear CKA; takes
             forward passes of both networks on the first one's data.
@@ -45,19 +48,21 @@ def compare(
     """
     if data is not None and not cka:
         raise ValueError("--data are those that both networks are shown for --cka: give both")
-    found = compare_groups(*groups, level=level)
+    found = compare_groups(*groups, names=names, level=level)
     found.table(metrics)  # refuses metrics that not all have
     pair = [sources([group])[0] for group in groups[:2]] if cka else []
     for source in pair:
         if source.run is None:
             raise ValueError(f"--cka needs networks, so runs' folders, not {source.path}")
-        _ = source.run.recipe  # refuses what was recorded without one
+        source.run.network()  # refuses what keeps none
+    figure = None
     if out is not None:
         check_place(expanded(out) / "compare.csv")
+        figure = draw.compared({g.name: g.profiles for g in found.groups}, metrics=metrics)
     print(found.told(metrics))
     alike = _alike(pair, found, samples, data) if cka else None
-    if out is not None:
-        print(*_written(expanded(out), found, metrics, alike), sep="\n")
+    if out is not None and figure is not None:
+        print(*_written(expanded(out), found, metrics, figure, alike), sep="\n")
 
 
 def _alike(pair: Sequence[Source], found: Comparison, samples: int, data: str | None) -> "pd.DataFrame":
@@ -75,15 +80,18 @@ def _alike(pair: Sequence[Source], found: Comparison, samples: int, data: str | 
 
 
 def _written(
-    out: Path, found: Comparison, metrics: Sequence[str] | None, alike: "pd.DataFrame | None"
+    out: Path,
+    found: Comparison,
+    metrics: Sequence[str] | None,
+    figure: "Figure",
+    alike: "pd.DataFrame | None",
 ) -> Iterator[Path]:
     """Tables as CSV, and figures."""
     write_text(table := out / "compare.csv", found.table(metrics).to_csv())
     yield table
-    groups = {group.name: group.profiles for group in found.groups}
-    yield from draw.save(draw.compared(groups, metrics=metrics), out / "compare")
+    yield from draw.save(figure, out / "compare")
     if alike is not None:
         write_text(table := out / "cka.csv", alike.to_csv())
         yield table
-        names = [*groups][:2]
+        names = [group.name for group in found.groups[:2]]
         yield from draw.save(draw.similarity(alike, names=names), out / "cka")

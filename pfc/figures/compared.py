@@ -1,7 +1,7 @@
 """Several networks in one figure: metrics over their layers, and how alike their layers are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by all eyes; markers in turn, for print without colour
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-SIGNS = "osD^vPX"
+SIGNS = "osD^vPX*"  # one more than colours, so that 56 networks look different
 
 
 def compared(
@@ -79,7 +79,7 @@ def compared(
 def _members(name: str, given: "Members") -> "list[Profile]":
     profiles = list(given) if isinstance(given, Sequence) else [given]
     if not profiles or any(profile.layers != profiles[0].layers for profile in profiles):
-        raise ValueError(f"group {name!r} needs profiles of the same layers, got {len(profiles)}")
+        raise ValueError(f"group {name!r} needs one profile or several of the same layers")
     return profiles
 
 
@@ -96,7 +96,7 @@ def _panel(ax: "Axes", members: "Mapping[str, Sequence[Profile]]", metric: str, 
     bands: list[float] = []
     for i, profiles in enumerate(members.values()):
         by_layer = _by_layer(profiles, metric)
-        low, high = ([end(values) for values in by_layer] for end in (min, max))
+        low, high = ([_end(end, values) for values in by_layer] for end in (min, max))
         if len(profiles) > 1:
             places, colour = _places(len(by_layer), same=same), COLOURS[i % len(COLOURS)]
             ax.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -109,6 +109,11 @@ def _panel(ax: "Axes", members: "Mapping[str, Sequence[Profile]]", metric: str, 
         for i in range(len(several))
     ]
     draw_curves(ax, at, means, looks, metric, bands)
+
+
+def _end(end: Callable[[Sequence[float]], float], values: Sequence[float]) -> float:
+    """The least or the largest; nothing where one is not finite, so that the band breaks."""
+    return end(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _by_layer(profiles: "Sequence[Profile]", metric: str) -> list[tuple[float, ...]]:

@@ -106,7 +106,8 @@ def layers(
 
     Args:
         profile: What was measured; or several profiles by their names, which are drawn over one
-            another, as `compared` does, by the number of the layer and without the predicted line.
+            another, as `compared` does, by the number of the layer, or by the part of the depth where
+            layers differ, and without the predicted line.
         position: Where layers stand, as for `Segment.position`.
         end: What stands at the end of the predicted line, as for `Segment.line`; `None` draws no line.
         metrics: Columns of `profile.table()`; by default PFC1-3. The line predicts these alone.

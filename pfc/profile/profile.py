@@ -62,7 +62,8 @@ class Profile:
                 `pfc1_low` and `pfc1_high`: where the metric would lie if other samples of the same
                 classes had been drawn. Of PFC1 it is normal in the logarithm, of PFC2 in the number
                 itself, of PFC3 Wilson's, about the class means as they are. It tells nothing of the
-                bias of few samples a class, which `pfc1_unbiased` shows, nor of other networks.
+                bias of few samples a class, which `pfc1_unbiased` shows, nor of other networks; and it
+                takes samples as independent, which the tokens of one text are not.
 
         Returns:
             The numbers.

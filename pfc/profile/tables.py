@@ -69,11 +69,11 @@ def intervals_of(profile: "Profile", level: float) -> dict[str, list[float]]:
         "pfc2": lambda x, error: (max(0.0, x - z * error), min(math.sqrt(2), x + z * error)),
         "pfc3": lambda x, _: wilson(x, N, z),
     }
-    errors = {**profile.errors, "pfc3": (math.nan,) * len(profile.layers)}
+    errors = {**profile.errors, "pfc3": (0.0,) * len(profile.layers)}
     found: dict[str, list[float]] = {}
     for metric, interval in of.items():
         pairs = [
-            interval(x, error) if not math.isnan(x) else UNKNOWN
+            UNKNOWN if math.isnan(x) or math.isnan(error) else interval(x, error)
             for x, error in zip(profile.columns[metric], errors[metric], strict=True)
         ]
         found |= {

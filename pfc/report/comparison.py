@@ -1,61 +1,24 @@
 """What differs between runs, or between groups of runs with different seeds."""
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from pfc.files import expanded
 from pfc.intervals import Interval, student, welch
 from pfc.profile import Profile
 from pfc.profile.columns import COLUMNS, PFC
-from pfc.report.sources import Source, sources
+from pfc.profile.verdict import same
+from pfc.report.groups import LAST, Group, measured_otherwise
+from pfc.report.sources import Source, short_names, sources
+from pfc.warning import warn
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LAST = "last layer"  # the row of networks whose last layers have different names
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Networks that differ in their seed alone, or one network.
-
-    Args:
-        name: What it is called.
-        profiles: One a network.
-        seeds: Of each; `None` where it is not known.
-    """
-
-    name: str
-    profiles: tuple[Profile, ...]
-    seeds: tuple[int | None, ...]
-
-    @classmethod
-    def of(cls, name: str, members: Sequence[Source]) -> "Group":
-        """Of runs, their last profiles."""
-        return cls(name, tuple(m.last for m in members), tuple(m.seed for m in members))
-
-    @property
-    def layers(self) -> list[str]:
-        """Layers that all have, in the order of the first."""
-        first, *others = self.profiles
-        return [name for name in first.layers if all(name in other.layers for other in others)]
-
-    def values(self, metric: str, layer: str) -> list[float]:
-        """A metric at a layer, of each network."""
-        at = [-1 if layer == LAST else p.layers.index(layer) for p in self.profiles]
-        return [p.columns[metric][l] for p, l in zip(self.profiles, at, strict=True)]
-
-    def paired(self, other: "Group") -> list[int] | None:
-        """Which of the other's networks has the seed of each of these; `None` if not all have one."""
-        known = {seed: i for i, seed in enumerate(other.seeds)}
-        if None in self.seeds or len(known) < len(other.seeds) or {*self.seeds} != {*known}:
-            return None
-        return [known[seed] for seed in self.seeds] if len(self.seeds) == len(known) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +80,28 @@ class Comparison:
             raise ValueError(f"metrics must be some of {', '.join(self.metrics)}, got {asked}")
         return [*metrics]
 
-    def _row(self, layer: str, metric: str) -> dict[Any, float]:
+    def _row(self, layer: str, metric: str) -> dict[str, float]:
         first, *others = self.groups
-        row: dict[Any, float] = {group.name: mean(group.values(metric, layer)) for group in self.groups}
+        row: dict[str, float] = {self.column(g): mean(g.values(metric, layer)) for g in self.groups}
         for group in others:
             of = "" if len(others) == 1 else f" of {group.name}"
-            row[f"difference{of}"] = row[group.name] - row[first.name]
-            values = (each.values(metric, layer) for each in (first, group))
-            row[f"low{of}"], row[f"high{of}"] = self._interval(first, group, *values)
+            a, b = (each.values(metric, layer) for each in (first, group))
+            row[f"difference{of}"] = _apart(mean(a), mean(b))
+            row[f"low{of}"], row[f"high{of}"] = self._interval(first, group, a, b)
         return row
+
+    def column(self, group: Group) -> str:
+        """What the column of a group's means is called.
+
+        Args:
+            group: One of those compared.
+
+        Returns:
+            Its name; "mean of" it where another column is called so.
+        """
+        taken = ("difference", "low", "high")
+        clash = group.name in taken or group.name.startswith(tuple(f"{each} of " for each in taken))
+        return f"mean of {group.name}" if clash else group.name
 
     def _interval(self, a: Group, b: Group, of_a: Sequence[float], of_b: Sequence[float]) -> Interval:
         """Of the difference of two groups' means."""
@@ -138,9 +114,9 @@ class Comparison:
         """One row a group.
 
         Returns:
-            Columns: `networks`; the means of accuracy, of `effective_depth` (the number of the layer,
-            from 1; NaN where a network has none), of `layers`, of the last segment's `straightness`, and
-            of PFC1-3 at the last layer.
+            Columns: `networks`; the means of accuracy, of `effective_depth` (an index into the layers;
+            NaN where a network has none), of `layers`, of the last segment's `straightness`, and of
+            PFC1-3 at the last layer.
         """
         import pandas as pd
 
@@ -168,22 +144,34 @@ class Comparison:
 
     def _seeds(self, group: Group) -> str:
         """How sure the differences are."""
-        first, n = self.groups[0], len(group.profiles)
-        if min(n, len(first.profiles)) < 2:
-            return " (single networks: nothing is known of other seeds)"
+        first, sizes = self.groups[0], [len(each.profiles) for each in (self.groups[0], group)]
+        if single := [each.name for each in (group, first) if len(each.profiles) < 2]:
+            are = "are single networks" if len(single) > 1 else "is a single network"
+            return f" ({' and '.join(single)} {are}: nothing is known of other seeds)"
+        level = f" ({100 * self.level:g} % intervals over"
         if first.paired(group) is not None:
-            return f" ({100 * self.level:g} % intervals over {n} paired seeds)"
-        return f" ({100 * self.level:g} % intervals over {len(first.profiles)} and {n} seeds)"
+            return f"{level} {sizes[0]} paired seeds)"
+        word = "seeds" if first.alike and group.alike else "networks"
+        return f"{level} {sizes[0]} and {sizes[1]} {word})"
+
+    def notes(self) -> list[str]:
+        """What a reader must know: unfinished runs, networks or measurements that differ otherwise.
+
+        Returns:
+            A sentence each, without a full stop.
+        """
+        own = [note for group in self.groups for note in group.notes()]
+        return [*own, *measured_otherwise(self.groups)]
 
     def _told(self, metric: str, layer: str, a: Group, b: Group) -> str:
         """A metric of two groups: more collapsed, less, or no different."""
         of_a, of_b = a.values(metric, layer), b.values(metric, layer)
         both = f"{mean(of_b):.4g} against {mean(of_a):.4g}"
-        apart, (low, high) = mean(of_b) - mean(of_a), self._interval(a, b, of_a, of_b)
+        apart, (low, high) = _apart(mean(of_a), mean(of_b)), self._interval(a, b, of_a, of_b)
         name, sure = metric.upper(), not math.isnan(low)
         if math.isnan(apart):
             return f"{name} is not known of both"
-        if apart == 0 or (sure and low <= 0 <= high):
+        if same(COLUMNS[metric], mean(of_a), mean(of_b)) or (sure and low <= 0 <= high):
             beyond = " beyond what seeds do" if sure else ""
             return f"{name} does not differ{beyond} ({both})"
         more = "more" if (apart > 0) == COLUMNS[metric].rises else "less"
@@ -207,9 +195,14 @@ class Comparison:
         return self.told()
 
 
+def _apart(a: float, b: float) -> float:
+    """How much larger `b` is; nothing where both are infinite."""
+    return 0.0 if a == b else b - a
+
+
 def _effective_depth(profile: Profile) -> float:
     depth = profile.effective_depth() if "pfc3" in profile.columns else None
-    return math.nan if depth is None else float(depth + 1)
+    return math.nan if depth is None else float(depth)
 
 
 def _straightness(profile: Profile) -> float:
@@ -259,32 +252,24 @@ def compare(
         raise ValueError(f"need at least two groups to compare, got {len(groups)}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), such as 0.95, got {level}")
-    found = [_group(each, i) for i, each in enumerate(groups)]
+    found = _groups(groups)
     called = [group.name for group in found] if names is None else list(names)
     if len(called) != len(found) or len({*called}) < len(called):
         raise ValueError(f"names must be {len(found)} different ones, got {', '.join(called)}")
-    renamed = (Group(n, g.profiles, g.seeds) for n, g in zip(called, found, strict=True))
-    return Comparison(tuple(renamed), level)
+    renamed = (replace(group, name=name) for name, group in zip(called, found, strict=True))
+    comparison = Comparison(tuple(renamed), level)
+    for note in comparison.notes():
+        warn(note, UserWarning)
+    return comparison
 
 
 def of_sources(found: Sequence[Source]) -> Comparison | None:
     """Compare what differs in more than its seed; `None` if there is nothing to compare."""
     alike: dict[str, list[Source]] = {}
     for source in found:
-        alike.setdefault(_kind(source), []).append(source)
+        alike.setdefault(source.kind or str(source.path), []).append(source)
     groups = [Group.of(_title(members), members) for members in alike.values()]
     return Comparison(tuple(groups)) if len(groups) > 1 else None
-
-
-def _kind(source: Source) -> str:
-    """What runs share that differ in their seed alone; a path where that is not known."""
-    config = source.config
-    if not config.get("recipe"):
-        return str(source.path)
-    data = {name: value for name, value in config["data"].items() if name != "seed"}
-    if data.get("limit") is not None:  # the seed chooses the images
-        data = {name: data.get(name) for name in ("spec", "split", "limit", "label_column")}
-    return json.dumps([config["recipe"], data], sort_keys=True)
 
 
 def _title(members: Sequence[Source]) -> str:
@@ -292,16 +277,27 @@ def _title(members: Sequence[Source]) -> str:
     return f"{members[0].name}{f' and {more} more of other seeds' if more else ''}"
 
 
-def _group(given: Any, i: int) -> Group:
-    letter = chr(ord("a") + i) if i < 26 else str(i)
-    if isinstance(given, Profile):
-        return Group(letter, (given,), (None,))
-    if isinstance(given, str | Path):
-        members = sources([given])
-        name = members[0].name if len(members) == 1 else Path(given).name
-        return Group.of(name, members)
-    profiles = tuple(given)
+def _groups(given: Sequence[Any]) -> list[Group]:
+    """The groups, each under a name that tells it from the others."""
+    members = [sources([each]) if isinstance(each, str | Path) else None for each in given]
+    paths = [
+        found[0].path if len(found) == 1 else expanded(each)
+        for each, found in zip(given, members, strict=True)
+        if found is not None
+    ]
+    names = iter(short_names(paths))
+    return [
+        _of_profiles(each, chr(ord("a") + i) if i < 26 else str(i))
+        if found is None
+        else Group.of(next(names), found)
+        for i, (each, found) in enumerate(zip(given, members, strict=True))
+    ]
+
+
+def _of_profiles(given: Any, name: str) -> Group:
+    profiles = (given,) if isinstance(given, Profile) else given
+    profiles = tuple(profiles) if isinstance(profiles, Iterable) else (profiles,)
     if not profiles or not all(isinstance(each, Profile) for each in profiles):
         kinds = ", ".join(sorted({type(each).__name__ for each in profiles})) or "nothing"
         raise ValueError(f"a group is of profiles, or a path of runs, got {kinds}")
-    return Group(letter, profiles, (None,) * len(profiles))
+    return Group(name, profiles, (None,) * len(profiles))

@@ -122,12 +122,13 @@ def _compared(found: Sequence[Source]) -> str:
     comparison = of_sources(found)
     if comparison is None:
         return ""
-    told = comparison.table().drop(columns=[group.name for group in comparison.groups])
+    notes = [f"{note[0].upper()}{note[1:]}." for note in comparison.notes()]
+    told = comparison.table().drop(columns=[comparison.column(group) for group in comparison.groups])
     rows = told.dropna(axis=1, how="all").unstack("metric", sort=False)  # no interval of single networks
     table = re.sub(r">\s+<", "><", rows.to_html(float_format="{:.4g}".format, na_rep="-", border=0))
     return (
         '<section class="compared" aria-labelledby="h-compared"><h2 id="h-compared">What differs</h2>'
-        f"{words.listed(comparison.sentences(), 'differences')}"
+        f"{words.listed([*comparison.sentences(), *notes], 'differences')}"
         "<details><summary>Differences layer by layer</summary>"
         '<div class="wide" tabindex="0" role="region" aria-label="Differences layer by layer">'
         f"{table}</div></details></section>"

@@ -1,6 +1,7 @@
 """What a report or a comparison is of: runs, recordings and saved profiles, by short names."""
 
 import glob
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +67,23 @@ class Source:
         """How the run was made; nothing of a single profile."""
         return {} if self.run is None else self.run.config
 
+    @cached_property
+    def kind(self) -> str | None:
+        """What runs share that differ in their seed alone; `None` where that is not known."""
+        config = self.config
+        if not config.get("recipe"):
+            return None
+        data = {name: value for name, value in config["data"].items() if name != "seed"}
+        if data.get("limit") is not None:  # the seed chooses the images
+            data = {name: data.get(name) for name in ("spec", "split", "limit", "label_column")}
+        return json.dumps([config["recipe"], data, config.get("precision")], sort_keys=True)
+
+    @property
+    def unfinished(self) -> str:
+        """How far a run has come that is not at its end; empty of others."""
+        recipe, last = self.config.get("recipe"), max(self.profiles)
+        return f"epoch {last} of {recipe['epochs']}" if recipe and last < recipe["epochs"] else ""
+
     @property
     def seed(self) -> int | None:
         """Of the run; `None` if it is not known."""
@@ -85,7 +103,7 @@ def sources(paths: Sequence[str | Path]) -> list[Source]:
         ValueError: If there is none, or something else.
     """
     found = list(dict.fromkeys(path for each in paths for path in _matching(each)))
-    return [Source(path, name) for path, name in zip(found, _names(found), strict=True)]
+    return [Source(path, name) for path, name in zip(found, short_names(found), strict=True)]
 
 
 def _matching(path: str | Path) -> list[Path]:
@@ -119,7 +137,7 @@ def _is_profile(path: Path) -> bool:
     return path.suffix == ".json" and path.with_suffix(".safetensors").is_file()
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many of them as tell all apart."""
     whole = [path.absolute().with_suffix("" if path.is_file() else path.suffix).parts for path in paths]
     for parts in range(1, max(map(len, whole), default=0)):

@@ -131,7 +131,7 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
     if source.seed is not None:
         yield "seed", str(source.seed)
     yield "measured", _measured(source.last)
-    machine = [str(config[name]) for name in ("device", "machine", "precision") if name in config]
+    machine = [str(config[n]) for n in ("device", "machine", "precision") if config.get(n) is not None]
     if machine:
         yield "device", ", ".join(machine)
     versions = config.get("versions", {"torch": about["torch"]} if "torch" in about else {})
@@ -142,6 +142,8 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
 def _otherwise(source: Source) -> str:
     if source.run is None:
         return "measuring; a saved profile keeps no command"
+    if "recorded" in source.config:
+        return "pfc.Recorder, in a training that it knows nothing of"
     return "pfc.train with the recipe below, which no option of `pfc train` makes"
 
 

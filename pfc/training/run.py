@@ -182,7 +182,8 @@ class Run:
         known = self._trained()["data"]
         kept = by_epoch(self.folder, "weights/epoch-*.safetensors")
         if not kept or (epoch is not None and epoch not in kept):
-            raise ValueError(f"{self.folder} has no weights of epoch {epoch}; it has {sorted(kept)}")
+            which = "keeps no weights" if not kept else f"has no weights of epoch {epoch}"
+            raise ValueError(f"{self.folder} {which}; it has {sorted(kept) or 'profiles alone'}")
         path = kept[max(kept) if epoch is None else epoch]
         weights = read_tensors(path, FORMAT)[0]
         if sum(self.recipe.blocks) > len(weights):  # else it could take for ever to build
