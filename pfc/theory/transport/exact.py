@@ -55,7 +55,9 @@ class Exact:
         if self.cost == 0:
             return f"The centred clouds are the same, nothing is transported ({sure})."
         if self.gap == 0 and self.sampled:
-            return f"No gap was found: the network's map of these samples is optimal ({sure})."
+            return (
+                f"No gap was found: the network's map of {self.samples:,} samples is optimal ({sure})."
+            )
         if self.gap == 0:
             return f"The network's map is an optimal transport map ({sure})."
         excess = self.gap / self.w2 if self.w2 else math.inf
