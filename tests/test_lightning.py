@@ -173,6 +173,15 @@ def test_wrong_use_is_refused_before_the_first_step(tmp_path):
         fitted([Collapse()], tmp_path, data=loaders)
 
 
+def test_a_monitor_of_epochs_that_are_not_measured_is_refused(tmp_path):
+    stopping = pl.callbacks.EarlyStopping("pfc/pfc1", check_on_train_epoch_end=True)
+    with pytest.raises(ValueError, match="EarlyStopping monitors 'pfc/pfc1' at epochs that are not"):
+        fitted([Collapse(POINTS, every=2, network="net"), stopping], tmp_path)
+    kept = pl.callbacks.ModelCheckpoint(tmp_path, monitor="pfc/pfc1", every_n_epochs=2)
+    fitted([Collapse(POINTS, every=2, network="net"), kept], tmp_path, epochs=4)
+    assert kept.best_model_score is not None
+
+
 def test_without_lightning_it_is_said_what_to_install(monkeypatch):
     for name in ("lightning", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -1,6 +1,10 @@
 """A recorder measures in a training that ends with the same bits, whatever fails meanwhile."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from inspect import unwrap
 
@@ -18,6 +22,7 @@ from pfc.cli import main
 from pfc.figures import album
 from pfc.integrations.apart import Beginning, apart
 from pfc.report.sources import sources
+from pfc.training.recorded import RecordedFolder
 from tests.models import Net, batched, randomised, samples, seeded
 from tests.test_taps import state
 
@@ -355,6 +360,7 @@ def test_what_a_folder_lacks_is_said_in_a_line(tmp_path, capsys):
     for ask in (lambda: run.recipe, run.data, run.network):
         with pytest.raises(ValueError, match=ALONE):
             ask()
+    del recorder
     before = sorted(tmp_path.rglob("*"))
     for command in (["measure"], ["train", "digits", "--limit", "60", "--resume", "--out"]):
         with pytest.raises(SystemExit, match="2"):
@@ -418,3 +424,71 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     torn.mkdir()
     Recorder(POINTS, folder=tmp_path).check(fc_resnet())
     assert not torn.exists()
+
+
+def test_a_recorder_removes_nothing_that_is_not_its_own(tmp_path):
+    own = (".tmp/precious/thesis.txt", ".notes.json.bak", "weights/.tmp_best.pt", "figures/.fig.png.swp")
+    for name in own:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        Recorder(POINTS, folder=tmp_path).check(fc_resnet())
+    assert all((tmp_path / name).read_text() == "mine" for name in own)
+
+
+def test_a_training_that_starts_again_writes_its_later_epochs_anew(tmp_path):
+    model = fc_resnet()
+    recorder = Recorder(POINTS, folder=tmp_path)
+    for epoch in range(4):
+        recorder(model, epoch)
+    again = Recorder(POINTS, folder=tmp_path, passes=2)  # which is what was meant
+    with pytest.warns(UserWarning, match=r"epoch 1 is recorded anew, so those after it, \[2, 3\], are"):
+        again(model, 1)
+    assert sorted(pfc.Run(tmp_path).profiles) == [0, 1]
+    other = pfc.FCResNet(features=X[0].numel(), classes=3, width=8, blocks=5)
+    with pytest.raises(ValueError, match="was recorded of another network: it has the layers"):
+        Recorder(POINTS, folder=tmp_path).check(other)
+
+
+def test_a_folder_is_of_one_process(tmp_path):
+    recorder = Recorder(POINTS, folder=tmp_path)
+    recorder.check(fc_resnet())
+    Recorder(POINTS, folder=tmp_path).check(fc_resnet())  # in one process, as cells run again
+    code = "from pfc.lock import locked; from pathlib import Path\n"
+    code += f"with locked(Path({str(tmp_path)!r})): pass"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"is in use by process {os.getpid()}" in told.stderr
+    del recorder
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_data_that_can_not_be_read_twice_are_refused_at_once(tmp_path):
+    model, dataset = fc_resnet(), [(x, int(k)) for x, k in zip(X, Y, strict=True)]
+    for data in (iter(POINTS), map(tuple, POINTS)):
+        with pytest.raises(ValueError, match="one-shot iterator"):
+            Recorder(data).check(model)
+    replaced = torch.utils.data.RandomSampler(dataset, replacement=True)
+    for how, why in (
+        ({"sampler": replaced}, "a RandomSampler with replacement"),
+        ({"sampler": torch.utils.data.WeightedRandomSampler([1.0] * 30, 9)}, "a Weighted"),
+        ({"shuffle": True, "drop_last": True, "batch_size": 29}, "shuffled, with drop_last"),
+    ):
+        loader = torch.utils.data.DataLoader(dataset, **how)
+        with pytest.raises(ValueError, match=rf"gives other samples each time \({why}"):
+            Recorder(loader).check(model)
+    with pytest.raises(ValueError, match="scalars must be 'last', 'all', or names"):
+        unwrap(Recorder.__init__)(object.__new__(Recorder), scalars=None)
+
+
+def test_a_folder_that_is_removed_is_made_again_and_a_damaged_profile_left(tmp_path):
+    model, recorder = fc_resnet(), Recorder(POINTS, folder=tmp_path / "kept")
+    recorder(model, 0)
+    shutil.rmtree(tmp_path / "kept")
+    recorder(model, 1)
+    assert list(pfc.load(tmp_path / "kept").profiles) == [1]
+    (tmp_path / "kept" / "profiles" / "epoch-0001.json").write_text("{")
+    again = RecordedFolder(tmp_path / "kept", {})
+    again.open()
+    with pytest.warns(UserWarning, match="the profile of epoch 1 is left as it is"):
+        again.keep(2, recorder.profiles[1])
+    assert (tmp_path / "kept" / "profiles" / "epoch-0002.json").exists()

@@ -379,19 +379,19 @@ def test_a_torn_last_line_of_the_history_is_cut(digits, tmp_path):
 
 def test_what_a_killed_process_was_writing_is_swept_away(digits, tmp_path):
     trained(digits, tmp_path / "run", stop=2)
-    places = (
-        "weights/.tmpXy3",
-        "figures/.layers.png.ab12",
-        "profiles/.epoch-0001.safetensors.next.ab12",
-    )
-    torn = [tmp_path / "run" / place for place in (".state.safetensors.ab12", *places)]
+    places = (".state.safetensors", ".config.json", "figures/.layers.png")
+    places += ("profiles/.epoch-0001.safetensors.next", "weights/.epoch-0001.safetensors")
+    torn = [tmp_path / "run" / f"{place}.ab12_x9z" for place in places]
+    own = [tmp_path / "run" / name for name in (".notes.json.bak", ".tmp/mine", ".config.json.mine")]
     for path in torn:
+        path.mkdir(parents=True)
+        (path / "half").write_bytes(b"half")
+    for path in own:
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"half")
-    (tmp_path / "run" / ".config.json.ab12").mkdir()
-    torn.append(tmp_path / "run" / ".config.json.ab12")
+        path.write_text("the user's")
     trained(digits, tmp_path / "run", resume=True)
     assert not any(path.exists() for path in torn)
+    assert all(path.read_text() == "the user's" for path in own)
 
 
 def test_progress_tells_loss_accuracy_and_time_left(digits, monkeypatch, capsys):

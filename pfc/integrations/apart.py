@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from pfc.foreign import attribute
 
@@ -52,6 +52,19 @@ def _with_own_workers(data: Any) -> Any:
     twin = copy.copy(data)
     vars(twin).update(_iterator=None, persistent_workers=False)
     return twin
+
+
+def changes(data: Any) -> str:
+    """Why a loader gives other samples in each reading; empty if nothing tells that it does."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return ""
+    sampler = data.sampler
+    if isinstance(sampler, WeightedRandomSampler):
+        return "a WeightedRandomSampler"
+    if isinstance(sampler, RandomSampler) and sampler.replacement:
+        return "a RandomSampler with replacement"
+    drops = data.drop_last and data.batch_size and len(data.sampler) % data.batch_size  # type: ignore[arg-type]
+    return "shuffled, with drop_last" if isinstance(sampler, RandomSampler) and drops else ""
 
 
 class Beginning:

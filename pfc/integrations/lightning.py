@@ -41,7 +41,8 @@ class Collapse(Callback):
     The network is measured after the first epoch, after each `every`-th and after the last, by
     `pfc.Recorder`, and the training ends with the same bits as without. The numbers are logged by the
     module's own `log_dict`, so that every logger has them, and `ModelCheckpoint` and `EarlyStopping`
-    can monitor `pfc/pfc1`, of the last layer, or `pfc/pfc1/blocks.3`. Before the first step two
+    can monitor `pfc/pfc1`, of the last layer, or `pfc/pfc1/blocks.3`, at epochs that are measured: with
+    `every` above 1 a monitor that looks in between is refused. Before the first step two
     batches are tried.
 
     Args:
@@ -95,6 +96,7 @@ class Collapse(Callback):
         Raises:
             ValueError: If what is to be measured will not do.
         """
+        self._refuse_old_numbers(trainer)
         self.recorder.measure.setdefault("precision", PRECISIONS.get(str(trainer.precision)))
         self.recorder.check(self._net(pl_module), self._data(trainer))
 
@@ -111,6 +113,19 @@ class Collapse(Callback):
         profile = self.recorder.record(self._net(pl_module), done, self._data(trainer))
         if profile is not None:  # the same in every process
             pl_module.log_dict(self.recorder.told(profile, "metric"), sync_dist=False)
+
+    def _refuse_old_numbers(self, trainer: "Trainer") -> None:
+        """Refuse what would choose by the numbers of an epoch before: they stay when none are new."""
+        every = self.recorder.every
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = str(getattr(callback, "monitor", None))
+            own = getattr(callback, "_every_n_epochs", 1) or 1
+            if monitor.startswith(self.recorder.prefix) and own % every:
+                raise ValueError(
+                    f"{type(callback).__name__} monitors {monitor!r} at epochs that are not measured, "
+                    f"with every={every}: measure with every=1, or let it act every {every} epochs "
+                    "(every_n_epochs of ModelCheckpoint)"
+                )
 
     def _is_due(self, done: int, trainer: "Trainer") -> bool:
         last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps

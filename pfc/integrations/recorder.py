@@ -8,15 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from pfc.evaluation import is_sharded
 from pfc.files import expanded
 from pfc.foreign import in_words
-from pfc.integrations.apart import Beginning, apart
+from pfc.integrations.apart import Beginning, apart, changes
 from pfc.measuring import measure as measure_network
 from pfc.measuring.calling import check_model
+from pfc.measuring.loader import MeasuredBatches
 from pfc.measuring.sums import TooFewClassesError
 from pfc.nets import one_of
 from pfc.processes import together
@@ -93,6 +95,8 @@ class Recorder:
         **measure: Any,
     ) -> None:
         at_least(1, every=every)
+        if scalars is None:
+            raise ValueError("scalars must be 'last', 'all', or names or globs of layers, got None")
         one_of(OnError, on_error=on_error)
         _check_arguments(measure)
         self.data, self.every, self.on_error = data, every, on_error
@@ -135,6 +139,12 @@ class Recorder:
         """
         check_model(net)
         data = self._given(data)
+        MeasuredBatches(data, None, torch.device("cpu"))  # refuses what can be read but once
+        if self.measure.get("passes", 2) == 2 and (why := changes(data)):
+            raise ValueError(
+                f"the loader gives other samples each time ({why}), and two passes need the same: give "
+                "one that does not, or measure with passes=1"
+            )
         self._open()
         with apart(data) as own, warnings.catch_warnings(action="ignore"):  # so few samples say nothing
             try:
@@ -143,6 +153,8 @@ class Recorder:
                 profile = None
         if profile is not None:
             self.told(profile)
+            if self._folder is not None:
+                self._in_first_process(partial(self._folder.check, profile))
         self._tried = True
 
     def record(self, net: nn.Module, epoch: int, data: Iterable[Any] | None = None) -> Profile | None:

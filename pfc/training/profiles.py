@@ -1,14 +1,20 @@
 """The profiles in a run's folder: where they stand, how much of each is kept, what a kill leaves."""
 
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from pfc import files
 from pfc.profile import Profile
 
 FEW = 20  # classes up to which the numbers of their pairs are kept at every measured epoch
-WRITTEN = ("json", "jsonl", "safetensors", "safetensors.next", "png", "svg")
-TORN = (*(f".*.{kind}.*" for kind in WRITTEN), ".tmp*")  # what a killed process was writing
+OWN = r"config|history|state|theory|report|epoch-\d+|test|validation|held-out|random"  # files of ours
+FIGURES = r"[\w.-]+\.(?:png|svg|pdf)"
+# what a killed process was writing: a hidden folder beside the file, named as tempfile names it
+TORN = re.compile(
+    rf"\.(?:(?:{OWN})\.(?:json|jsonl|html|safetensors(?:\.next)?)|{FIGURES})\.[a-z0-9_]{{8}}"
+)
+PLACES = ("profiles", "weights", "figures")
 
 
 def by_epoch(folder: Path, pattern: str) -> dict[int, Path]:
@@ -37,8 +43,9 @@ def keep_profile(folder: Path, epoch: int, profile: Profile, *, means: bool, in_
     profile.save(path, means=means, pairs=pairs, sample=in_full)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, places: Sequence[str] = PLACES) -> None:
     """Remove what a killed process was writing, where runs write and nowhere else."""
-    for place in (folder, *(folder / name for name in ("profiles", "weights", "figures"))):
-        for pattern in TORN:
-            files.remove_torn(place, pattern)
+    for place in (folder, *(folder / name for name in places)):
+        for path in place.glob(".*"):
+            if path.is_dir() and not path.is_symlink() and TORN.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
