@@ -312,7 +312,7 @@ def test_a_column_of_texts_is_found_or_named(here, tmp_path):
     loaded = load(here, "bert")
     content = {"a": ["good film", "bad plot"], "b": ["x", "y"], "label": ["good", "bad"]}
     pq.write_table(pa.table(content), tmp_path / "train.parquet")
-    words = r"2 text column\(s\) in .*; choose by text_column=; there are a, b, label"
+    words = r"2 text column\(s\) in .*; choose by text_column= \(pfc measure --column\); there are a, b"
     with pytest.raises(ValueError, match=words):
         loaded.batches(tmp_path)
     (batch,) = loaded.batches(tmp_path, text_column="a")
@@ -340,6 +340,36 @@ def test_of_several_columns_of_labels_the_one_that_was_taken_is_told(here, tmp_p
         assert {*found.other_labels} == {"label", "target"} - {chosen}
         assert found.name == f"{tmp_path.name} (test, {chosen})"
         assert found.labels.tolist() == content[chosen]
+
+
+@pytest.mark.parametrize(
+    ("pair", "column"),
+    [
+        (("question", "sentence"), "sentence"),
+        (("text", "text_pair"), "text"),
+        (("sentence", "sentence2"), "sentence"),
+        (("text", "sentence"), "text"),
+        (("premise", "hypothesis"), "premise"),
+    ],
+)
+def test_half_of_a_pair_of_texts_is_never_taken_unasked(here, tmp_path, pair, column):
+    content = {name: [f"{name} good", "bad"] for name in (*pair, "key")}
+    pq.write_table(pa.table({**content, "label": [1, 0]}), tmp_path / "train.parquet")
+    loaded = load(here, "bert")
+    words = (
+        r"'\w+' and '\w+' in split 'train' .* are texts of one sample, .* by text_column= \(pfc measure"
+    )
+    with pytest.raises(ValueError, match=words) as told:
+        loaded.samples(tmp_path)
+    assert all(repr(name) in str(told.value) for name in pair)
+    assert "key" not in str(told.value).partition(str(tmp_path))[0]
+    found = loaded.samples(tmp_path, text_column=column)
+    assert next(found.contents()) == (0, f"{column} good")
+    assert found.name == f"{tmp_path.name} ({column})"
+    pq.write_table(pa.table({pair[0]: ["good", "bad"], "label": [1, 0]}), tmp_path / "train.parquet")
+    found = loaded.samples(tmp_path)  # alone it is no half
+    assert found.chosen_contents is None
+    assert found.name == tmp_path.name
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def _place(name: str) -> str:
         raise ValueError(f"no folder {name!r}: give one that save_pretrained wrote, or a hub name")
     if "/" in name and folder.parent.is_dir():
         raise ValueError(
-            f"no folder {name!r}, though there is a folder {str(folder.parent)!r}, so the hub is not asked: "
-            "give a folder that save_pretrained wrote, or call from elsewhere for a hub name"
+            f"no folder {name!r}, though there is a folder {str(folder.parent)!r}, so the hub is not "
+            "asked: give a folder that save_pretrained wrote, or call from elsewhere for a hub name"
         )
     return name
 
@@ -107,7 +107,7 @@ def _tokenizer(transformers: Any, place: str, model: nn.Module, called: str) -> 
     if not _words(tokenizer):
         raise ValueError(
             f"{called} has no vocabulary, so each word would be the unknown one: put the files of its "
-            f"tokenizer ({some(_files(tokenizer))}) beside its weights, as its save_pretrained writes them"
+            f"tokenizer ({some(_files(tokenizer))}) beside its weights, as save_pretrained writes them"
         )
     if tokenizer.pad_token is None or attribute(model.config, "pad_token_id") is None:
         raise ValueError(
