@@ -118,6 +118,71 @@ def test_what_has_no_meaning_is_one_line(here, capsys, arguments, words):
     assert words in refused(capsys, "measure", *arguments.split())
 
 
+def test_a_column_of_texts_is_chosen_and_told(here, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(here / "texts" / "train.parquet")
+    (here / "pairs").mkdir()
+    other = pa.array([f"the {text}" for text in rows["text"].to_pylist()][::-1])
+    for name in ("question", "key"):
+        (here / name).mkdir()
+        pq.write_table(rows.append_column(name, other), here / name / "train.parquet")
+    assert "'text' and 'question' in split 'train'" in refused(
+        capsys, *"measure hf:./bert --data question".split()
+    )
+    assert "no column 'q' in" in refused(capsys, *"measure hf:./bert --data key --column q".split())
+    loaded = pfc.models.load("hf:./bert")
+    for data, more, taken, left in (
+        ("key", [], "text", "key"),
+        ("question", ["--column", "question"], "question", "text"),
+    ):
+        main([*f"measure hf:./bert --data {data} --no-test --out {data}.json".split(), *more])
+        assert f"pfc: the texts are {taken}; --column chooses {left}\n" in capsys.readouterr().err
+        batches = loaded.batches(data, text_column=taken)
+        known = pfc.measure(loaded.model, batches, pool="mean", progress=False)
+        found = pfc.load(f"{data}.json")
+        np.testing.assert_allclose(found.table().pfc1, known.table().pfc1, rtol=1e-6)
+        assert found.about["data"] == f"{data} ({taken})"
+
+
+def test_a_column_of_images_is_chosen_for_models_with_and_without_a_preprocessing(here, capsys):
+    from io import BytesIO
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    def png(level):
+        with BytesIO() as file:
+            Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(file, "PNG")
+            return file.getvalue()
+
+    levels = {"image": range(8), "mask": [0, 5, 3, 3, 1, 7, 7, 2]}
+    content = {name: [png(9 * level) for level in own] for name, own in levels.items()}
+    (here / "views").mkdir()
+    pq.write_table(pa.table({**content, "label": [0, 1] * 4}), here / "views" / "train.parquet")
+    (here / "owneye.py").write_text(
+        "import numpy as np\nimport torch\nfrom torch import nn\n"
+        "def cut(image):\n    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255\n"
+        "def bare():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.Linear(4, 2))\n"
+        "def own():\n    return bare(), cut\n"
+    )
+    for name in ("bare", "own"):
+        loaded, numbers = pfc.models.load(f"owneye:{name}"), []
+        for more, taken, left in (([], "image", "mask"), (["--column", "mask"], "mask", "image")):
+            main([*f"measure owneye:{name} --data views --out {taken}.json".split(), *more])
+            assert f"pfc: the images are {taken}; --column chooses {left}\n" in capsys.readouterr().err
+            found = pfc.load(f"{taken}.json")
+            assert found.about["data"] == f"views ({taken})"
+            batches = loaded.batches("views", image_column=taken)
+            known = pfc.measure(loaded.model, batches, progress=False).table().pfc1
+            np.testing.assert_allclose(found.table().pfc1, known, rtol=1e-5)
+            numbers.append(known.iloc[0])
+        assert numbers[0] != pytest.approx(numbers[1], rel=1e-2)
+
+
 def test_a_network_of_ones_own_with_its_preprocessing(here, capsys):
     (here / "owncut.py").write_text(
         "import numpy as np\nimport torch\nfrom torch import nn\n"

@@ -91,6 +91,7 @@ OPTIONS = {
     "--split": ("train", "test", "fit", "held-out", "dev", "", "TRAIN", "a/b"),
     "--limit": ("2", "4", "11", "5000", "1", "0", "-3", "1e3", "x", "", "9" * 30),
     "--label": ("label", "label", "coarse_label", "fine_label", "x", ""),
+    "--column": ("image", "image", "x", ""),
     "--epoch": ("0", "1", "7", "-1", "x"),
     "--weights": ("w.safetensors", "gone.safetensors", "set", "f.npz", "pointer.pt", ""),
     "--mean": ("0.5", "0.1 0.2", "nan", "inf", "x"),

@@ -58,7 +58,10 @@ def test_what_transformers_does_not_have_is_one_line(here, tmp_path, monkeypatch
         raise OSError("We couldn't connect") from type("LocalEntryNotFoundError", (OSError,), {})()
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
-    refused("hf:some/one", r"offline: hf:some/one is not in .*`hf download some/one --local-dir FOLDER`")
+    refused(
+        "hf:some/one",
+        r"offline: hf:some/one is no folder and not .*`hf download some/one --local-dir FOLDER`",
+    )
 
 
 def test_no_code_of_a_repository_is_run(tmp_path):
@@ -75,6 +78,39 @@ def test_a_tokenizer_without_padding_is_refused(here, tmp_path):
     folder = bert_folder(tmp_path / "bert", ["bad", "good"], pad_token=None)
     with pytest.raises(ValueError, match=r"hf:.*bert has no padding token, so texts of different"):
         pfc.models.load(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_model_of_texts_without_its_tokenizer_is_refused(tmp_path, kind, left):
+    folder = bert_folder(tmp_path / "bert", ["bad", "good"], kind=kind)
+    assert pfc.models.load(f"hf:{folder}").classes == ("bad", "good")
+    for file in folder.glob("tokenizer*"):
+        if file.name not in left:
+            file.unlink()
+    words = (
+        r"bert has no (vocabulary, so each .*tokenizer.json.*beside its weights|preprocessing of its)"
+    )
+    with pytest.raises(ValueError, match=words):
+        pfc.models.load(f"hf:{folder}")
+
+
+def test_a_mistyped_folder_is_told_before_the_hub_is_asked(tmp_path, monkeypatch):
+    import transformers
+
+    def asked(*_, **__):
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ValueError, match=r"no folder 'm/nothere', though there is a folder 'm'"):
+        pfc.models.load("hf:m/nothere")
+    with pytest.raises(ValueError, match=r"no folder 'a/b/c'"):
+        pfc.models.load("hf:a/b/c")
+    for name in ("x/nothere", "m"):  # the one may be on the hub, the other is a folder
+        with pytest.raises(ValueError, match="the hub was asked"):
+            pfc.models.load(f"hf:{name}")
 
 
 def test_weights_are_those_of_the_name(here):

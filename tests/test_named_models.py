@@ -312,7 +312,7 @@ def test_a_column_of_texts_is_found_or_named(here, tmp_path):
     loaded = load(here, "bert")
     content = {"a": ["good film", "bad plot"], "b": ["x", "y"], "label": ["good", "bad"]}
     pq.write_table(pa.table(content), tmp_path / "train.parquet")
-    words = r"2 text column\(s\) in .*; choose by text_column=; there are a, b, label"
+    words = r"2 text column\(s\) in .*; choose by text_column= \(pfc measure --column\); there are a, b"
     with pytest.raises(ValueError, match=words):
         loaded.batches(tmp_path)
     (batch,) = loaded.batches(tmp_path, text_column="a")
@@ -343,9 +343,69 @@ def test_of_several_columns_of_labels_the_one_that_was_taken_is_told(here, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("length", "config", "most"), [(512, {}, 512), (10**30, {"max_position_embeddings": 64}, 64)]
+    ("pair", "column"),
+    [
+        (("question", "sentence"), "sentence"),
+        (("text", "text_pair"), "text"),
+        (("sentence", "sentence2"), "sentence"),
+        (("text", "sentence"), "text"),
+        (("premise", "hypothesis"), "premise"),
+    ],
 )
-def test_texts_are_cut_where_the_tokenizer_or_else_the_model_ends(length, config, most):
+def test_half_of_a_pair_of_texts_is_never_taken_unasked(here, tmp_path, pair, column):
+    content = {name: [f"{name} good", "bad"] for name in (*pair, "key")}
+    pq.write_table(pa.table({**content, "label": [1, 0]}), tmp_path / "train.parquet")
+    loaded = load(here, "bert")
+    words = (
+        r"'\w+' and '\w+' in split 'train' .* are texts of one sample, .* by text_column= \(pfc measure"
+    )
+    with pytest.raises(ValueError, match=words) as told:
+        loaded.samples(tmp_path)
+    assert all(repr(name) in str(told.value) for name in pair)
+    assert "key" not in str(told.value).partition(str(tmp_path))[0]
+    found = loaded.samples(tmp_path, text_column=column)
+    assert next(found.contents()) == (0, f"{column} good")
+    assert found.name == f"{tmp_path.name} ({column})"
+    pq.write_table(pa.table({pair[0]: ["good", "bad"], "label": [1, 0]}), tmp_path / "train.parquet")
+    found = loaded.samples(tmp_path)  # alone it is no half
+    assert found.chosen_contents is None
+    assert found.name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("length", "places", "most"),
+    [(512, None, 512), (10**30, 64, 64), (512, 64, 64), (32, 64, 32), (10**30, -1, None)],
+)
+def test_texts_are_cut_where_the_tokenizer_or_the_model_ends(length, places, most):
     tokenizer = type("T", (), {"model_max_length": length})()
-    assert preprocessing.longest(tokenizer, type("C", (), config)()) == most
-    assert preprocessing.longest(type("T", (), {})(), type("C", (), {})()) is None
+    model = nn.Linear(2, 2)
+    model.config = type("C", (), {} if places is None else {"max_position_embeddings": places})()
+    assert preprocessing.longest(tokenizer, model) == most
+    assert preprocessing.longest(type("T", (), {})(), nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "most"),
+    [("Bert", 1, 12), ("Roberta", 1, 10), ("XLMRoberta", 3, 8), ("Camembert", 1, 10), ("MPNet", 1, 10)],
+)
+def test_the_longest_text_is_the_longest_that_the_model_takes(kind, padding, most):
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=9, max_position_embeddings=12, pad_token_id=padding, **sizes
+    )
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    assert preprocessing.longest(type("T", (), {"model_max_length": 512})(), model) == most
+    model(input_ids=torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_texts_longer_than_the_model_takes_are_measured(here, tmp_path):
+    bert_folder(tmp_path / "roberta", ["bad", "good"], kind="Roberta", most=512, places=6)
+    loaded = pfc.models.load(f"hf:{tmp_path / 'roberta'}")
+    batches = loaded.batches(here / "texts")
+    (batch,) = batches
+    assert batch["input_ids"].shape == (24, 5)  # position 0 is the padding's
+    assert pfc.measure(loaded.model, batches, pool="mean", **QUIET).about["samples"] == 24

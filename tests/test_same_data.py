@@ -23,6 +23,7 @@ from tests.test_readers import LATER, rewritten
 RECIPE = pfc.Recipe(name="tiny", data="set", width=4, blocks=(1,), epochs=2, batch_size=4)
 SMALL = "digits --epochs 1 --width 4 --blocks 1".split()
 QUIET = ["--no-theory", "--no-test"]
+VIEWS = [("left", 9), ("right", 7)]
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,7 @@ def test_the_column_of_the_labels_is_kept(here, capsys):
         assert "the labels are coarse_label; --label chooses fine_label" in told.err
         assert "not the data" not in told.err
     assert "no column 'x'" in refused(capsys, "measure", "run", "--label", "x")
+    assert "no column 'x'" in refused(capsys, "measure", "run", "--column", "x")
     assert "have none" in refused(capsys, "train", *SMALL, "--label", "x", "--out", "r")
     assert "--label goes with --data" in refused(capsys, "mufm", "--label", "x")
 
@@ -445,3 +447,23 @@ def test_without_a_home_there_is_no_cache_but_data(here, monkeypatch):
     folder(here / "set")
     with pytest.warns(UserWarning, match="no cache, .* there is no home folder; PFC_CACHE names one"):
         assert len(pfc.data.load("set")) == 12
+
+
+def test_the_column_of_the_images_is_kept_and_another_is_told(here, capsys):
+    blobs = {name: [png(np.full((4, 4), k * i, np.uint8)) for i in range(12)] for name, k in VIEWS}
+    content = table(blobs["left"], [i % 2 for i in range(12)], "ab", image="left")
+    content = content.append_column("right", pa.array(blobs["right"]))
+    (here / "set").mkdir()
+    pq.write_table(content.replace_schema_metadata({}), here / "set" / "train.parquet")
+    images = pfc.data.load(here / "set", image_column="right")
+    assert images.batches().name == "set (right)"
+    train(images)
+    for more in ([], ["--column", "right"], ["--limit", "8"], ["--column", "right", "--limit", "8"]):
+        main(["measure", "run", *QUIET, *more])
+        told = capsys.readouterr()
+        assert "pfc: the images are right; --column chooses left\n" in told.err
+        assert "not the data" not in told.err
+    main(["measure", "run", *QUIET, "--column", "left"])
+    told = capsys.readouterr().err
+    assert "pfc: these are not the data of run: the images of column 'left'; other pixels" in told
+    assert "pfc: the images are left; --column chooses right\n" in told

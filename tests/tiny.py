@@ -32,8 +32,8 @@ def resnet_folder(folder, names):
     return folder
 
 
-def bert_folder(folder, names, pad_token="[PAD]"):
-    """A BERT of two blocks with random weights and a tokenizer of a few words, at most 8 tokens."""
+def bert_folder(folder, names, pad_token="[PAD]", kind="Bert", most=8, places=16):
+    """A BERT, or one of its kin, of two blocks with random weights and a tokenizer of a few words."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -43,20 +43,21 @@ def bert_folder(folder, names, pad_token="[PAD]"):
     marks = [("[CLS]", 2), ("[SEP]", 3)]
     own.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own, pad_token=pad_token, unk_token="[UNK]", model_max_length=8
+        tokenizer_object=own, pad_token=pad_token, unk_token="[UNK]", model_max_length=most
     )
     tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.BertConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(vocabulary),
         intermediate_size=24,
-        max_position_embeddings=16,
+        max_position_embeddings=places,
+        pad_token_id=MARKS.index("[PAD]"),
         **sizes,
         **_named(names),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+        getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
     return folder
 
 

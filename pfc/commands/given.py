@@ -29,6 +29,7 @@ class Given:
         split: Of the data; a run's own, or train, if not given.
         limit: Use at most this many samples, as equal a class as can be.
         label: The column with the labels, where the data have several, such as coarse_label.
+        column: The column with the images or texts, where the data have several, such as sentence1.
         epoch: Of a run: weights are kept at 0, in the middle and at the end (the default).
         weights: The model's state dict as safetensors, for MODULE:FUNCTION.
         mean: Subtracted from each channel of pixels in 0..1, for MODULE:FUNCTION; by default the mean of
@@ -40,6 +41,7 @@ class Given:
     split: str | None = None
     limit: int | None = None
     label: str | None = None
+    column: str | None = None
     epoch: int | None = None
     weights: Path | None = None
     mean: Annotated[tuple[float, ...], Parameter(negative_iterable="")] = ()
@@ -100,16 +102,20 @@ class OfRun:
         """Its own, all or fewer, wherever they are now; or others, which is told."""
         given, run = self.given, self.run
         spec, own = self._set()
-        split, column = split or own, run.config["data"].get("label_column")
-        if (same := self._same(split)) is not None:
+        split, known = split or own, run.config["data"]
+        column, shown = known.get("label_column"), known.get("image_column")
+        other = given.column not in {None, shown}
+        if not other and (same := self._same(split)) is not None:
             if given.limit is None and given.label is None:
                 return same
-            return sets.load(spec, split, given.limit, label_column=given.label or column)
-        images = sets.load(spec, split, given.limit, label_column=given.label)
+            named = {"image_column": shown, "label_column": given.label or column}
+            return sets.load(spec, split, given.limit, **named)
+        images = sets.load(spec, split, given.limit, image_column=given.column, label_column=given.label)
         if given.label is None and images.origin and column in images.origin.other_labels:
-            images = sets.load(spec, split, given.limit, label_column=column)
-        how = "; ".join(run.differences(images))
-        _say(f"these are not the data of {run.folder}: {how}")
+            named = {"image_column": given.column, "label_column": column}
+            images = sets.load(spec, split, given.limit, **named)
+        how = [f"the images of column {given.column!r}"] * other + [*run.differences(images)]
+        _say(f"these are not the data of {run.folder}: {'; '.join(how)}")
         return images
 
     def _same(self, split: str) -> sets.Images | None:
@@ -134,8 +140,8 @@ class OfRun:
         return sets.held_out(spec, self.given.split or own)
 
     def describe(self, samples: sets.Images | models.Samples) -> None:
-        """Say what was chosen unasked: labels."""
-        _say_labels(samples)
+        """Say what was chosen unasked: columns."""
+        _say_columns(samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +167,16 @@ class OfModel:
         if self.loaded.preprocessing is not None:
             given.refuse_constants(self.loaded.name)
         split = split or given.split or "train"
-        samples = self.loaded.samples(str(given.data), split, given.limit, label_column=given.label)
+        how = self.loaded.preprocessing
+        texts = how is not None and how.content == "text"
+        samples = self.loaded.samples(
+            str(given.data),
+            split,
+            given.limit,
+            image_column=None if texts else given.column,
+            text_column=given.column if texts else None,
+            label_column=given.label,
+        )
         _refuse_gaps(samples)
         return _by_constants(samples, given) if isinstance(samples, sets.Images) else samples
 
@@ -170,8 +185,8 @@ class OfModel:
         return sets.held_out(str(self.given.data), self.given.split or "train")
 
     def describe(self, samples: sets.Images | models.Samples) -> None:
-        """Say what was chosen unasked: labels, weights, and what images or texts were prepared by."""
-        _say_labels(samples)
+        """Say what was chosen unasked: columns, weights, and what images or texts were prepared by."""
+        _say_columns(samples)
         loaded = self.loaded
         if self.given.weights is None and not is_named(loaded.name):
             _say(f"no --weights, so the weights are those that {loaded.name} gives")
@@ -201,7 +216,11 @@ def _say(words: str) -> None:
         print(f"pfc: {words}", file=sys.stderr)
 
 
-def _say_labels(samples: sets.Images | models.Samples) -> None:
+def _say_columns(samples: sets.Images | models.Samples) -> None:
+    what = "images" if isinstance(samples, sets.Images) else f"{samples.preprocessing.content}s"
+    if samples.chosen_contents:
+        others = ", ".join(samples.other_contents)
+        _say(f"the {what} are {samples.chosen_contents}; --column chooses {others}")
     if samples.chosen_labels:
         _say(
             f"the labels are {samples.chosen_labels}; --label chooses {', '.join(samples.other_labels)}"

@@ -63,6 +63,7 @@ class Origin:
         image_column: The column with the images; `None` where there are no columns.
         label_column: The column with the labels.
         other_labels: Columns that could have been the labels' too.
+        other_contents: Columns that could have been the images' too.
     """
 
     path: str
@@ -71,6 +72,7 @@ class Origin:
     image_column: str | None = None
     label_column: str | None = None
     other_labels: tuple[str, ...] = ()
+    other_contents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,16 @@ class Images:
         """Columns that could have been the labels' too."""
         return self.origin.other_labels if self.origin else ()
 
+    @property
+    def chosen_contents(self) -> str | None:
+        """The column of the images, where there was a choice."""
+        return self.origin.image_column if self.other_contents and self.origin else None
+
+    @property
+    def other_contents(self) -> tuple[str, ...]:
+        """Columns that could have been the images' too."""
+        return self.origin.other_contents if self.origin else ()
+
     @cached_property
     def fingerprint(self) -> str:
         """Of pixels, labels, their order, and the names of the classes: other images have another."""
@@ -232,11 +244,10 @@ class Batches:
 
     @property
     def name(self) -> str:
-        """The set's name without its folder, and the split and the labels where there was a choice."""
-        origin, split = self.images.origin, self.images.split
-        return set_name(
-            self.images.spec if origin is None else origin.path, split, self.images.chosen_labels
-        )
+        """The set's name without its folder, and the split and the columns where there was a choice."""
+        images = self.images
+        path = images.spec if images.origin is None else images.origin.path
+        return set_name(path, images.split, images.chosen_contents, images.chosen_labels)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -252,7 +263,7 @@ class Batches:
             yield self.images.normalised(index), self.images.labels[index]
 
 
-def set_name(path: str, split: str, chosen_labels: str | None) -> str:
-    """A set's name without its folder, and the split and the labels where there was a choice."""
-    chosen = [part for part in (split if split != "train" else None, chosen_labels) if part]
+def set_name(path: str, split: str, *columns: str | None) -> str:
+    """A set's name without its folder, and the split and the columns where there was a choice."""
+    chosen = [part for part in (split if split != "train" else None, *columns) if part]
     return f"{Path(path).name} ({', '.join(chosen)})" if chosen else Path(path).name

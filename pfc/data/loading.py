@@ -228,7 +228,7 @@ def _whole(source: EncodedSet, split: str, progress: bool) -> Images:
         whole = decoded(source, split, columns, progress)
         if path is not None:
             _to_cache(path, whole)
-    names = (columns.content, columns.label, columns.others)
+    names = (columns.content, columns.label, columns.others, columns.contents)
     return replace(whole, origin=Origin(source.path, source.counts, source.files, *names))
 
 

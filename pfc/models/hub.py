@@ -58,6 +58,11 @@ def _place(name: str) -> str:
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"no folder {name!r}: give one that save_pretrained wrote, or a hub name")
+    if "/" in name and folder.parent.is_dir():
+        raise ValueError(
+            f"no folder {name!r}, though there is a folder {str(folder.parent)!r}, so the hub is not "
+            "asked: give a folder that save_pretrained wrote, or call from elsewhere for a hub name"
+        )
     return name
 
 
@@ -99,12 +104,27 @@ def _image_processor(transformers: Any, place: str, model: nn.Module, called: st
 
 def _tokenizer(transformers: Any, place: str, model: nn.Module, called: str) -> Preprocessing:
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, **SAFE)
+    if not _words(tokenizer):
+        raise ValueError(
+            f"{called} has no vocabulary, so each word would be the unknown one: put the files of its "
+            f"tokenizer ({some(_files(tokenizer))}) beside its weights, as save_pretrained writes them"
+        )
     if tokenizer.pad_token is None or attribute(model.config, "pad_token_id") is None:
         raise ValueError(
             f"{called} has no padding token, so texts of different lengths make no batch: set it in its "
             "tokenizer (pad_token) and its config (pad_token_id), and save both anew"
         )
-    return Tokenizer(tokenizer, longest(tokenizer, model.config))
+    return Tokenizer(tokenizer, longest(tokenizer, model))
+
+
+def _words(tokenizer: Any) -> bool:
+    """Whether it knows more than marks; without its files transformers makes one that knows these."""
+    marks = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), ""}
+    return any(token.strip("\u2581") not in marks for token in tokenizer.get_vocab())  # of a space
+
+
+def _files(tokenizer: Any) -> list[str]:
+    return sorted({"tokenizer.json", *(attribute(tokenizer, "vocab_files_names") or {}).values()})
 
 
 @contextmanager
@@ -117,7 +137,8 @@ def _telling(called: str, name: str, what: str) -> Iterator[None]:
             raise
         if any(type(each).__name__ in NOWHERE for each in _causes(error)):
             raise ValueError(
-                f"offline: {called} is not in this machine's cache, and the hub cannot be reached: "
+                f"offline: {called} is no folder and not in this machine's cache, and the hub cannot be "
+                f"reached: "
                 f"fetch it where it can (`hf download {name} --local-dir FOLDER`), then give hf:./FOLDER"
             ) from error
         why = one_line(in_words(error))

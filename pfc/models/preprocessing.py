@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfc.data.columns import Content
 from pfc.foreign import attribute
@@ -104,12 +104,23 @@ class Tokenizer:
         return dict(found)
 
 
-def longest(tokenizer: Any, config: Any) -> int | None:
-    """Tokens that a model of texts takes at most, as far as it or its tokenizer knows."""
-    known = attribute(tokenizer, "model_max_length")
-    if isinstance(known, int) and known < UNKNOWN:
-        return known
-    return attribute(config, "max_position_embeddings")
+def longest(tokenizer: Any, model: nn.Module) -> int | None:
+    """Tokens that a model of texts takes at most, as far as it and its tokenizer know."""
+    config = attribute(model, "config")
+    places = attribute(config, "max_position_embeddings")
+    if isinstance(places, int):
+        places -= _unused_places(model)
+    known = (attribute(tokenizer, "model_max_length"), places)
+    return min((most for most in known if isinstance(most, int) and 0 < most < UNKNOWN), default=None)
+
+
+def _unused_places(model: nn.Module) -> int:
+    """Positions that no token has: RoBERTa and its kin count from the one after the padding's."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = attribute(module, "padding_idx")
+            return 0 if padding is None else padding + 1
+    return 0
 
 
 def _of_one_shape(found: list[Tensor], join: Callable[[list[Tensor]], Tensor], name: str) -> Tensor:

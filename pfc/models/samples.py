@@ -68,9 +68,19 @@ class Samples:
         return self.columns.others
 
     @property
+    def chosen_contents(self) -> str | None:
+        """The column of the images or texts, where there was a choice."""
+        return self.columns.content if self.columns.contents else None
+
+    @property
+    def other_contents(self) -> tuple[str, ...]:
+        """Columns that could have been the images' or texts' too."""
+        return self.columns.contents
+
+    @property
     def name(self) -> str:
-        """The set's name without its folder, and the split and the labels where there was a choice."""
-        return set_name(self.source.path, self.split, self.chosen_labels)
+        """The set's name without its folder, and the split and the columns where there was a choice."""
+        return set_name(self.source.path, self.split, self.chosen_contents, self.chosen_labels)
 
     def rows(self, index: Int64[Tensor, " n"]) -> "Samples":
         """The samples with these numbers.
