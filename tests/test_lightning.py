@@ -178,7 +178,8 @@ def test_a_monitor_of_epochs_that_are_not_measured_is_refused(tmp_path):
     with pytest.raises(ValueError, match="EarlyStopping monitors 'pfc/pfc1' at epochs that are not"):
         fitted([Collapse(POINTS, every=2, network="net"), stopping], tmp_path)
     kept = pl.callbacks.ModelCheckpoint(tmp_path, monitor="pfc/pfc1", every_n_epochs=2)
-    fitted([Collapse(POINTS, every=2, network="net"), kept], tmp_path, epochs=4)
+    both = [Collapse(POINTS, every=2, network="net"), kept]
+    fitted(both, tmp_path, epochs=4, enable_checkpointing=True)
     assert kept.best_model_score is not None
 
 
