@@ -620,11 +620,11 @@ DEEP = png(np.zeros((4, 5), np.uint16))
         (table([DEEP, DEEP], [0, 1]), "row 0 of .* mode I;16 has more than 8 bits a channel"),
         (
             pa.table({"a": [1], "label": [0]}),
-            "no image column.* by image_column=; there are a, label",
+            "no image column.* by image_column= .*; there are a, label",
         ),
         (
             table(GOOD, [0, 1, 0], None, label="y"),
-            "no label column.* by label_column=; there are img",
+            "no label column.* by label_column= .*; there are img",
         ),
         (
             pa.table({"a": [b""], "b": [b""], "label": [0]}),
