@@ -174,6 +174,25 @@ def test_an_evaluation_that_fails_leaves_the_numbers_of_the_one_before(tmp_path,
     assert trainer.state.best_global_step == 3
 
 
+def test_a_first_evaluation_that_fails_does_not_end_the_training(tmp_path, recwarn):
+    data = [collated(texts())]
+    good = dict(data[0])
+    collapse = Collapse(data, pool="cls")
+    chosen = {"metric_for_best_model": "pfc/pfc1", "greater_is_better": False}
+    trainer = trainer_of(tmp_path, [collapse], **chosen, save_strategy="best")
+
+    class Spoils(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            data[0] = good if state.global_step == 6 else {"input_ids": good["input_ids"]}
+
+    warnings.simplefilter("always")
+    trainer.add_callback(Spoils())
+    trainer.train()
+    assert any("epoch 3 was not measured" in str(w.message) for w in recwarn.list)
+    assert trainer.state.best_global_step == 6
+    assert trainer.state.best_metric == collapse.recorder.profiles[6].scalars()["pfc/pfc1"]
+
+
 def test_wrong_use_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"pfc.measure has no argument 'pooling'"):
         Collapse(pooling="cls")

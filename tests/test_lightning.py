@@ -7,12 +7,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import pfc
 from tests.models import Net, batched, samples, seeded
 from tests.ranks import free_port
 
@@ -156,6 +158,38 @@ def test_what_fails_in_measuring_costs_a_warning_and_no_bit(tmp_path, recwarn):
     assert any("epoch 2 was not measured" in str(each.message) for each in recwarn.list)
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_no_callback_acts_on_the_numbers_of_an_older_epoch(tmp_path, refused):
+    monitors = pl.callbacks.ModelCheckpoint, pl.callbacks.EarlyStopping
+    how = {"monitor": "pfc/pfc1"}
+    if refused:
+        for make in monitors:
+            with pytest.raises(ValueError, match=r"monitors 'pfc/pfc1' at epochs that every=2 does not"):
+                fitted([Collapse(POINTS, every=2), make(**how)], tmp_path, enable_checkpointing=True)
+        return
+    how |= {"every_n_epochs": 2, "save_on_train_epoch_end": True, "save_top_k": -1, "dirpath": tmp_path}
+    kept, collapse = monitors[0](**how), Collapse(POINTS, every=2)
+    others = monitors[1]("val", patience=9)
+    fitted([collapse, kept, others], tmp_path, epochs=4, enable_checkpointing=True)
+    known = [collapse.recorder.profiles[n].scalars()["pfc/pfc1"] for n in (2, 4)]
+    assert [float(v) for v in kept.best_k_models.values()] == pytest.approx(known, rel=1e-6)
+
+
+def test_the_last_epoch_of_a_training_that_stops_early_is_measured(tmp_path):
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = trainer.current_epoch == 3
+
+    logger = pl.loggers.CSVLogger(tmp_path)
+    collapse = Collapse(POINTS, every=3, folder=tmp_path / "pfc")
+    fitted([collapse, Stops()], tmp_path, epochs=9, logger=logger)
+    assert list(collapse.recorder.profiles) == [1, 3, 4]
+    assert list(pfc.load(tmp_path / "pfc").profiles) == [1, 3, 4]
+    lines = pd.read_csv(Path(logger.log_dir) / "metrics.csv")["pfc/pfc1"].dropna()
+    known = [p.scalars()["pfc/pfc1"] for p in collapse.recorder.profiles.values()]
+    assert lines.tolist() == pytest.approx(known, rel=1e-6)
+
+
 def test_wrong_use_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"pfc.measure has no argument 'layer'"):
         Collapse(layer="a")
@@ -171,16 +205,6 @@ def test_wrong_use_is_refused_before_the_first_step(tmp_path):
     loaders = {name: DataLoader(TensorDataset(X, Y), 10) for name in "ab"}
     with pytest.raises(ValueError, match="several training loaders: give Collapse the data"):
         fitted([Collapse()], tmp_path, data=loaders)
-
-
-def test_a_monitor_of_epochs_that_are_not_measured_is_refused(tmp_path):
-    stopping = pl.callbacks.EarlyStopping("pfc/pfc1", check_on_train_epoch_end=True)
-    with pytest.raises(ValueError, match="EarlyStopping monitors 'pfc/pfc1' at epochs that are not"):
-        fitted([Collapse(POINTS, every=2, network="net"), stopping], tmp_path)
-    kept = pl.callbacks.ModelCheckpoint(tmp_path, monitor="pfc/pfc1", every_n_epochs=2)
-    both = [Collapse(POINTS, every=2, network="net"), kept]
-    fitted(both, tmp_path, epochs=4, enable_checkpointing=True)
-    assert kept.best_model_score is not None
 
 
 def test_without_lightning_it_is_said_what_to_install(monkeypatch):

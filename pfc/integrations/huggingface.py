@@ -1,5 +1,6 @@
 """A callback that measures while the Trainer of Hugging Face's transformers trains."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class Collapse(TrainerCallback):
     the trainer, which only it can reach: `trainer.add_callback(Collapse(trainer=trainer))`.
 
     An evaluation at which nothing was measured has the numbers of the one before among its metrics, but
-    does not log them. Of several evaluation sets the first is measured.
+    does not log them; where there are none yet, that of `metric_for_best_model` is NaN, the best of
+    nothing. Of several evaluation sets the first is measured.
 
     Args:
         data: What is measured: batches, as for `pfc.measure`. If `None`, the evaluation data, in their
@@ -130,7 +132,7 @@ class Collapse(TrainerCallback):
                 told = self.recorder.told(profile, "metric")
                 self._known = {f"{start}_{key}": value for key, value in told.items()}
                 self._log(state)
-        metrics.update(self._known)
+        metrics.update(self._known or _unknown(args, f"{start}_{self.recorder.prefix}"))
 
     def _log(self, state: "TrainerState") -> None:
         """By the trainer to all it reports to; without it in the history alone."""
@@ -151,6 +153,13 @@ class Collapse(TrainerCallback):
         if sets is None or isinstance(sets, dict):
             return None
         return _plain(self.trainer.get_eval_dataloader(), args)
+
+
+def _unknown(args: "TrainingArguments", ours: str) -> dict[str, float]:
+    """NaN for the number that chooses the best model, if it is ours: the trainer stops without one."""
+    key = args.metric_for_best_model or ""
+    key = key if key.startswith("eval_") else f"eval_{key}"
+    return {key: math.nan} if key.startswith(ours) else {}
 
 
 def _start_of(metrics: dict[str, float]) -> str:

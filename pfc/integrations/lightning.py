@@ -41,9 +41,13 @@ class Collapse(Callback):
     The network is measured after the first epoch, after each `every`-th and after the last, by
     `pfc.Recorder`, and the training ends with the same bits as without. The numbers are logged by the
     module's own `log_dict`, so that every logger has them, and `ModelCheckpoint` and `EarlyStopping`
-    can monitor `pfc/pfc1`, of the last layer, or `pfc/pfc1/blocks.3`, at epochs that are measured: with
-    `every` above 1 a monitor that looks in between is refused. Before the first step two
+    can monitor `pfc/pfc1`, of the last layer, or `pfc/pfc1/blocks.3`. Before the first step two
     batches are tried.
+
+    Lightning keeps the numbers of an epoch until there are new ones, so a callback that monitors them
+    at epochs that are not measured would act on old ones. It is refused before the first step: it
+    needs `every=1`, or, of a `ModelCheckpoint`, an `every_n_epochs` that is a multiple of `every`.
+    Where a training ends early its last epoch is measured when it has ended, too late for callbacks.
 
     Args:
         data: What is measured: batches, as for `pfc.measure`. If `None`, the trainer's own training
@@ -85,6 +89,7 @@ class Collapse(Callback):
         usual = {"passes": 1} if data is None else {}
         self.recorder = Recorder(data, prefix=prefix, scalars=scalars, **how, **(usual | measure))
         self._network = attrgetter(network) if isinstance(network, str) else network
+        self._done = self._tried = 0  # passes done, and after how many the last measurement was tried
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Try two batches.
@@ -94,9 +99,11 @@ class Collapse(Callback):
             pl_module: The module.
 
         Raises:
-            ValueError: If what is to be measured will not do.
+            ValueError: If what is to be measured will not do, or a callback monitors an epoch that
+                is not.
         """
-        self._refuse_old_numbers(trainer)
+        self._check_monitors(trainer)
+        self._done = self._tried = 0
         self.recorder.measure.setdefault("precision", PRECISIONS.get(str(trainer.precision)))
         self.recorder.check(self._net(pl_module), self._data(trainer))
 
@@ -107,24 +114,41 @@ class Collapse(Callback):
             trainer: Lightning's.
             pl_module: The module.
         """
-        done = trainer.current_epoch + 1
-        if not self._is_due(done, trainer):
-            return
-        profile = self.recorder.record(self._net(pl_module), done, self._data(trainer))
-        if profile is not None:  # the same in every process
-            pl_module.log_dict(self.recorder.told(profile, "metric"), sync_dist=False)
+        self._done = trainer.current_epoch + 1
+        if self._is_due(self._done, trainer):
+            pl_module.log_dict(self._measured(trainer, pl_module), sync_dist=False)
 
-    def _refuse_old_numbers(self, trainer: "Trainer") -> None:
-        """Refuse what would choose by the numbers of an epoch before: they stay when none are new."""
-        every = self.recorder.every
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = str(getattr(callback, "monitor", None))
-            own = getattr(callback, "_every_n_epochs", 1) or 1
-            if monitor.startswith(self.recorder.prefix) and own % every:
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Measure the last epoch of a training that was stopped early; loggers are told directly.
+
+        Args:
+            trainer: Lightning's.
+            pl_module: The module.
+        """
+        if self._done == self._tried:
+            return
+        if numbers := self._measured(trainer, pl_module):
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=trainer.global_step)
+
+    def _measured(self, trainer: "Trainer", module: "LightningModule") -> dict[str, float]:
+        """The numbers of the last epoch, the same in every process; none if measuring failed."""
+        self._tried = self._done
+        profile = self.recorder.record(self._net(module), self._done, self._data(trainer))
+        return {} if profile is None else self.recorder.told(profile, "metric")
+
+    def _check_monitors(self, trainer: "Trainer") -> None:
+        """Refuse what would act on the numbers of an older epoch."""
+        every, prefix = self.recorder.every, self.recorder.prefix
+        for callback in getattr(trainer, "callbacks", []):
+            key = getattr(callback, "monitor", None)
+            if not isinstance(key, str) or not key.startswith(prefix):
+                continue
+            if getattr(callback, "_every_n_epochs", 1) % every:
                 raise ValueError(
-                    f"{type(callback).__name__} monitors {monitor!r} at epochs that are not measured, "
-                    f"with every={every}: measure with every=1, or let it act every {every} epochs "
-                    "(every_n_epochs of ModelCheckpoint)"
+                    f"{type(callback).__name__} monitors {key!r} at epochs that every={every} does not "
+                    "measure, and would act on old numbers: use every=1, or of a ModelCheckpoint an "
+                    f"every_n_epochs that is a multiple of {every}"
                 )
 
     def _is_due(self, done: int, trainer: "Trainer") -> bool:
