@@ -151,18 +151,21 @@ def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
     _two_classes(K)
     M = _centred(M)
     G = M @ M.mT
-    etf = (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
-    size = torch.linalg.matrix_norm(G, keepdim=True)
-    return torch.linalg.matrix_norm(G / size - etf)
+    return torch.linalg.matrix_norm(G / torch.linalg.matrix_norm(G, keepdim=True) - _etf_gram(M))
+
+
+def _etf_gram(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "K K"]:
+    """The Gram matrix of a simplex ETF of as many means, of norm 1."""
+    K = M.shape[-2]
+    return (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
 
 
 def etf_distance_gradient(M: Float64[Tensor, "K D"]) -> Float64[Tensor, "K D"]:
     """How PFC2 changes with each centred class mean; 0 for two classes, NaN at a simplex ETF of more."""
-    K, over, M = len(M), _over(M), _centred(M)
-    if K == 2:
+    over, M = _over(M), _centred(M)
+    if len(M) == 2:
         return torch.zeros_like(M)
-    G = M @ M.mT
-    etf = (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
+    G, etf = M @ M.mT, _etf_gram(M)
     size = torch.linalg.matrix_norm(G)
     G = G / size
     along = (etf - (G * etf).sum() * G) / (size * torch.linalg.matrix_norm(G - etf))

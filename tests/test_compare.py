@@ -285,3 +285,18 @@ def test_a_band_breaks_where_a_network_has_no_number(groups):
         for line in pfc.figures.layers({str(i): a for i in range(20)}, metrics=["pfc1"]).axes[0].lines
     }
     assert len(looks) == 20
+
+
+def test_networks_of_other_data_under_one_name_are_told(tmp_path):
+    """Without a limit the seed chooses nothing: other images are another kind."""
+    for seed in (0, 1):
+        images = pfc.data.load("digits")
+        images = replace(images, labels=images.labels.roll(seed))
+        recipe = replace(pfc.RECIPES["digits"], epochs=1, width=8, blocks=(1,))
+        where = {"folder": tmp_path / f"r-{seed}", "seed": seed, "progress": False}
+        for _ in pfc.train(recipe.build(images, seed), images, recipe, **where):
+            pass
+        slim = tmp_path / "single.json"
+        pfc.load(tmp_path / f"r-{seed}").profiles[1].save(slim)
+    _, said = told(tmp_path / "r-*", slim)
+    assert said == ["the networks of r-* differ in more than their seed: fingerprint"]

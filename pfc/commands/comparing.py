@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from torch import nn
 
 from pfc import figures as draw
 from pfc.files import check_place, expanded, write_text
@@ -12,6 +13,7 @@ from pfc.measuring import cka as layers_alike
 from pfc.report.comparison import Comparison
 from pfc.report.comparison import compare as compare_groups
 from pfc.report.sources import Source, sources
+from pfc.training import Run
 from pfc.warning import warn
 
 if TYPE_CHECKING:
@@ -50,11 +52,7 @@ def compare(
         raise ValueError("--data are those that both networks are shown for --cka: give both")
     found = compare_groups(*groups, names=names, level=level)
     found.table(metrics)  # refuses metrics that not all have
-    pair = [sources([group])[0] for group in groups[:2]] if cka else []
-    for source in pair:
-        if source.run is None:
-            raise ValueError(f"--cka needs networks, so runs' folders, not {source.path}")
-        source.run.network()  # refuses what keeps none
+    pair = [_with_network(sources([group])[0]) for group in groups[:2]] if cka else []
     figure = None
     if out is not None:
         check_place(expanded(out) / "compare.csv")
@@ -65,14 +63,23 @@ def compare(
         print(*_written(expanded(out), found, metrics, figure, alike), sep="\n")
 
 
-def _alike(pair: Sequence[Source], found: Comparison, samples: int, data: str | None) -> "pd.DataFrame":
+def _with_network(source: Source) -> tuple[Run, nn.Module]:
+    """A run and its network; what keeps none is refused."""
+    if source.run is None:
+        raise ValueError(f"--cka needs networks, so runs' folders, not {source.path}")
+    return source.run, source.run.network()
+
+
+def _alike(
+    pair: Sequence[tuple[Run, nn.Module]], found: Comparison, samples: int, data: str | None
+) -> "pd.DataFrame":
     """Linear CKA of two runs' networks on the first one's data, printed."""
-    first, second = (source.run for source in pair if source.run is not None)
+    (first, a), (second, b) = pair
     images, constants = first.data(spec=data), second.config["data"]["normalisation"]
     own = (images.normalisation.mean, images.normalisation.std)
     if own != tuple(tuple(constants[name]) for name in ("mean", "std")):
         warn(f"{second.folder} was trained on images of another mean and deviation", UserWarning)
-    alike = layers_alike(first.network(), second.network(), images.batches(), limit=samples)
+    alike = layers_alike(a, b, images.batches(), limit=samples)
     names, used = [group.name for group in found.groups[:2]], alike.attrs["samples"]
     print(f"Linear CKA of {names[0]} (rows) and {names[1]} (columns), {used:,} samples:")
     print(alike.to_string(float_format="{:.2f}".format, na_rep="-"))

@@ -223,6 +223,13 @@ class Images:
         return Batches(self, batch_size)
 
 
+def batch_count(samples: int, batch_size: int) -> int:
+    """How many batches there are of so many samples; a size of which none can be is refused."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    return math.ceil(samples / batch_size)
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """Mini-batches (normalised images, labels) in the order of the set; may be iterated again.
@@ -239,8 +246,7 @@ class Batches:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        batch_count(len(self.images), self.batch_size)
 
     @property
     def name(self) -> str:
@@ -255,7 +261,7 @@ class Batches:
         return self.images.classes
 
     def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size)
+        return batch_count(len(self.images), self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.images), self.batch_size):

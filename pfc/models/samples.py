@@ -1,6 +1,5 @@
 """Labelled images or texts where they lie: read and prepared anew in each pass, never all in memory."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -13,7 +12,7 @@ from torch import Tensor
 from pfc.data.columns import Columns
 from pfc.data.decoding import decoding, picture
 from pfc.data.encoded import EncodedSet
-from pfc.data.images import set_name
+from pfc.data.images import batch_count, set_name
 from pfc.foreign import in_words, is_ours
 from pfc.models.preprocessing import Inputs, Preprocessing
 from pfc.schema import one_line, short
@@ -167,8 +166,7 @@ class Stream:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        batch_count(len(self.samples), self.batch_size)
 
     @property
     def name(self) -> str:
@@ -181,7 +179,7 @@ class Stream:
         return self.samples.classes
 
     def __len__(self) -> int:
-        return math.ceil(len(self.samples) / self.batch_size)
+        return batch_count(len(self.samples), self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor] | tuple[Tensor, Tensor]]:
         contents = self.samples.contents()

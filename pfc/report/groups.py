@@ -1,8 +1,7 @@
 """Groups of networks that are compared: one with each seed, or a single one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pfc.profile import Profile
 from pfc.report.sources import Source
@@ -83,18 +82,10 @@ class Group:
                 yield f"{member.name} has reached {member.unfinished}"
 
     def _how(self) -> str:
-        """In what the networks differ, as far as their configurations tell."""
-        flat = [dict(_flat(member.config)) for member in self.members]
-        names = dict.fromkeys(name for each in flat for name in each)
-        return ", ".join(n for n in names if len({str(each.get(n)) for each in flat}) > 1)
-
-
-def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The innermost names and values of a configuration, as far as its recipe and data decide them."""
-    yield from (config.get("recipe") or {}).items()
-    yield "precision", config.get("precision")
-    for name in ("spec", "split", "limit", "label_column"):
-        yield name, (config.get("data") or {}).get(name)
+        """In what the networks differ, by name."""
+        each = [member.settings for member in self.members]
+        names = dict.fromkeys(name for settings in each for name in settings)
+        return ", ".join(n for n in names if any(one.get(n) != each[0].get(n) for one in each))
 
 
 def measured_otherwise(groups: Sequence[Group]) -> Iterator[str]:

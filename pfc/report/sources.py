@@ -68,15 +68,21 @@ class Source:
         return {} if self.run is None else self.run.config
 
     @cached_property
-    def kind(self) -> str | None:
-        """What runs share that differ in their seed alone; `None` where that is not known."""
+    def settings(self) -> Mapping[str, Any]:
+        """What runs share that differ in their seed alone, by name; nothing where it is not known."""
         config = self.config
         if not config.get("recipe"):
-            return None
-        data = {name: value for name, value in config["data"].items() if name != "seed"}
-        if data.get("limit") is not None:  # the seed chooses the images
-            data = {name: data.get(name) for name in ("spec", "split", "limit", "label_column")}
-        return json.dumps([config["recipe"], data, config.get("precision")], sort_keys=True)
+            return {}
+        names = ["spec", "split", "limit", "label_column"]
+        if config["data"].get("limit") is None:  # else the seed chooses the images
+            names.append("fingerprint")
+        data = {name: config["data"].get(name) for name in names}
+        return {**config["recipe"], **data, "precision": config.get("precision")}
+
+    @property
+    def kind(self) -> str | None:
+        """The settings as one text; `None` where they are not known."""
+        return json.dumps(self.settings, sort_keys=True) if self.settings else None
 
     @property
     def unfinished(self) -> str:

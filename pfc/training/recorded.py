@@ -15,13 +15,13 @@ from pfc.training.profiles import keep_profile, profiles_in, sweep
 from pfc.warning import warn
 
 HELD: "WeakValueDictionary[Path, Lock]" = WeakValueDictionary()  # of this process, by folder
-SAME = {
+USUAL = {  # what `measure` takes if nothing is said
     "passes": 2,
     "segments": True,
     "pool": "flatten",
     "weighting": "class",
     "shift": 0,
-}  # if not said
+}
 
 
 class Lock:
@@ -112,7 +112,7 @@ class RecordedFolder:
         if old is None:
             raise ValueError(f"{self.path} holds a run of pfc train: choose another folder")
         for name in sorted(old.keys() | self.how.keys()):
-            was, now = (_meant(name, how.get(name, SAME.get(name))) for how in (old, self.how))
+            was, now = (_meant(name, how.get(name, USUAL.get(name))) for how in (old, self.how))
             if was != now:
                 raise ValueError(
                     f"{self.path} was recorded with {name}={short(was)}, not {short(now)}: choose "
