@@ -18,6 +18,13 @@ def positive(**coefficients: float) -> None:
             raise ValueError(f"{name} must be a positive number, got {short(value)}")
 
 
+def not_negative(**coefficients: float) -> None:
+    """Refuse coefficients that are negative or not finite, by their names."""
+    for name, value in coefficients.items():
+        if not (finite(value) and value >= 0):
+            raise ValueError(f"{name} must be a number from 0 on, got {short(value)}")
+
+
 def whole(**numbers: int) -> None:
     """Refuse what is no whole number, by its name."""
     for name, value in numbers.items():
