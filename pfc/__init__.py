@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pfc import data as data
     from pfc import experiments as experiments
     from pfc import figures as figures
+    from pfc import losses as losses
     from pfc import models as models
     from pfc import report as report
     from pfc import theory as theory
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from pfc.training import train as train
 
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
-    **dict.fromkeys(("data", "experiments", "figures", "metrics", "models", "moments"), ""),
-    **dict.fromkeys(("report", "theory"), ""),
+    **dict.fromkeys(("data", "experiments", "figures", "losses", "metrics", "models"), ""),
+    **dict.fromkeys(("moments", "report", "theory"), ""),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),

@@ -130,6 +130,7 @@ class Watch:
         see: Is given a module's name and the first tensor of its output, inside the hook: a tensor
             kept for later may be overwritten by in-place operations.
         edges: Modules whose input or output is handed over besides, as a whole.
+        detach: Whether what is seen is cut from the graph of gradients.
     """
 
     def __init__(
@@ -137,10 +138,12 @@ class Watch:
         modules: Mapping[str, nn.Module],
         see: Callable[[str, Tensor], None],
         edges: Sequence[Edge] = (),
+        *,
+        detach: bool = True,
     ) -> None:
         self.modules = modules
         self.fired: list[str] = []
-        self._see, self._edges = see, edges
+        self._see, self._edges, self._detach = see, edges, detach
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Watch":
@@ -170,7 +173,7 @@ class Watch:
             if tensor is None or not tensor.is_floating_point():
                 got = type(output).__name__ if tensor is None else str(tensor.dtype)
                 raise ValueError(f"layer {name!r} gave no tensor of floating-point numbers but {got}")
-            self._see(name, tensor.detach())
+            self._see(name, tensor.detach() if self._detach else tensor)
 
         return hook
 

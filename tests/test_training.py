@@ -97,7 +97,7 @@ def test_measured_epochs():
         ({"learning_rate": float("inf")}, "learning_rate must be positive, got inf"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"form": "relu(Wx)"}, "needs zero_start=False"),
-        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number from 0 on"),
         ({"blocks": (1, 2)}, r"one stage, got blocks=\(1, 2\)"),
         ({"net": "vit"}, "net must be 'fc' or 'conv', got 'vit'"),
         ({"loss": "hinge"}, "loss must be 'cross-entropy' or 'mse', got 'hinge'"),

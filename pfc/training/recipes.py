@@ -7,7 +7,7 @@ import torch
 
 from pfc.data import Images
 from pfc.nets import ConvResNet, FCResNet, Form, Head, Normalise, check, one_of
-from pfc.theory.coefficients import at_least
+from pfc.theory.coefficients import at_least, not_negative
 
 Net = Literal["fc", "conv"]
 Loss = Literal["cross-entropy", "mse"]
@@ -62,6 +62,7 @@ class Recipe:
         "Fractions of `epochs` at which the rate is multiplied by `decay`.", PAPER, (1 / 3, 2 / 3)
     )
     decay: float = _field("What the rate is multiplied by.", PAPER, 0.1)
+    transport: float = _field("Weight in the loss of pfc.losses.TransportCost.", OURS, 0.0)
 
     def __post_init__(self) -> None:
         one_of(Net, net=self.net)
@@ -75,8 +76,7 @@ class Recipe:
         check(self.blocks, self.width, self.form, self.normalise, self.zero_start, self.head)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        not_negative(weight_decay=self.weight_decay, transport=self.transport)
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
         if not all(0 < m < 1 for m in self.milestones):

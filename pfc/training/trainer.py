@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pfc.data import Images
 from pfc.device import device_of
+from pfc.losses import TransportCost
 from pfc.measuring import measure
 from pfc.measuring.sums import NotFinite
 from pfc.nets import one_of
@@ -91,7 +92,10 @@ class Trainer:
         self.ranks = ranks
         self.threads = threads or self._threads()
         self.parallel = self.net if ranks.size == 1 else self._parallel()
+        if compile and recipe.transport:
+            raise ValueError("transport needs the layers' outputs, which torch.compile may leave out")
         self.run = compiled(self.parallel) if compile else self.parallel
+        self.transport = TransportCost(self.net) if recipe.transport else None
         self.optimizer = torch.optim.SGD(
             net.parameters(),
             lr=recipe.learning_rate,
@@ -175,7 +179,8 @@ class Trainer:
             if group["lr"] != rate:
                 self.recorded.forget()
             group["lr"] = rate
-        known = self.run is self.net and RecordedSteps.may(self.net, self.device)
+        plain = self.run is self.net and self.transport is None
+        known = plain and RecordedSteps.may(self.net, self.device)
         return self.recorded if known else self._step
 
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
@@ -190,9 +195,11 @@ class Trainer:
     def _step(self, batch: Int64[Tensor, " B"]) -> Float[Tensor, "2"]:
         index, counts = _share(batch, self.ranks)
         x, y = self.data.normalised(index), self.data.labels[index]
-        with self._autocast():
+        with self._autocast(), self.transport or nullcontext():
             logits = self.run(x)
         loss = objective(logits.float(), y, self.recipe.loss)
+        if self.transport is not None:
+            loss = loss + self.recipe.transport * self.transport()
         self.optimizer.zero_grad(set_to_none=True)
         (loss * (counts * self.ranks.size / len(batch))).backward()  # whose mean is that of the batch
         self.optimizer.step()
