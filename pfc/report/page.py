@@ -92,7 +92,9 @@ def html(found: Sequence[Source]) -> str:
 
 
 def _own(name: str) -> str:
-    return (resources("pfc.report") / "browser" / name).read_text(encoding="utf-8")
+    """A file of the package, scripts and styles without indents and lines of comment."""
+    text = (resources("pfc.report") / "browser" / name).read_text(encoding="utf-8")
+    return text if name.endswith(".html") else re.sub(r"(?m)^\s*(//.*\n)?", "", text)
 
 
 def _hash(script: str) -> str:
