@@ -404,3 +404,16 @@ def test_completion_is_installed_for_the_shell(tmp_path, monkeypatch, capsys):
     main(["--install-completion"])
     (script,) = (path for path in tmp_path.rglob("pfc") if path.is_file())
     assert "--weight-decay" in script.read_text()
+
+
+def test_the_transport_cost_is_an_option_of_both_commands(tmp_path, capsys):
+    sizes = "--limit 50 --epochs 1 --width 8 --blocks 2".split()
+    for command, name in (
+        ("train", "--transport"),
+        ("train", "--transport-cost"),
+        ("run", "--transport-cost"),
+    ):
+        out = tmp_path / f"{command}{name}"
+        theory = ["--no-theory"] if command == "run" else []
+        main([command, "digits", "--out", str(out), *sizes, *theory, name, "0.25"])
+        assert pfc.Run(out).recipe.transport == 0.25

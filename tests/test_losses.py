@@ -45,7 +45,9 @@ def test_it_is_the_energy_of_the_measured_path():
     features, _ = pfc.features(net, [(x, y)], ["stem"], progress=False)
     size = features["stem"].double().square().sum(1).mean()
     energy = profile.segment().path().energy
-    assert seen(net, x, TransportCost(net))().item() == pytest.approx(energy / 4 / float(size), rel=1e-10)
+    assert seen(net, x, TransportCost(net))().item() == pytest.approx(
+        energy / 4 / float(size), rel=1e-10
+    )
 
 
 def test_neither_width_nor_scale_changes_it_but_the_origin_does():

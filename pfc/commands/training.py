@@ -1,6 +1,7 @@
 """`pfc run` and `pfc train`: a recipe, a folder, and what came out."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -23,16 +24,23 @@ from pfc.training import train as train_epochs
 from pfc.training.same_data import resolved
 from pfc.training.speed import PrecisionChoice
 
-Changes = TypedDict(  # type: ignore[misc]  # exactly the recipe's fields, each of them optional
-    "Changes",
-    {
-        f.name: Annotated[f.type, Parameter(help=f.metadata["help"], negative_iterable="")]
+
+def _of_recipe(**names: tuple[str, ...]) -> dict[str, Any]:
+    """The recipe's fields as options, some of them by other names."""
+    return {
+        f.name: Annotated[
+            f.type, Parameter(help=f.metadata["help"], negative_iterable="", name=names.get(f.name))
+        ]
         for f in fields(Recipe)
         if "help" in f.metadata
-    },
-    total=False,
-)
-NOTHING: Changes = {}
+    }
+
+
+# Exactly the recipe's fields, each of them optional. In `run` --transport is an option of theory.
+COST = "--transport-cost"
+Changes = TypedDict("Changes", _of_recipe(transport=("--transport", COST)), total=False)  # type: ignore[misc]
+RunChanges = TypedDict("RunChanges", _of_recipe(transport=(COST,)), total=False)  # type: ignore[misc]
+NOTHING: Any = {}
 
 
 @Parameter(name="*")
@@ -74,7 +82,7 @@ def run(
     *,
     options: Options = USUAL,
     theory: Theory = ALL_THEORY,
-    changes: Annotated[Changes, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
+    changes: Annotated[RunChanges, Parameter(name="*", group="Instead of the recipe's own")] = NOTHING,
 ) -> None:
     """Train until collapse, measure every layer, draw figures and a page, and say what was found.
 
@@ -128,7 +136,7 @@ def train(
         print(f"{folder}: pfc measure {name}, pfc figures {name}, pfc report {name}")
 
 
-def _train(name: str, options: Options, changes: Changes, *, resume: bool) -> Path | None:
+def _train(name: str, options: Options, changes: Mapping[str, Any], *, resume: bool) -> Path | None:
     """The run's folder; `None` in all but the first of several processes, which is to go on alone."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; choose from {', '.join(RECIPES)}")
