@@ -20,8 +20,6 @@ from pfc.profile import Profile
 from pfc.progress import shown
 from pfc.schema import some
 
-BASELINES = ("max softmax", "max logit", "energy")  # of the logits; large for what is known
-
 
 @dataclass(eq=False)
 class Read:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pfc.acting.gauges import KINDS, prediction_depth, settled
-from pfc.acting.reading import BASELINES, Read, Reader
-from pfc.acting.unknown import auroc, orthogonality
+from pfc.acting.reading import Read, Reader
+from pfc.acting.unknown import BASELINES, auroc, orthogonality
 from pfc.evaluation import undisturbed
 from pfc.foreign import workers_told
 from pfc.measuring.calling import place_of

@@ -11,6 +11,8 @@ from torch import Tensor
 from pfc.intervals import UNKNOWN, normal
 from pfc.moments import ClassMoments
 
+BASELINES = ("max softmax", "max logit", "energy")  # scores of the logits; large for what is known
+
 
 def auroc(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
     r"""Area under the ROC curve of scores, with an interval.

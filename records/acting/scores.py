@@ -3,15 +3,15 @@
     python records/acting/scores.py RUN --data MNIST --unknown FASHION_MNIST
 
 Digits: of the ten classes two are left out of the training and are the unknown ones, five pairs by five
-seeds by two losses; the known test samples are the held-out fifth of the other eight. MNIST: the run that
-is named, such as runs/reproduce/runs/mnist-paper-0 of `pfc reproduce claims`, and as its unknown data the
-test images of Fashion-MNIST. Every kind of score at every layer, beside max softmax, max logit and energy.
-Writes scores.json and scores.png beside itself.
+seeds by two losses; the known test samples are the held-out fifth of the other eight. MNIST: the run
+that is named, such as runs/reproduce/runs/mnist-paper-0 of `pfc reproduce claims`, and as its unknown
+data the test images of Fashion-MNIST. Every kind of score at every layer, beside max softmax, max logit
+and energy. Writes scores.json and scores.png beside itself, and prints the tables of scores.md.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import pfc
@@ -86,6 +87,15 @@ def mnist(folder: str, data: str, unknown: str) -> dict[str, Any]:
     return told | areas(net, profile, known, others)
 
 
+def rounded(value: Any) -> Any:
+    """The same with six digits of every number."""
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over pairs of each seed's AUROC: their mean, 95 % interval, and that of the gain."""
     base = [mean(r["max softmax"] for r in rows if r["seed"] == s) for s in SEEDS]
@@ -105,6 +115,47 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "gain_interval": student(gains),
             })
     return found
+
+
+def frame(values: list[dict[str, Any]], base: Mapping[str, Any], layers: list[str]) -> pd.DataFrame:
+    """Areas over the layers with the intervals over seeds, the baselines below."""
+    rows = dict(zip(layers, values, strict=True)) | {name: base[name][0] for name in BASELINES}
+    told = {name: [row["mean"], *row["interval"]] for name, row in rows.items()}
+    return pd.DataFrame.from_dict(told, orient="index", columns=["auroc", "low", "high"])
+
+
+def tables(told: Mapping[str, Any]) -> Iterator[str]:
+    """AUROC and its gain over max softmax, as Markdown."""
+    layers = told["layers"]
+    for loss in LOSSES:
+        found = told["digits"][loss]
+        yield f"Digits, {loss}:\n\n| score | {layers[0]} | {layers[3]} | {layers[-1]} | gain there |"
+        yield "| --- | --- | --- | --- | --- |"
+        for kind in KINDS:
+            cells = [f"{found[kind][l]['mean']:.3f}" for l in (0, 3, -1)]
+            low, high = found[kind][-1]["gain_interval"]
+            gain = f"{found[kind][-1]['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            yield f"| {kind} | {' | '.join(cells)} | {gain} |"
+        for name in BASELINES:
+            low, high = found[name][0]["gain_interval"]
+            gain = f"{found[name][0]['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            yield f"| {name} | | | {found[name][0]['mean']:.3f} | {gain} |"
+        yield ""
+    own = told["mnist"]
+    heads = " | ".join(own["layers"][i] for i in (0, 5, -1))
+    yield f"MNIST against Fashion-MNIST:\n\n| score | {heads} |"
+    yield "| --- | --- | --- | --- |"
+    for kind in KINDS:
+        yield f"| {kind} | {' | '.join(f'{own[kind][i]:.3f}' for i in (0, 5, -1))} |"
+    yield from (f"| {name} | | | {own[name]:.3f} |" for name in BASELINES)
+
+
+def draw(told: Mapping[str, Any]) -> None:
+    """Areas over the layers of the networks trained with cross-entropy on the digits."""
+    found = told["digits"]["cross-entropy"]
+    shown = [kind for kind in KINDS if kind != "depth"]  # which is far below, and in the table
+    areas = {kind: frame(found[kind], found, told["layers"]) for kind in shown}
+    pfc.figures.save(pfc.figures.familiarity(areas), HERE / "scores.png")
 
 
 def main() -> None:
@@ -129,7 +180,9 @@ def main() -> None:
         "mnist": mnist(given.run, given.data, given.unknown),
         "seconds": round(time.process_time() - start),
     }
-    write_json(HERE / "scores.json", told)
+    write_json(HERE / "scores.json", rounded(told))
+    draw(told)
+    print("\n".join(tables(told)))
 
 
 if __name__ == "__main__":
