@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pfc.acting.unknown import BASELINES
 from pfc.figures.axes import LETTER, MEASURED, canvas, headline, legend, named_ticks, room
 from pfc.figures.compared import COLOURS, SIGNS
 
@@ -38,12 +37,11 @@ def familiarity(areas: "pd.DataFrame | Mapping[str, pd.DataFrame]", *, width: fl
         ValueError: If there is none, or they are not of the same layers.
     """
     each = dict(areas) if isinstance(areas, Mapping) else {"scores": areas}
-    layers = _same_layers(each)
+    layers, known = _same_rows(each)
     first, places = next(iter(each.values())), range(len(layers))
     with canvas(width, 3.2 + room(layers), "How well known data are told from unknown") as figure:
         ax = figure.subplots()
         lines = [_line(ax, i, frame.loc[layers]) for i, frame in enumerate(each.values())]
-        known = [name for name in BASELINES if name in first.index]
         for name, style in zip(known, STYLES, strict=False):
             value = float(first["auroc"][name])
             lines.append(ax.axhline(value, color="0.35", linestyle=style, linewidth=1))
@@ -54,12 +52,14 @@ def familiarity(areas: "pd.DataFrame | Mapping[str, pd.DataFrame]", *, width: fl
     return figure
 
 
-def _same_layers(each: "Mapping[str, pd.DataFrame]") -> list[str]:
-    """The layers that all are of."""
+def _same_rows(each: "Mapping[str, pd.DataFrame]") -> tuple[list[str], list[str]]:
+    """The layers that all are of, and the baselines beside them."""
+    from pfc.acting.unknown import BASELINES
+
     rows = [[name for name in frame.index if name not in BASELINES] for frame in each.values()]
     if not rows or not rows[0] or any(names != rows[0] for names in rows):
         raise ValueError("need the AUROC of one kind of score or several, of the same layers")
-    return rows[0]
+    return rows[0], [name for name in BASELINES if name in next(iter(each.values())).index]
 
 
 def _line(ax: "Axes", i: int, frame: "pd.DataFrame") -> Any:
