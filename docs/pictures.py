@@ -31,5 +31,5 @@ def draw(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("gallery.md", "columns.md"):
+    for name in sys.argv[1:] or ("gallery.md", "columns.md", "scores.md"):
         draw(DOCS / name)

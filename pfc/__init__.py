@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pfc import models as models
     from pfc import report as report
     from pfc import theory as theory
+    from pfc.acting.scores import Scores as Scores
+    from pfc.acting.scores import scores as scores
     from pfc.integrations.recorder import Recorder as Recorder
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import cka as cka
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "experiments", "figures", "losses", "metrics", "models"), ""),
     **dict.fromkeys(("moments", "report", "theory"), ""),
+    **dict.fromkeys(("Scores", "scores"), "pfc.acting.scores"),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),

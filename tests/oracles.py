@@ -47,7 +47,7 @@ def covariances(H, y, weighting="class"):
     return within, between, total
 
 
-def naive_row(H, y, weighting="class", W=None, b=None):
+def naive_row(H, y, weighting="class", W=None, b=None, held=None):
     """All metrics of one layer by their definitions, only classes that occur."""
     H, y = np.asarray(H, dtype=np.float64), np.asarray(y)
     within, between, _ = covariances(H, y, weighting)
@@ -85,7 +85,23 @@ def naive_row(H, y, weighting="class", W=None, b=None):
         rows = W[classes]
         row["nc3"] = np.linalg.norm(rows / np.linalg.norm(rows) - M / np.linalg.norm(M))
         row["nc4"] = np.mean((H @ W.T + b).argmax(axis=1) != nearest)
+    if held is not None:
+        row["probe"] = naive_probe(H, y, *held)
     return row
+
+
+def naive_probe(H, y, X, z):
+    """Held-out accuracy of least squares with the penalty that the hat matrix's diagonal prefers."""
+    N, D = H.shape
+    ones, Y = np.hstack([H, np.ones((N, 1))]), np.eye(y.max() + 1)[y]
+    scale, best = np.linalg.eigvalsh(np.cov(H.T, bias=True).reshape(D, D)).mean(), (np.inf, None)
+    for penalty in (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4):
+        A = ones.T @ ones / N + np.diag([penalty * scale] * D + [0.0])
+        B = np.linalg.solve(A, ones.T @ Y / N)
+        hat = ones @ np.linalg.solve(A, ones.T / N)
+        error = ((ones @ B - Y) ** 2).sum() / N / (1 - np.trace(hat) / N) ** 2
+        best = min(best, (error, B), key=lambda pair: pair[0])
+    return np.mean((np.hstack([X, np.ones((len(X), 1))]) @ best[1]).argmax(axis=1) == z)
 
 
 def naive_unbiased(S, n, pi, between):
@@ -104,11 +120,15 @@ def naive_positions(layers, y, weighting="class"):
     return np.cumsum([0.0, *steps]) / sum(steps)
 
 
-def naive_table(layers, y, weighting, W, b):
+def naive_table(layers, y, weighting, W, b, held):
     """Every column at layers of one shape, the last of which is the classifier's input."""
     layers = [np.asarray(H, dtype=np.float64) for H in layers]
     last = {"W": W, "b": b}
-    rows = [naive_row(H, y, weighting, **(last if H is layers[-1] else {})) for H in layers]
+    held = [(np.asarray(X, dtype=np.float64), np.asarray(held[1])) for X in held[0].values()]
+    rows = [
+        naive_row(H, y, weighting, held=apart, **(last if H is layers[-1] else {}))
+        for H, apart in zip(layers, held, strict=True)
+    ]
     for row, position in zip(rows, naive_positions(layers, y, weighting), strict=True):
         row["position"] = position
     return rows

@@ -33,13 +33,26 @@ def layers(seed, N=60, D=5, K=4, spread=1.0, single=True):
     return found, y, W, torch.randn(len(W), generator=g, dtype=H.dtype)
 
 
+def held_out(H, y, seed=5):
+    """Other samples of the same classes at the same layers."""
+    g = torch.Generator().manual_seed(seed)
+    z = y[torch.randperm(len(y), generator=g)[:37]]
+    noise = torch.randn(len(z), 1, generator=g, dtype=torch.float64)
+    drawn = {
+        name: torch.stack([X[y == k].mean(0) for k in z.tolist()]) + noise * (X[: len(z)] - X.mean(0))
+        for name, X in H.items()
+    }
+    return drawn, z
+
+
 @given(problems.seeds)
 @settings(max_examples=30, deadline=None)
 def test_every_column_has_an_oracle_and_equals_it(seed):
     H, y, W, b = layers(seed, D=3 + seed % 6, K=3 + seed % 3, single=seed % 2 == 0)
     for weighting in ("class", "sample"):
-        found = profile_of(H, y, weighting=weighting, W=W, b=b)
-        known = naive_table(H.values(), y, weighting, W, b)
+        held = held_out(H, y)
+        found = profile_of(H, y, weighting=weighting, W=W, b=b, probe=held)
+        known = naive_table(H.values(), y, weighting, W, b, held)
         assert set().union(*known) == set(COLUMNS) == set(found.columns)
         for i, row in enumerate(known):
             for name in COLUMNS:
@@ -57,7 +70,7 @@ MOVES = {
 RIGID = {"translate", "rotate", "scale"}
 # What a column does not change under, F4 of the specification; under the other moves it changes.
 INVARIANT = {
-    **dict.fromkeys(("position", "pfc1", "pfc1_unbiased", "pfc2", "pfc3", "cdnv"), RIGID),
+    **dict.fromkeys(("position", "pfc1", "pfc1_unbiased", "pfc2", "pfc3", "cdnv", "probe"), RIGID),
     **dict.fromkeys(("nc2_norm", "nc2_angle", "nc2_max_angle"), RIGID),
     # with D = K - 1 the pseudo-inverse is an inverse, and any linear map cancels
     "nc1": {*RIGID, "stretch"},
@@ -72,7 +85,9 @@ INVARIANT = {
 def test_every_column_has_its_invariances(name, move):
     H, y, W, b = layers(11, N=90, D=3, K=4, spread=1.5, single=False)
     moved = {layer: MOVES[move](X) for layer, X in H.items()}
-    before, after = (profile_of(each, y, W=W, b=b).columns[name] for each in (H, moved))
+    apart, z = held_out(H, y)
+    sets = ((H, apart), (moved, {layer: MOVES[move](X) for layer, X in apart.items()}))
+    before, after = (profile_of(each, y, W=W, b=b, probe=(held, z)).columns[name] for each, held in sets)
     same = after == pytest.approx(before, rel=1e-10, abs=1e-12, nan_ok=True)
     assert same == (move in INVARIANT[name]), (before, after)
 
@@ -81,7 +96,7 @@ def test_every_column_has_its_invariances(name, move):
 @settings(max_examples=30, deadline=None)
 def test_every_column_stays_in_its_range(seed):
     H, y, W, b = layers(seed, spread=0.1 + seed % 5)
-    for name, values in profile_of(H, y, W=W, b=b).columns.items():
+    for name, values in profile_of(H, y, W=W, b=b, probe=held_out(H, y)).columns.items():
         for value in values:
             assert math.isnan(value) or 0 <= value <= COLUMNS[name].highest, name
 
@@ -90,7 +105,8 @@ def test_every_column_knows_its_value_at_perfect_collapse():
     M = 3 * problems.simplex(4, 6) @ problems.orthogonal(6, 1)
     y = torch.arange(40) % 4
     noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    profile = profile_of({"first": M[y] + noise, "second": M[y] + 7}, y, W=M, b=-7 * M.sum(1))
+    H = {"first": M[y] + noise, "second": M[y] + 7}
+    profile = profile_of(H, y, W=M, b=-7 * M.sum(1), probe=({n: X - 1e-9 for n, X in H.items()}, y))
     for name, column in COLUMNS.items():
         if column.collapsed is not None:
             assert profile.columns[name][-1] == pytest.approx(column.collapsed, abs=1e-12), name
@@ -113,7 +129,8 @@ def test_arrays_give_the_profile_of_the_model_that_made_them():
     head = model.classifier
     found = profile_of(H, labels, W=head.weight.detach(), b=head.bias.detach(), batch=17)
     assert found.layers == known.layers
-    for name in COLUMNS:
+    assert found.columns.keys() == known.columns.keys() == COLUMNS.keys() - {"probe"}
+    for name in known.columns:
         np.testing.assert_allclose(found.columns[name], known.columns[name], rtol=1e-12, err_msg=name)
     assert found.accuracy == known.accuracy
     t = [0.0, 0.3, 1.0]

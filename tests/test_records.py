@@ -10,7 +10,7 @@ import pytest
 import pfc
 
 RECORDS = Path(__file__).parents[1] / "records"
-PROFILES = sorted(p for p in RECORDS.glob("*/*.json") if p.parent.name != "reproduce")
+PROFILES = sorted(p for p in RECORDS.glob("*/*.json") if p.parent.name not in {"reproduce", "acting"})
 
 
 @pytest.mark.parametrize(
@@ -158,3 +158,27 @@ def test_published_networks_and_trainings_stand_on_the_page_of_all_records():
             assert f"yes {answer['held']}/{answer['of']}" in page
     for folder in RECORDS.glob("*/README.md"):
         assert f"]({folder.parent.name}/README.md)" in page
+
+
+def test_scores_of_the_record_are_those_of_its_page():
+    told = json.loads((RECORDS / "acting" / "scores.json").read_text())
+    page = (RECORDS / "acting" / "scores.md").read_text()
+    for loss, found in told["digits"].items():
+        rows = [row for row in told["runs"] if row["loss"] == loss]
+        assert {(row["seed"], *row["unknown"]) for row in rows} == {
+            (seed, k, k + 1) for seed in range(5) for k in range(0, 10, 2)
+        }
+        for kind in ("cosine", "distance", "span", "depth"):
+            means = np.mean([row[kind] for row in rows], axis=0)
+            np.testing.assert_allclose(means, [each["mean"] for each in found[kind]], atol=1e-5)
+            told_at = " | ".join(f"{means[l]:.3f}" for l in (0, 3, -1))
+            assert f"| {kind} | {told_at} |" in page
+        gains = [each["gain"] for each in found["cosine"]]
+        assert all(0.002 <= gain < 0.0065 for gain in gains[3:])
+        assert 0 < int(np.argmax(gains)) < len(gains) - 1
+        assert found["distance"][-1]["gain"] < 0.004 > found["span"][-1]["gain"]
+        nc5, centred = (np.mean([row[c] for row in rows], axis=0) for c in ("nc5", "centred"))
+        assert (np.diff(nc5) < 0).all()
+        assert abs(centred[-1] - centred[0]) < 0.04
+    mnist = told["mnist"]
+    assert mnist["cosine"][-1] > mnist["max softmax"] > mnist["distance"][-1]

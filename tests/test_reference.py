@@ -72,7 +72,7 @@ def test_every_column_equals_its_definition(seed):
     train, y, test, z, W, b = two_sets(seed, keep, D=(2, 5)[seed // 8 % 2])
     known = quietly(train, y, W=W, b=b, weighting=weighting)
     found = quietly(test, z, W=W, b=b, weighting=weighting, means=known)
-    assert set(found.columns) == set(COLUMNS) - {"pfc1_unbiased"}
+    assert set(found.columns) == set(COLUMNS) - {"pfc1_unbiased", "probe"}
     for name, head in (("a", {}), ("b", {"W": W, "b": b})):
         M = np.stack([train[name][y == k].mean(0).numpy() for k in range(4)])
         row = naive_about(test[name], z, M, weighting, **head)

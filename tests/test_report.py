@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from itertools import product
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import pfc
+from pfc import files
 from pfc.cli import main
 from pfc.data import load as load_data
 from pfc.profile import page_data
@@ -75,6 +77,42 @@ def test_verdict_theory_and_how_it_was_made_stand_in_words(run, page):
     told += [run.config["data"]["fingerprint"], run.config["versions"]["torch"], "accuracy, held-out"]
     for sentence in told:
         assert str(sentence).replace("'", "&#x27;") in text
+
+
+def test_a_runs_page_shows_the_images_that_are_decided_last(run, page, tmp_path):
+    text, last = page.read_text(), run.profiles[4]
+    (picture,) = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)"', text)
+    assert picture[0] == "The 24 images of digits that first decides last"
+    assert base64.b64decode(picture[1]).startswith(b"\x89PNG")
+    assert len(picture[1]) < 15_000
+    images = run.data()
+    found = pfc.scores(run.network(), images.batches(), last, progress=False)
+    never = (found.hardest(24).depth == 4).sum()
+    assert "24 of 200 images, each with its class, the class whose mean it was" in text
+    assert f"for good; {never} of them are not even at the last layer." in text
+
+
+@pytest.mark.parametrize("gone", ["data", "weights", "means", "changed"])
+def test_a_page_of_a_run_whose_data_are_not_at_hand_has_no_images(run, tmp_path, monkeypatch, gone):
+    folder = tmp_path / "gone"
+    shutil.copytree(run.folder, folder)
+    if gone in {"data", "changed"}:
+        config = json.loads((folder / "config.json").read_text())
+        config["data"] |= {"spec": "owner/name"} if gone == "data" else {"fingerprint": "0" * 64}
+        files.write_json(folder / "config.json", {k: v for k, v in config.items() if k != "checksum"})
+    if gone == "data":
+
+        def fetched(*_):
+            raise AssertionError("data that are elsewhere were asked for")
+
+        monkeypatch.setattr(pfc.Run, "data", fetched)
+    if gone == "weights":
+        (folder / "weights" / "epoch-0004.safetensors").unlink()
+    if gone == "means":
+        run.profiles[4].save(folder / "profiles" / "epoch-0004.json", means=False)
+    text = pfc.report.write(folder).read_text()
+    assert "<img" not in text
+    assert run.profiles[4].verdict().splitlines()[0] in text
 
 
 def test_lines_and_tests_of_a_run_are_the_profiles(run, page):

@@ -55,6 +55,28 @@ def test_features_that_never_differ_give_the_frequencies() -> None:
     assert b.tolist() == [0.75, 0.25]
 
 
+@pytest.mark.parametrize("penalty", [1e-4, 0.1, 10.0])
+def test_cross_validation_is_by_the_hat_matrix(penalty: float) -> None:
+    rng = np.random.default_rng(1)
+    y = np.arange(25) % 4
+    X = rng.normal(size=(25, 6)) + y[:, None] + 50
+    W, b = normal_equations(X, y, penalty)
+    error = ((X @ W.T + b - np.eye(4)[y]) ** 2).sum() / 25
+    scale = np.linalg.eigvalsh(np.cov(X.T, bias=True)).mean()
+    Z = X - X.mean(0)
+    hat = np.ones((25, 25)) / 25 + Z @ np.linalg.solve(Z.T @ Z + 25 * penalty * scale * np.eye(6), Z.T)
+    known = error / (1 - np.trace(hat) / 25) ** 2
+    assert Ridge(gather([(X, y)])).gcv(penalty) == pytest.approx(known, rel=1e-9)
+
+
+def test_cross_validation_of_all_parameters_free_is_undefined() -> None:
+    X, y = np.random.default_rng(0).normal(size=(4, 9)), np.array([0, 1, 1, 0])
+    assert np.isnan(Ridge(gather([(X, y)])).gcv(0.0))
+    assert Ridge(gather([(X, y)])).gcv(0.1) > 0
+    flat = Ridge(gather([(torch.ones(4, 3), torch.tensor([0, 0, 0, 1]))]))
+    assert flat.gcv(0.5) == pytest.approx((1 - 10 / 16) / (1 - 1 / 4) ** 2)
+
+
 @pytest.mark.parametrize("penalty", [-1.0, float("nan"), float("inf")])
 def test_a_penalty_that_can_not_be_is_refused(penalty: float) -> None:
     with pytest.raises(ValueError, match="penalty must be a number from 0 on"):

@@ -64,12 +64,14 @@ class About:
 
     Args:
         means: A split, such as train, or a saved profile's .json: measure about its class means.
+        probe: Also the column `probe`: a ridge classifier of each layer, tried on the split kept apart.
         test: Where the data have a test split beside the one that is measured, measure it too, about the
             class means of this one, and print both side by side.
         labels: Of a file of features: the array of labels in it, or an .npy file.
     """
 
     means: str | None = None
+    probe: Annotated[bool, Parameter(negative="")] = False
     test: bool = True
     labels: str | None = None
 
@@ -243,17 +245,19 @@ def _of_model(
         _check_profile(_of_split(out, apart))
     beside = None if apart is None else _beside(opened, apart, samples.split)
 
-    def measured(samples: sets.Images | Samples, means: Profile | None = None) -> Profile:
+    probe = _held_out(opened, samples.split).batches(batch_size) if about.probe else None
+
+    def measured(samples: sets.Images | Samples, means: Profile | None, **more: Any) -> Profile:
         own = samples.part(ranks.rank, ranks.size).batches(batch_size)
         how = vars(options) | {"pool": options.pool or _usual_pool(samples)}
         how |= {} if means is None else {"classes": None}
-        return measure_layers(model, own, means=means, device=device, **how)
+        return measure_layers(model, own, means=means, device=device, **how, **more)
 
     means = None
     if about.means is not None:
         of_file = about.means.endswith(".json")
-        means = load(expanded(about.means)) if of_file else measured(opened.samples(about.means))
-    profile = measured(samples, means)
+        means = load(expanded(about.means)) if of_file else measured(opened.samples(about.means), None)
+    profile = measured(samples, means, probe=probe)
     gap = of_model(profile, model, samples, device, batch_size)
     if beside is not None:
         return Found(profile, gap, measured(beside, profile), (samples.split, beside.split))
@@ -268,6 +272,14 @@ def _beside(opened: OfRun | OfModel, split: str, own: str) -> sets.Images | Samp
         raise ValueError(
             f"split {split!r} can't be measured beside {own!r}, --no-test leaves it out: {error}"
         ) from error
+
+
+def _held_out(opened: OfRun | OfModel, own: str) -> sets.Images | Samples:
+    """The data on which a probe is tried."""
+    split = opened.held_out()
+    if split is None:
+        raise ValueError(f"--probe needs a split that is kept apart, and there is none beside {own!r}")
+    return opened.samples(split)
 
 
 def _usual_pool(samples: sets.Images | Samples) -> Literal["flatten", "mean"]:
@@ -288,6 +300,8 @@ def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> No
 
 def _of_file(path: Path, options: Options, about: About) -> Found:
     """Measure the features of a file."""
+    if about.probe:
+        raise ValueError(f"--probe belongs to a model and its data, not to the features of {path}")
     if about.labels is None:
         raise ValueError(f"{path} needs --labels: the name of an array in it, or an .npy file")
     if about.means is not None and not about.means.endswith(".json"):

@@ -8,6 +8,9 @@ from pfc.figures.compared import similarity as similarity
 from pfc.figures.datasets import all_layers as all_layers
 from pfc.figures.datasets import all_training as all_training
 from pfc.figures.datasets import plane as plane
+from pfc.figures.familiar import contact_sheet as contact_sheet
+from pfc.figures.familiar import familiarity as familiarity
+from pfc.figures.familiar import tunnel as tunnel
 from pfc.figures.models import iterations as iterations
 from pfc.figures.models import sweep as sweep
 from pfc.figures.paper import layers as layers

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pfc.figures.axes import save
+from pfc.figures.familiar import tunnel
 from pfc.figures.paper import layers, training
 from pfc.figures.theory import certificates, path
 from pfc.foreign import in_words, is_ours
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
             """Where what theory says of the last profile is kept."""
 
 
-# Figures by the names of their files: of the profiles of a run by epoch, of a profile, and of a profile
-# whose segment theory speaks of. Each is given all that `of_profile` is asked for.
+# Figures by the names of their files: of the profiles of a run by epoch, of a profile, of one with a
+# linear probe, and of one whose segment theory speaks of. Each is given all that `of_profile` is asked
+# for.
 OF_RUN: dict[str, Callable[..., Any]] = {"training": training}
 OF_PROFILE: dict[str, Callable[..., Any]] = {
     "layers": lambda profile, position, end, **_: layers(profile, position=position, end=end),
 }
+OF_PROBE: dict[str, Callable[..., Any]] = {"tunnel": lambda profile, **_: tunnel(profile)}
 OF_THEORY: dict[str, Callable[..., Any]] = {
     "path": lambda profile, **_: path(profile),
     "certificates": lambda profile, transport, **_: certificates(profile, transport=transport),
@@ -83,7 +86,8 @@ def of_profile(
         ['net-layers.png', 'net-layers.svg']
     """
     how = {"position": position, "end": end if theory else None, "transport": transport}
-    chosen = OF_PROFILE | (OF_THEORY if theory and profile.segments else {})
+    chosen = OF_PROFILE | (OF_PROBE if "probe" in profile.columns else {})
+    chosen |= OF_THEORY if theory and profile.segments else {}
     named = {f"{stem}{name}": partial(draw, profile, **how) for name, draw in chosen.items()}
     return _drawn(named, folder)
 

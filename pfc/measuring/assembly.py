@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.passes import Measured
+from pfc.measuring.probe import Probed
 from pfc.measuring.reference import Reference
 from pfc.measuring.sums import Sums
 from pfc.metrics import Weighting, noise_share
@@ -31,12 +32,13 @@ def assemble(
     *,
     W: Float[Tensor, "C D"] | None = None,
     reference: Reference | None = None,
+    probed: Probed | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Profile:
     """The profile of what was measured; `W` is the classifier's weight if known."""
     sums, decisions = found.sums, found.decisions
     layout, moments = sums.layout, sums.moments
-    columns = measured(2 if decisions else 1, own=reference is None)
+    columns = measured(2 if decisions else 1, own=reference is None, probe=probed is not None)
     segments = _segments(sums, decisions, weighting)
     position = {
         name: place
@@ -47,6 +49,7 @@ def assemble(
         name: replace(
             _evidence(name, each, sums, decisions, weighting, W, reference),
             position=position.get(name, math.nan),
+            probe=math.nan if probed is None else probed.accuracy[name],
         )
         for name, each in moments.items()
     }

@@ -52,6 +52,7 @@ def cost(
     passes: int = 2,
     segments: bool = True,
     intervals: bool = False,
+    probe: bool = False,
 ) -> Cost:
     """What `measure` will keep and exchange.
 
@@ -64,6 +65,7 @@ def cost(
         passes: 2 for all metrics, 1 without those of the second pass.
         segments: Whether cross-layer statistics of layers of one shape are accumulated.
         intervals: Whether the samples' influences are summed in the second pass.
+        probe: Whether linear probes are fitted, which takes D x D numbers of pooled features a layer.
 
     Returns:
         Bytes.
@@ -85,6 +87,7 @@ def cost(
     pairs = K * K * len(features) if K <= MOST_PAIRED else 0
     state += pairs + sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
     state += sum(2 * K * D + 3 * K for D in features) if intervals else 0
+    state += probe_bytes(shapes, K) // FLOAT if probe else 0
     exchanged = (
         _exchanged(K, R, features, ranks, runs, spans + 2 * sum(features) + pairs, passes)
         if R > 1
@@ -102,6 +105,17 @@ def cost(
         of_samples=of_paths + of_subset + 2 * FLOAT * samples if R > 1 else 0,
         batch=4 * max((sum(run) for run in runs), default=0),
     )
+
+
+def probe_width(shape: tuple[int, ...]) -> int:
+    """Numbers of a sample that a probe reads: of tokens (T, D) and maps (C, H, W) the mean."""
+    return shape[-1] if len(shape) == 2 else next(iter(shape), 1)
+
+
+def probe_bytes(shapes: Sequence[tuple[int, ...]], classes: int = 0) -> int:
+    """Bytes of the second moments of what a probe reads."""
+    widths = map(probe_width, shapes)
+    return FLOAT * sum(D * D + classes * D for D in widths)
 
 
 def _exchanged(

@@ -19,6 +19,7 @@ from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
+from pfc.measuring.probe import check_room, probe_layers
 from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey
 from pfc.measuring.tokens import Tokens
@@ -45,6 +46,7 @@ def measure(
     device: str | torch.device | None = None,
     classifier: Classifier = None,
     means: Profile | None = None,
+    probe: Iterable[Any] | None = None,
     shift: int = 0,
     statistics: StatisticsPlace | None = None,
     group: Any = None,
@@ -99,6 +101,11 @@ def measure(
             distances to the nearest mean, PFC1, PFC3, NC1 and NC4 are about those, the geometry of the
             means (PFC2, NC2, NC3, CDNV) is the data's own; positions, line and theorems are left out.
             Then the layers are the profile's by default, and one class is enough.
+        probe: Batches of held-out data, for the column `probe`: at each layer the share of them that a
+            ridge classifier answers rightly, which is fitted to the measured data on one-hot labels,
+            pixels and tokens averaged. Its penalty is chosen among 1e-4 to 10 times the mean variance
+            by generalised cross-validation of the measured data. One more forward pass over each set,
+            D x D numbers a layer, one process.
         shift: With `pool="tokens"`, how many tokens later the label of a token stands: 1 for the next
             token of a language model whose labels are its inputs.
         statistics: Keep the K x D statistics on the `"device"`, or in the `"host"`'s memory, to which
@@ -121,6 +128,8 @@ def measure(
     reference = Reference.of(means)
     names = [*reference.moments] if reference is not None and layers is None else layers
     tokens = Tokens.asked(pool, shift, classes)
+    if probe is not None:
+        _refuse_probe(reference, tokens)
     with together(group) as ranks, workers_told(), ExitStack() as stack:
         device = place_of(model, device)
         how = _how(passes, classes, weighting, statistics, reference, intervals=intervals)
@@ -147,9 +156,13 @@ def measure(
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, limit, reference, ranks)
+        if probe is not None:
+            check_room(looked.layout, ranks.size)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             found = run_passes(looked, first, rest, batches, how, ranks, step)
         shards.check_divided(batches, ranks)
+        held = None if probe is None else (looked, MeasuredBatches(probe, None, device))
+        probed = probe_layers(looked, batches, held, found.sums, enabled=progress)
         about = {
             "data": batches.name,
             "precision": precision,
@@ -157,8 +170,11 @@ def measure(
             "exchanged": ranks.exchanged,
             **({} if reference is None or layers is not None else {"chosen": reference.about["chosen"]}),
             **({} if tokens is None else {"shift": shift, "labels": tokens.vocabulary.tolist()}),
+            **({} if probed is None else probed.about),
         }
-        return assemble(found, weighting, W=looked.weight, reference=reference, about=about)
+        return assemble(
+            found, weighting, W=looked.weight, reference=reference, probed=probed, about=about
+        )
 
 
 def measure_features(
@@ -172,6 +188,7 @@ def measure_features(
     segments: bool = True,
     intervals: bool = False,
     means: Profile | None = None,
+    probe: tuple[Mapping[str, Any], Any] | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> Profile:
@@ -193,6 +210,7 @@ def measure_features(
         segments: As for `measure`.
         intervals: As for `measure`.
         means: As for `measure`.
+        probe: Features of held-out data at the same layers and their labels, as for `measure`.
         name: What the data are called.
         progress: Show a progress bar on the standard error.
 
@@ -213,12 +231,39 @@ def measure_features(
     how = _how(passes, classes, weighting, None, reference, intervals=intervals)
     if reference is not None:
         reference.check(source.layout)
+    held = None if probe is None else _held_out(source, probe, reference)
     rest = iter(source)
     with shown("measure", passes * len(source), enabled=progress) as step:
         found = run_passes(source, next(rest), rest, source, how, ALONE, step)
     W = None if source.head is None else source.head.weight
+    probed = probe_layers(source, source, held, found.sums, enabled=progress)
     about = {"data": name, "precision": None, "processes": 1, "exchanged": 0}
-    return assemble(found, weighting, W=W, reference=reference, about=about)
+    about |= {} if probed is None else probed.about
+    return assemble(found, weighting, W=W, reference=reference, probed=probed, about=about)
+
+
+def _held_out(
+    source: ArraySource, probe: tuple[Mapping[str, Any], Any], reference: Reference | None
+) -> tuple[ArraySource, ArraySource]:
+    """Features held out for a probe, as a source and as batches, if they are of the same layers."""
+    _refuse_probe(reference)
+    if not isinstance(probe, tuple) or len(probe) != 2:
+        raise ValueError(f"probe must be a pair (features, labels), got {type(probe).__name__}")
+    held = ArraySource(*probe, None, segments=False)
+    if dict(held.layout.shapes) != dict(source.layout.shapes):
+        ours, theirs = (", ".join(map(repr, each.layout.shapes)) for each in (source, held))
+        raise ValueError(
+            f"the features of probe= must be of the same layers and shapes, {ours}; got {theirs}"
+        )
+    check_room(source.layout)
+    return held, held
+
+
+def _refuse_probe(reference: Reference | None, tokens: Tokens | None = None) -> None:
+    """Refuse a probe where there are no samples about their own class means."""
+    if reference is not None or tokens is not None:
+        what = "pool='tokens'" if reference is None else "means="
+        raise ValueError(f"probe= goes without {what}: it is of samples about their own class means")
 
 
 def _how(

@@ -92,11 +92,26 @@ class Survey:
             return None
         return answers[-1] if self.tokens is None else self.tokens.classes_of(answers[-1])
 
+    def logits(self, batch: Batch, device: torch.device, see: See) -> Float[Tensor, "B C"] | None:
+        """As `forward`; the logits themselves, if there are any."""
+        with self._watched(batch, device, see, lambda logits: logits) as found:
+            call(self.model, batch, self.form)
+        return found[-1] if found else None
+
     @contextmanager
     def watching(
         self, batch: Batch, device: torch.device, see: See
     ) -> Iterator[list[Int64[Tensor, " B"]]]:
         """As `forward`, for a block that runs the model; rows are handed over on `device`."""
+        answer = partial(answers_of, threshold=self.layout.threshold)
+        with self._watched(batch, device, see, answer) as answers:
+            yield answers
+
+    @contextmanager
+    def _watched(
+        self, batch: Batch, device: torch.device, see: See, of_logits: Callable[[Tensor], Tensor]
+    ) -> Iterator[list[Tensor]]:
+        """Hand over each layer's rows while a block runs the model, and keep something of the logits."""
         answers: list[Tensor] = []
 
         def at_layer(name: str, output: Tensor) -> None:
@@ -110,7 +125,7 @@ class Survey:
                 at_layer(CLASSIFIER_INPUT, x.detach())
 
         def at_logits(value: Any) -> None:
-            answers.append(self._answers(value, batch).to(device))
+            answers.append(of_logits(self._logits(value, batch)).to(device))
 
         with Watch(self.modules, at_layer, self._edges(at_input, at_logits)) as watch:
             yield answers
@@ -130,8 +145,8 @@ class Survey:
         assert W is not None
         return rows.double() @ W.to(rows.device).double().mT + (0 if b is None else b.to(rows.device))
 
-    def _answers(self, value: Any, batch: Batch) -> Int64[Tensor, " B"]:
-        """The class of the largest logit, -1 where it is no number; of one logit by its threshold."""
+    def _logits(self, value: Any, batch: Batch) -> Float[Tensor, "B C"]:
+        """A row of logits for each row of the features."""
         K, place, size = self.layout.outputs, self.layout.logits, len(batch.y)
         logits = first_tensor(value) if place is None else all_tensors(value).get(place)
         logits = None if logits is None else heads.logits_of(logits)
@@ -143,7 +158,7 @@ class Survey:
                 f"classifier {self.layout.classifier!r} gave {got} on batch {batch.number} of {size} "
                 f"samples, not {K} logits a sample"
             )
-        return answers_of(logits.detach().reshape(-1, K), self.layout.threshold)
+        return logits.detach().reshape(-1, K)
 
     def _rows(self, name: str, output: Tensor, batch: Batch) -> Float[Tensor, "B D"]:
         """The features of each row at a layer."""

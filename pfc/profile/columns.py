@@ -18,7 +18,7 @@ from pfc.metrics import Weighting
 from pfc.moments import ClassMoments
 from pfc.nearest import NearestMean
 
-Needs = Literal["segment", "means", "scatter", "own", "nearest", "classifier", "answers"]
+Needs = Literal["segment", "means", "scatter", "own", "nearest", "classifier", "answers", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Evidence:
         disagreement: Fraction of samples whose answer differs from the nearest mean's class; NaN if not
             known.
         position: Where the layer stands in its segment; NaN without one.
+        probe: Accuracy of a linear probe on data held out; NaN where none was asked for.
         reference: Moments about the means of other data, these in an orthonormal basis of their span;
             `None` where the means are the data's own.
     """
@@ -51,6 +52,7 @@ class Evidence:
     classifier: tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"]] | None = None
     disagreement: float = math.nan
     position: float = math.nan
+    probe: float = math.nan
     reference: ClassMoments | None = None
 
     @property
@@ -76,6 +78,7 @@ class Evidence:
             "nearest": self.nearest is not None,
             "classifier": self.classifier is not None,
             "answers": not math.isnan(self.disagreement),
+            "probe": not math.isnan(self.probe),
         }
         return known[needs]
 
@@ -90,7 +93,7 @@ class Column:
         words: A short description, without a full stop.
         needs: What it is computed from: a place in a segment, the data's own class means, the scatter
             about the means, that about the data's own alone, nearest class means, the classifier's
-            weight, or its answers. NaN where that is not known.
+            weight, or its answers, or data held out for a probe. NaN where that is not known.
         highest: The largest value it may have; the least is 0. Files are checked against it.
         collapsed: Its value at perfect collapse, by default 0; `None` if it has no fixed one.
         main: Whether `print(profile)` shows it.
@@ -179,15 +182,20 @@ _ROWS = (
     Column("cdnv", lambda e: metrics.class_distance_variance(e.M, e.scatter / e.count),
            "class-distance normalised variance",
            title="distance-normalised variance"),
+    Column("probe", lambda e: e.probe,
+           "accuracy of a ridge classifier of the layer on held-out data, where these were given",
+           needs="probe", highest=1.0, collapsed=1.0,
+           title="linear probe's accuracy", tex="fraction of held-out samples"),
 )
 # fmt: on
 COLUMNS: dict[str, Column] = {column.name: column for column in _ROWS}
 PFC = {name: COLUMNS[name] for name in ("pfc1", "pfc2", "pfc3")}  # what the paper's claim is about
 
 
-def measured(passes: int, *, own: bool = True) -> list[Column]:
+def measured(passes: int, *, own: bool = True, probe: bool = False) -> list[Column]:
     """The columns available after that many passes, about the data's own means or about others."""
-    return [c for c in COLUMNS.values() if c.passes <= passes and (own or c.needs != "own")]
+    lacks = {need for need, given in (("own", own), ("probe", probe)) if not given}
+    return [c for c in COLUMNS.values() if c.passes <= passes and c.needs not in lacks]
 
 
 def markdown() -> str:

@@ -207,6 +207,8 @@ class Profile:
     def _why_unmeasured(self, column: Column) -> str:
         if self.about.get("means") and column.needs == "own":
             return "it needs the data's own class means, not those of others"
+        if column.needs == "probe":
+            return "it needs held-out data, as probe="
         late = column.passes > self.about.get("passes", 2)
         return "it needs passes=2" if late else "an earlier version measured, which had it not"
 

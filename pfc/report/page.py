@@ -15,6 +15,7 @@ from pfc.profile import Prediction
 from pfc.profile.page_data import block
 from pfc.report import data, words
 from pfc.report.comparison import of_sources
+from pfc.report.hardest import sheet
 from pfc.report.sources import Source, sources
 
 SCRIPTS = [f"{name}.js" for name in ("state", "scales", "charts", "geometry", "numbers", "start")]
@@ -115,7 +116,7 @@ def _article(i: int, source: Source, unfolded: bool) -> str:
     return (
         f'<article class="run"><h2><span class="key" data-run="{i}"></span>{escape(source.name)}</h2>'
         f'<div class="verdict">{lead}</div>{words.defined([*words.tiles(source)], "tiles")}'
-        f"{''.join(theory)}</article>"
+        f"{''.join(theory)}{sheet(source)}</article>"
     )
 
 

@@ -39,6 +39,34 @@ class Ridge:
         cross = st.centred.mean * (st.count / st.samples)[:, None]
         return cross @ st.centred.spectrum.vectors
 
+    def gcv(self, penalty: float) -> float:
+        r"""How well a penalty would do on new samples, by generalised cross-validation.
+
+        $$ \frac{\frac{1}{N} \sum_i |W x_i + b - e_{y_i}|^2}{(1 - d / N)^2}, \qquad
+           d = 1 + \sum_j \frac{\lambda_j}{\lambda_j + \mathrm{penalty} \cdot s}, $$
+
+        with the eigenvalues $\lambda_j$ of the covariance, whose mean is s (Golub, Heath and Wahba,
+        1979). Neither a sample is left out nor the data read again.
+
+        Args:
+            penalty: At least 0.
+
+        Returns:
+            A number from 0 on, the less the better; NaN where as many parameters as samples are free.
+
+        Raises:
+            ValueError: If the penalty is negative or not finite.
+        """
+        not_negative(penalty=penalty)
+        st, values = self.statistics, self.statistics.centred.spectrum.values / self.statistics.samples
+        damping = penalty * values.mean()
+        damped = torch.where(values + damping > 0, values + damping, torch.inf)
+        explained = self._coordinates.square() * (values + 2 * damping) / damped.square()
+        share = st.count / st.samples
+        error = (1 - share.square().sum() - explained.sum()).clamp(min=0)
+        free = 1 - (1 + (values / damped).sum()) / st.samples
+        return float(torch.where(free > 0, error / free.square(), torch.nan))
+
     def at(self, penalty: float) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
         """Weight and bias of the classifier.
 

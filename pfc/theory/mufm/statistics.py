@@ -63,6 +63,20 @@ class Statistics:
         """Statistics of samples `X` (flattened) with labels `y` in 0..K-1, each class with a sample."""
         return summed([labelled(X, y, flatten=True)])
 
+    @classmethod
+    def empty(cls, classes: int, features: int, device: torch.device | str) -> "Statistics":
+        """Of no samples, with the scatters of all classes pooled; `add` takes samples in."""
+        zeros = torch.zeros(classes, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.new_zeros(classes, features), zeros.new_zeros(1, features, features))
+
+    def add(self, x: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> None:
+        """Take in samples of known classes, in place."""
+        _add(self, x, y)
+
+    def cpu(self) -> "Statistics":
+        """The same statistics on the CPU."""
+        return Statistics(self.count.cpu(), self.mean.cpu(), self.within.cpu())
+
     @property
     def samples(self) -> float:
         """Number of samples, N."""
@@ -248,7 +262,7 @@ def summed(pairs: Iterable[Samples]) -> Statistics:
     if sums is None:
         raise ValueError(EMPTY)
     check_classes(sums.count)
-    return Statistics(sums.count.cpu(), sums.mean.cpu(), sums.within.cpu())
+    return sums.cpu()
 
 
 def check_classes(count: Float64[Tensor, " K"]) -> None:
