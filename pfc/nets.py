@@ -215,14 +215,16 @@ class ConvResNet(nn.Module):
         pixels = 1 if head == "pool" else prod(-(-side // 2 ** (len(blocks) - 1)) for side in size)
         self.head = nn.Sequential(*pool, nn.Flatten())
         self.classifier = nn.Linear(widths[-1] * pixels, classes)
-        self._blocks = tuple(blocks)
 
     @property
     def stage_taps(self) -> tuple[tuple[str, ...], ...]:
         """Names of the tap points, stage by stage; a stage's layers have one shape."""
         return tuple(
-            (f"stages.{s}.reduce" if s else "stem", *(f"stages.{s}.blocks.{b}" for b in range(n)))
-            for s, n in enumerate(self._blocks)
+            (
+                f"stages.{s}.reduce" if s else "stem",
+                *(f"stages.{s}.blocks.{b}" for b in range(len(stage.get_submodule("blocks")))),
+            )
+            for s, stage in enumerate(self.stages)
         )
 
     @property

@@ -82,6 +82,7 @@ class Subset:
             labels=kept["label"],
             points={name: kept[f"at/{name}"].float() for name in spans},
             means={name: _two(span.points).float().cpu() for name, span in spans.items()},
+            hashes=kept["hash"],
         )
 
 
