@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pfc import models as models
     from pfc import report as report
     from pfc import theory as theory
+    from pfc.acting.exits import EarlyExit as EarlyExit
+    from pfc.acting.pruned import Pruned as Pruned
+    from pfc.acting.pruning import prune as prune
     from pfc.integrations.recorder import Recorder as Recorder
     from pfc.measuring import Monitor as Monitor
     from pfc.measuring import cka as cka
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 _HOME = {  # the public names, found on first use: `pfc --help` shall not pay for torch
     **dict.fromkeys(("data", "experiments", "figures", "metrics", "models", "moments"), ""),
     **dict.fromkeys(("report", "theory"), ""),
+    **dict.fromkeys(("EarlyExit",), "pfc.acting.exits"),
+    **dict.fromkeys(("Pruned",), "pfc.acting.pruned"),
+    **dict.fromkeys(("prune",), "pfc.acting.pruning"),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),

@@ -222,7 +222,7 @@ class ConvResNet(nn.Module):
         return tuple(
             (
                 f"stages.{s}.reduce" if s else "stem",
-                *(f"stages.{s}.blocks.{b}" for b in range(len(stage.get_submodule("blocks")))),
+                *(f"stages.{s}.blocks.{b}" for b in range(len(_blocks_of(stage)))),
             )
             for s, stage in enumerate(self.stages)
         )
@@ -236,3 +236,9 @@ class ConvResNet(nn.Module):
         """Logits of a batch."""
         logits: Tensor = self.classifier(self.head(self.stages(self.stem(x))))
         return logits
+
+
+def _blocks_of(stage: nn.Module) -> nn.Sequential:
+    """The blocks that a stage has, which may have become fewer."""
+    assert isinstance(stage, Stage)
+    return stage.blocks

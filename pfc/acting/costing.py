@@ -25,10 +25,7 @@ def first_of(batch: Batch, size: int) -> Batch:
 
 
 def operations(net: nn.Module, batch: Batch, form: Form) -> int:
-    """Operations of a forward pass of one sample: products and sums of products of matrices.
-
-    Counted by torch's `FlopCounterMode`, which sees matrix products, convolutions and attention.
-    """
+    """Operations of one sample's forward pass: of products of matrices, convolutions and attention."""
     with FlopCounterMode(display=False) as counter:
         call(net, first_of(batch, 1), form)
     return counter.get_total_flops()
@@ -37,7 +34,7 @@ def operations(net: nn.Module, batch: Batch, form: Form) -> int:
 def latencies(
     nets: Sequence[nn.Module], batch: Batch, form: Form, device: torch.device
 ) -> dict[int, tuple[float, ...]]:
-    """Median seconds of a forward pass of each network, by turns: of one sample, and of a larger batch."""
+    """Median seconds of a forward pass of each network, by turns, by the size of the batch."""
     found = {}
     for size in sorted({1, min(LARGER, len(batch))}):
         part, seconds = first_of(batch, size), [list[float]() for _ in nets]

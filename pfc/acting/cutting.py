@@ -40,10 +40,7 @@ class Removal:
 
 
 def removals(net: nn.Module, layers: Sequence[str], kept: int) -> list[Removal]:
-    """What goes if the layer of this number is the last of these that is kept; the innermost first.
-
-    All modules of a list go that stand after the layer and up to the last one, measured or not.
-    """
+    """What goes after the layer of this number, the innermost first; of lists all between."""
     layer = layers[kept]
     away = [name for name in layers[kept + 1 :] if not layer.startswith(f"{name}.")]
     found: dict[str, Removal] = {}
@@ -76,11 +73,6 @@ def lines(net: nn.Module, gone: Sequence[Removal]) -> list[str]:
     """How the same is done to a network that is called `net`, a line of Python each."""
     told = [(name, value) for each in gone for _, name, value in _told(net, each)]
     return [each.line() for each in gone] + [f"net.config.{name} = {value}" for name, value in told]
-
-
-def replace_classifier(net: nn.Module, name: str, made: nn.Linear) -> None:
-    """Put a linear layer in the place of another."""
-    net.set_submodule(name, made)
 
 
 def _told(net: nn.Module, gone: Removal) -> Iterator[tuple[Any, str, Any]]:

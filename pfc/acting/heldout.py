@@ -1,4 +1,4 @@
-"""Held-out data: that they are apart from the training data, dealt into parts, and what changes on them."""
+"""Held-out data: apart from the training data, dealt into parts, and what changes on them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class Change:
     def of(cls, before: Bool[Tensor, " N"], after: Bool[Tensor, " N"]) -> "Change":
         """By which samples were answered rightly before and after; Tango's score interval."""
         n, lost, won = len(before), int((before & ~after).sum()), int((after & ~before).sum())
-        means = (float(part.double().mean()) for part in (before, after))
-        return cls(n, *means, lost, won, *of_change(lost, won, n))
+        was, now = (float(part.double().mean()) for part in (before, after))
+        return cls(n, was, now, lost, won, *of_change(lost, won, n))
 
     def __str__(self) -> str:
         return (
@@ -121,8 +121,8 @@ def _refuse_shared(hashes: Int64[Tensor, " N"], known: Int64[Tensor, " M"], what
     shared = int(torch.isin(hashes, known).sum())
     if len(hashes) and shared > SHARED * len(hashes):
         raise ValueError(
-            f"{shared} of {len(hashes)} samples of the held-out data that were compared are among {what}: "
-            "give data that the network was not trained on"
+            f"{shared} of {len(hashes)} samples of the held-out data that were compared are among "
+            f"{what}: give data that the network was not trained on"
         )
 
 

@@ -1,17 +1,16 @@
 """Cut the blocks after a layer and classify by what is left, if held-out data allow it."""
 
-import json
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from pfc.acting.costing import latencies, operations
-from pfc.acting.cutting import Removal, lines, removals, replace_classifier, without
+from pfc.acting.cutting import Removal, lines, removals, without
 from pfc.acting.heldout import (
     Change,
     Noted,
@@ -21,10 +20,9 @@ from pfc.acting.heldout import (
     refuse_fitted,
     refuse_trained,
 )
+from pfc.acting.pruned import Candidate, Pruned
 from pfc.evaluation import undisturbed
-from pfc.files import expanded, write_json, write_tensors
 from pfc.foreign import workers_told
-from pfc.intervals import of_change
 from pfc.layers import CLASSIFIER_INPUT, module_names
 from pfc.measuring.calling import place_of
 from pfc.measuring.loader import Batch, MeasuredBatches
@@ -36,149 +34,10 @@ from pfc.theory.mufm import gather
 from pfc.theory.mufm.statistics import Statistics
 from pfc.theory.ridge import Ridge
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Head = Literal["ridge", "means", "own"]
 Linear = tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]
 
-FORMAT = "pfc-pruned-1"
 PENALTIES = tuple(10.0**k for k in range(-6, 2))  # tried for the ridge classifier, no unit; ours
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A cut that was tried.
-
-    Args:
-        layer: The last layer of its segment that is kept.
-        removed: Layers of the segment that go.
-        penalty: Of the ridge classifier, the best on the choosing part; `None` of other classifiers.
-        operations: Of a forward pass of one sample.
-        chosen: The change of accuracy on the choosing part.
-        reported: The change of accuracy on the reporting part.
-    """
-
-    layer: str
-    removed: int
-    penalty: float | None
-    operations: int
-    chosen: Change
-    reported: Change
-
-    def row(self) -> dict[str, Any]:
-        """Its numbers, those of the reporting part by their own names."""
-        own = {key: getattr(self, key) for key in ("layer", "removed", "penalty", "operations")}
-        told, chosen = self.reported, self.chosen
-        change = {"accuracy": told.after, "change": told.after - told.before}
-        return own | change | {"low": told.low, "high": told.high, "chosen_low": chosen.low}
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """A network without the last blocks, and what that costs and saves.
-
-    Args:
-        network: In evaluation mode, of the same classes as the one that was given and with weights of
-            its own; a copy of that one where nothing can go.
-        layer: The last layer of the segment that is kept.
-        removed: Layers of the segment that went; empty where nothing can go.
-        head: The classifier: `"ridge"`, `"means"` or `"own"`.
-        eps: The loss of accuracy that was tolerated.
-        change: Of the accuracy, on the reporting part.
-        candidates: Every cut that was tried, the shallowest first.
-        operations: Of a forward pass of one sample, before and after.
-        latency: Median seconds of a forward pass before and after, by the size of the batch.
-        parts: Samples of each part of the held-out data.
-        fitted: Samples that the classifier was fitted to; 0 of the own one.
-        steps: How the network is made of the one that was given, a line of Python each.
-        about: The network, the data, the seed.
-    """
-
-    network: nn.Module
-    layer: str
-    removed: tuple[str, ...]
-    head: str
-    eps: float
-    change: Change
-    candidates: tuple[Candidate, ...]
-    operations: tuple[int, int]
-    latency: Mapping[int, tuple[float, ...]]
-    parts: Mapping[str, int]
-    fitted: int
-    steps: tuple[str, ...]
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def table(self) -> "pd.DataFrame":
-        """One row a cut that was tried, the shallowest first, and one of the whole network.
-
-        Returns:
-            Indexed by `layer`: how many layers are `removed`, the ridge classifier's `penalty`,
-            `operations` of one sample and their `share` of the whole network's, `accuracy` on the
-            reporting part, its `change` with the 95 % interval from `low` to `high`, and `chosen_low`,
-            the lower end on the choosing part, by which the cut is chosen.
-        """
-        import pandas as pd
-
-        n, before = self.change.samples, self.change.before
-        whole = {"layer": self.about["last"], "removed": 0, "penalty": None}
-        whole |= {"operations": self.operations[0], "accuracy": before}
-        whole |= dict.fromkeys(("change", "low", "high", "chosen_low"), 0.0)
-        table = pd.DataFrame([*(each.row() for each in self.candidates), whole]).set_index("layer")
-        table["penalty"] = table["penalty"].astype(float)
-        table.insert(3, "share", table["operations"] / max(self.operations[0], 1))
-        table.attrs |= {"samples": n, "eps": self.eps, "head": self.head, "layer": self.layer}
-        return table
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the network, as JSON can hold it."""
-        names = ("layer", "removed", "head", "eps", "operations", "parts", "fitted", "steps", "about")
-        told = {name: getattr(self, name) for name in names}
-        sizes = {str(size): list(seconds) for size, seconds in self.latency.items()}
-        tried = [asdict(each) for each in self.candidates]
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in told.items()}
-        return plain | {"change": asdict(self.change), "candidates": tried, "latency": sizes}
-
-    def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Save the weights as safetensors, and beside them as JSON what was cut and how to rebuild it.
-
-        To load it without pfc: build the network that was given, run the lines of `steps` on it as
-        `net`, then `net.load_state_dict(safetensors.torch.load_file(path))`.
-
-        Args:
-            path: Ends in .safetensors.
-
-        Returns:
-            The paths of both files.
-
-        Raises:
-            ValueError: If the path ends in something else.
-        """
-        path = expanded(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"the path must end in .safetensors, got {path}")
-        beside = path.with_suffix(".json")
-        write_tensors(path, self.network.state_dict(), format=FORMAT)
-        write_json(beside, {"format": FORMAT, "weights": path.name} | json.loads(json.dumps(self.to_dict())))
-        return path, beside
-
-    def __str__(self) -> str:
-        last, (before, after) = self.about["last"], self.operations
-        if not self.removed:
-            return (
-                f"nothing can go: no cut before {last} is sure to lose at most {self.eps:g} of the accuracy "
-                f"with the classifier {self.head!r}; the whole network has {self.change.before:.4f}"
-                + _too_few(self.parts["choose"], self.eps)
-            )
-        time = "; ".join(
-            f"{1e3 * was:.3g} ms before, {1e3 * now:.3g} ms after for {size} at once"
-            for size, (was, now) in self.latency.items()
-        )
-        return (
-            f"cut after {self.layer}: {len(self.removed)} of {len(self.candidates)} layers that could go "
-            f"are gone, classifier {self.head!r}\n{self.change}\noperations {before:.4g} before, {after:.4g} "
-            f"after ({after / max(before, 1):.1%}); {time}"
-        )
 
 
 def prune(
@@ -197,20 +56,20 @@ def prune(
 
     Each layer of the last segment is tried: what comes after it there is removed, and what follows the
     segment reads the layer instead. The first cut is taken of which the 95 % interval of the change of
-    accuracy stays above `-eps` on one half of the held-out data; what it costs is told of the other half.
-    The interval is Tango's (1998) for the same samples before and after, which keeps its level where a
-    bootstrap does not: where few samples or none change sides. What the training data say of the layers
-    plays no part.
+    accuracy stays above `-eps` on one half of the held-out data; what it costs is told of the other
+    half. The interval is Tango's (1998) for the same samples before and after, which keeps its level
+    where a bootstrap does not: where few samples or none change sides. What the training data say of
+    the layers plays no part.
 
     The network that is given is left as it was.
 
     Args:
-        net: The network, whose last blocks can go: of a list of modules, or modules that can be identities.
+        net: The network, whose last blocks stand in a list of modules, or can be identities.
         profile: Of its training data: names the layers of the segment.
         data: Held-out batches, as for `pfc.measure`, in the same order at each reading.
         head: The classifier of what is left, fitted to what the network's own one would read there:
-            `"ridge"`, least squares on one-hot labels with the penalty that is best on the choosing part;
-            `"means"`, the nearest class mean; `"own"`, the network's own, not fitted.
+            `"ridge"`, least squares on one-hot labels with the penalty that is best on the choosing
+            part; `"means"`, the nearest class mean; `"own"`, the network's own, not fitted.
         eps: The loss of accuracy that is tolerated, in [0, 1).
         fit: Training batches to fit the classifier to. `None` takes a third of the held-out data for it,
             and a third each to choose and to report by; else both have a half.
@@ -223,8 +82,8 @@ def prune(
 
     Raises:
         ValueError: If an argument has no meaning, the profile has no segment or is another network's, a
-            layer can't be removed, the classifier is not linear, or the held-out data are of one class, in
-            another order at each reading, or those of the training.
+            layer can't be removed, the classifier is not linear, or the held-out data are of one class,
+            in another order at each reading, or those of the training.
 
     Examples:
         >>> import pfc
@@ -256,7 +115,7 @@ def _check(profile: Any, head: str, eps: float) -> None:
 
 
 def _looked(net: nn.Module, layer: str, first: Batch, head: str) -> Survey:
-    """A network whose answers are known, and where another classifier is asked for, what it would read."""
+    """A network whose answers are known, and what another classifier would read."""
     found = survey(Request(net, layer if head == "own" else CLASSIFIER_INPUT), first)
     layout, own = found.layout, module_names(net).get(found.layout.classifier or "")
     if not layout.outputs:
@@ -303,7 +162,9 @@ class _Search:
         tried = [self._tried(i, before, parts, step) for i in range(len(self.layers) - 1)]
         sure = (i for i, (each, _) in enumerate(tried) if each.chosen.low >= -self.eps)
         kept = next(sure, len(self.layers) - 1)
-        return self._built(kept, [each for each, _ in tried], dict(enumerate(h for _, h in tried)), before, parts)
+        return self._built(
+            kept, [each for each, _ in tried], dict(enumerate(h for _, h in tried)), before, parts
+        )
 
     @property
     def _own_part(self) -> bool:
@@ -358,16 +219,15 @@ class _Search:
         st = gather(self._rows(looked, parts.get("fit")))
         if len(st.count) != (K := looked.layout.outputs):
             raise ValueError(
-                f"the data to fit the classifier to have {len(st.count)} classes, the network answers {K}"
+                f"the classifier is fitted to {len(st.count)} classes, but the network answers {K}: "
+                "give samples of each"
             )
         if self.head == "means":
             return {None: nearest_mean(st)}
         ridge = Ridge(st)
         return {penalty: ridge.at(penalty) for penalty in PENALTIES}
 
-    def _rows(
-        self, looked: Survey, part: Int64[Tensor, " n"] | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _rows(self, looked: Survey, part: Int64[Tensor, " n"] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """What the classifier reads, and the labels, of the data that it is fitted to."""
         source, noted = (self.fits, self.fitted) if self.fits is not None else (self.held, self.noted)
         for batch, place in noted.of(source):
@@ -382,7 +242,7 @@ class _Search:
 
     def _right(self, looked: Survey, heads: Sequence[Linear]) -> list[Bool[Tensor, " N"]]:
         """Which held-out samples are answered rightly, by each of the classifiers, or by the own one."""
-        found = [list[Tensor]() for _ in heads or [None]]
+        found = [list[Tensor]() for _ in range(len(heads) or 1)]
         for batch, _ in self.noted.of(self.held):
             H, own = _read(looked, batch)
             answers = [_logits(H, each).argmax(1) for each in heads] or [own]
@@ -406,7 +266,7 @@ class _Search:
             steps += _set_head(made, str(looked.layout.classifier), head)
         after = self._right(_looked(made, self.layers[kept], self.first, "own"), [])[0]
         report, form = parts["report"], self.whole.form
-        made = _own(made)
+        made = copy.deepcopy(made)  # with weights of its own
         return Pruned(
             network=made,
             layer=self.layers[kept],
@@ -431,15 +291,8 @@ class _Search:
         return len(parts["fit"]) if self._own_part else len(self.fitted.samples.y)
 
 
-def _too_few(n: int, eps: float) -> str:
-    """What to say where not even the same answers to so many samples would be sure enough."""
-    least = -of_change(0, 0, n)[0]
-    told = f"; {n} samples to choose by are sure to {least:.2g} at best: give more, or a larger eps"
-    return told if least > eps else ""
-
-
 def nearest_mean(st: Statistics) -> Linear:
-    """The linear classifier that answers the nearest class mean: half of |h|^2 - |h - m|^2, from c on."""
+    """The linear classifier that answers the nearest class mean: half of |h - c|^2 - |h - m|^2."""
     W = st.mean - st.centre
     return W, -(W @ st.centre) - W.square().sum(1) / 2
 
@@ -467,12 +320,5 @@ def _set_head(net: nn.Module, name: str, head: Linear) -> list[str]:
     with torch.no_grad():
         new.weight.copy_(W)
         new.bias.copy_(b)
-    replace_classifier(net, name, new.eval())
+    net.set_submodule(name, new.eval())
     return [f"net.set_submodule({name!r}, torch.nn.Linear({D}, {K}))"]
-
-
-def _own(net: nn.Module) -> nn.Module:
-    """A copy with weights of its own."""
-    import copy
-
-    return copy.deepcopy(net)

@@ -158,7 +158,9 @@ class SamplePoints:
     @classmethod
     def restored(cls, arrays: Mapping[str, Tensor], where: str) -> "SamplePoints":
         """The sample that a file keeps."""
-        forms = {key: Array("n", torch.int64) for key in ("labels", "hashes")[: 1 + ("hashes" in arrays)]}
+        forms = {
+            key: Array("n", torch.int64) for key in ("labels", "hashes")[: 1 + ("hashes" in arrays)]
+        }
         parts: dict[str, dict[str, Tensor]] = {"points": {}, "means": {}}
         for key, array in arrays.items():
             kind, _, layer = key.partition("/")
