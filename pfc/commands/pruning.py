@@ -57,8 +57,8 @@ def prune(
     apart = split or sets.held_out(fit.spec, fit.split)
     if apart is None or apart == fit.split:
         raise ValueError(
-            f"{run} has no held-out data beside split {fit.split!r}: name some by --split, or train on a "
-            "part of the data, as by `pfc run digits --split fit`"
+            f"{run} has no held-out data beside split {fit.split!r}: name some by --split, or train on "
+            "a part of the data, as by `pfc run digits --split fit`"
         )
     held, own = (images.batches(batch_size) for images in (kept.data(apart, spec=data), fit))
     found = cut(net, profile, held, head=head, eps=eps, fit=own, seed=seed, device=device)

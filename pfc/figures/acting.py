@@ -53,8 +53,8 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
     """Accuracy against operations, of early exits and of pruned networks in one figure.
 
     Args:
-        curves: Tables with `share` and `accuracy`, by what they are called: those of `EarlyExit.curve` and
-            of `Pruned.table()`.
+        curves: Tables with `share` and `accuracy`, by what they are called: those of `EarlyExit.curve`
+            and of `Pruned.table()`.
         width: Of the figure, in inches.
 
     Returns:
@@ -99,8 +99,8 @@ def _every(rows: int) -> int:
 
 def _band(ax: "Axes", at: Sequence[float], table: "pd.DataFrame", whole: float, colour: str) -> None:
     """The interval of the change of accuracy, about the whole network's."""
-    ends = (whole + table[end] for end in ("low", "high"))
-    ax.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
+    low, high = ((whole + table[end]).tolist() for end in ("low", "high"))
+    ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _whole(ax: "Axes", tables: "Mapping[str, pd.DataFrame]") -> None:
