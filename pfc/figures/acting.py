@@ -34,7 +34,7 @@ def depth(tables: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "Figur
         lines = []
         for i, table in enumerate(tables.values()):
             at, look = [*range(len(layers))], _look(i)
-            whole = table["accuracy"].iloc[-1]
+            whole = float(table["accuracy"].iloc[-1])
             _band(ax, at, table, whole, look["color"])
             lines += ax.plot(at, table["accuracy"], **look)
             if (kept := table.attrs.get("layer")) in layers[:-1]:
