@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import pfc
+from pfc.acting.cutting import removals
 from pfc.acting.heldout import dealt
 from pfc.acting.pruning import PENALTIES
 from pfc.cli import main
@@ -282,7 +283,20 @@ def test_arguments_without_meaning_are_refused():
     )
     refused("in another order, or are others, at each reading", net, profile, shuffled)
     other = pfc.measure(Children().eval(), held.batches(), layers=["stem", "one"], progress=False)
-    refused("layer 'one' of the profile is none of the network's", net, other, data)
+    refused("layer 'one' of the profile is none of FCResNet's", net, other, data)
+    net.blocks = torch.compile(net.blocks)
+    refused("'blocks.0' is of a compiled module: prune the network, then compile it")
+
+
+def test_the_block_around_the_layer_that_is_kept_stays():
+    net, _ = trained()
+    gone = removals(net, ["blocks.1.f", "blocks.2", "blocks.3"], 0)
+    assert [each.line() for each in gone] == ["del net.get_submodule('blocks')[2:4]"]
+    gone = removals(net, ["blocks.1.f", "blocks.1", "blocks.2"], 0)
+    assert [each.line() for each in gone] == ["del net.get_submodule('blocks')[2:3]"]
+    chain = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2), nn.Linear(2, 2))
+    gone = removals(chain, ["0.0", "1"], 0)
+    assert [each.line() for each in gone] == ["del net.get_submodule('')[1:2]"]
 
 
 def test_the_command_prunes_a_run(tmp_path, capsys):

@@ -46,13 +46,14 @@ def removals(net: nn.Module, layers: Sequence[str], kept: int) -> list[Removal]:
     found: dict[str, Removal] = {}
     for name in away:
         parent, _, child = name.rpartition(".")
-        outer = _submodule(net, parent, name)
+        outer = _holder(net, name)
         if not isinstance(outer, nn.Sequential | nn.ModuleList):
             found[name] = Removal(name)
             continue
         children = [key for key, _ in outer.named_children()]
-        before, _, own = layer.rpartition(".")
-        start = children.index(own) + 1 if before == parent and own in children else 0
+        prefix = f"{parent}." if parent else ""
+        own = layer.removeprefix(prefix).partition(".")[0] if layer.startswith(prefix) else ""
+        start = children.index(own) + 1 if own in children else 0
         found[parent] = Removal(parent, start, children.index(child) + 1)
     return sorted(found.values(), key=lambda each: -each.name.count(".") - bool(each.name))
 
@@ -94,11 +95,15 @@ def _list(module: nn.Module) -> Any:
     return module
 
 
-def _submodule(net: nn.Module, parent: str, name: str) -> nn.Module:
+def _holder(net: nn.Module, name: str) -> nn.Module:
+    """The module that a layer is a child of."""
+    if name not in module_names(net):
+        raise ValueError(f"layer {name!r} of the profile is none of {type(net).__name__}'s")
     try:
-        return net.get_submodule(parent)
+        outer = net.get_submodule(name.rpartition(".")[0])
+        known = name.rpartition(".")[2] in dict(outer.named_children())
     except AttributeError:
-        known = "lies in a compiled module" if name in module_names(net) else "is none of the network's"
-        raise ValueError(
-            f"layer {name!r} of the profile {known}; measure and prune the network as it is uncompiled"
-        ) from None
+        known = False
+    if not known:
+        raise ValueError(f"layer {name!r} is of a compiled module: prune the network, then compile it")
+    return outer

@@ -46,11 +46,24 @@ class Change:
         was, now = (float(part.double().mean()) for part in (before, after))
         return cls(n, was, now, lost, won, *of_change(lost, won, n))
 
+    @classmethod
+    def none(cls, right: Bool[Tensor, " N"]) -> "Change":
+        """None, for certain: the same network before and after."""
+        accuracy = float(right.double().mean())
+        return cls(len(right), accuracy, accuracy, 0, 0, 0.0, 0.0)
+
     def __str__(self) -> str:
         return (
             f"accuracy {self.before:.4f} before, {self.after:.4f} after, on {self.samples} samples: "
             f"change {self.after - self.before:+.4f}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
         )
+
+
+def too_few(n: int, eps: float) -> str:
+    """What to say where not even the same answers to so many samples would be sure enough."""
+    least = -of_change(0, 0, n)[0]
+    told = f"; {n} samples to choose by are sure to {least:.2g} at best: give more, or a larger eps"
+    return told if least > eps else ""
 
 
 @dataclass(frozen=True, eq=False)

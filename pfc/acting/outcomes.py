@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pfc.acting.heldout import Change, Noted, dealt
+from pfc.acting.heldout import Change, Noted, dealt, too_few
 
 STEPS = 101  # thresholds between which is chosen: quantiles of the margins; ours
 
@@ -65,6 +65,8 @@ class Outcomes:
 
     def change(self, threshold: float, rows: Int64[Tensor, " n"]) -> Change:
         """How the accuracy of some samples changes."""
+        if math.isinf(threshold):
+            return Change.none(self.final[rows] == self.y[rows])
         answers = torch.cat([self.nearest[rows], self.final[rows, None]], dim=1)
         at = answers.gather(1, self.place(threshold, rows)[:, None])[:, 0]
         return Change.of(self.final[rows] == self.y[rows], at == self.y[rows])
@@ -122,6 +124,11 @@ class Calibration:
         return asdict(self) | {"threshold": threshold, "exits": dict(self.exits)}
 
     def __str__(self) -> str:
+        if math.isinf(self.threshold):
+            return (
+                f"no exit is sure to lose at most {self.eps:g} of the accuracy; the network's is "
+                f"{self.change.before:.4f}{too_few(self.chosen.samples, self.eps)}"
+            )
         return (
             f"threshold {self.threshold:.4g}: {sum(self.exits.values()):.1%} of the samples exit early, "
             f"{self.share:.1%} of the operations\n{self.change}"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pfc.acting.heldout import Change
+from pfc.acting.heldout import Change, too_few
 from pfc.files import expanded, write_json, write_tensors
-from pfc.intervals import of_change
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +141,7 @@ class Pruned:
             return (
                 f"nothing can go: no cut before {last} is sure to lose at most {self.eps:g} of the "
                 f"accuracy with the classifier {self.head!r}; the whole network has "
-                f"{self.change.before:.4f}" + _too_few(self.parts["choose"], self.eps)
+                f"{self.change.before:.4f}" + too_few(self.parts["choose"], self.eps)
             )
         time = "; ".join(
             f"{1e3 * was:.3g} ms before, {1e3 * now:.3g} ms after for {size} at once"
@@ -153,10 +152,3 @@ class Pruned:
             f"classifier {self.head!r}\n{self.change}\noperations {before:.4g} before, {after:.4g} "
             f"after ({after / max(before, 1):.1%}); {time}"
         )
-
-
-def _too_few(n: int, eps: float) -> str:
-    """What to say where not even the same answers to so many samples would be sure enough."""
-    least = -of_change(0, 0, n)[0]
-    told = f"; {n} samples to choose by are sure to {least:.2g} at best: give more, or a larger eps"
-    return told if least > eps else ""

@@ -273,7 +273,7 @@ class _Search:
             removed=self.layers[kept + 1 :],
             head=self.head,
             eps=self.eps,
-            change=Change.of(before[report], after[report]),
+            change=Change.of(before[report], after[report]) if gone else Change.none(before[report]),
             candidates=tuple(tried),
             operations=(operations(net, self.first, form), operations(made, self.first, form)),
             latency=latencies((net, made), self.first, form, self.device),

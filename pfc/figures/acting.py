@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pfc.figures.axes import MEASURED, canvas, legend, named_ticks, room
+from pfc.figures.axes import MEASURED, Numbers, canvas, legend, named_ticks, room
 from pfc.figures.compared import COLOURS, SIGNS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _every(rows: int) -> int:
     return max(1, rows // EVERY)
 
 
-def _band(ax: "Axes", at: Sequence[float], table: "pd.DataFrame", whole: float, colour: str) -> None:
+def _band(ax: "Axes", at: Numbers, table: "pd.DataFrame", whole: float, colour: str) -> None:
     """The interval of the change of accuracy, about the whole network's."""
     low, high = ((whole + table[end]).tolist() for end in ("low", "high"))
     ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
