@@ -1,4 +1,4 @@
-"""A small residual network trained on the digits, and data that are apart from its training data."""
+"""Small residual networks, one of them trained on the digits, and data that are held out."""
 
 import copy
 from functools import cache
@@ -19,13 +19,12 @@ def _trained(kind):
     fit, _ = parts()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = (
-            pfc.FCResNet(64, 10, width=24, blocks=4)
-            if kind == "dense"
-            else pfc.ConvResNet(1, (8, 8), 10, blocks=(1, 2), width=4)
-        )
+        if kind == "conv":  # whose weights are left as they are drawn
+            net = pfc.ConvResNet(1, (8, 8), 10, blocks=(1, 2), width=4, zero_start=False)
+            return net.eval().double()
+        net = pfc.FCResNet(64, 10, width=24, blocks=4)
         step = torch.optim.Adam(net.parameters(), lr=3e-3)
-        for _ in range(4 if kind == "dense" else 1):
+        for _ in range(4):
             for i in torch.randperm(len(fit)).split(64):
                 step.zero_grad()
                 torch.nn.functional.cross_entropy(net(fit.normalised(i)), fit.labels[i]).backward()
@@ -34,7 +33,7 @@ def _trained(kind):
 
 
 def trained(kind="dense"):
-    """A copy of the network in float64, in evaluation mode, and the profile of its training data."""
+    """A copy of a network in float64, in evaluation mode, and the profile of its training data."""
     return copy.deepcopy(_trained(kind)), _profile(kind)
 
 
