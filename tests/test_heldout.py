@@ -13,6 +13,8 @@ from scipy.stats import multinomial, norm
 import pfc
 from pfc.acting.heldout import Change, dealt
 from pfc.intervals import of_change
+from pfc.measuring.loader import Batch
+from pfc.measuring.subset import hashes_of, identities_of
 from tests.acting import batches, parts, trained
 
 Z = norm.ppf(0.975)
@@ -100,8 +102,8 @@ def test_parts_are_apart_even_and_seeded():
 def test_a_profile_knows_the_samples_it_was_measured_on(tmp_path):
     net, profile = trained()
     fit, held = parts()
-    assert len(profile.sample.hashes) == 300
-    assert bool((profile.sample.hashes.diff() >= 0).all())
+    assert profile.sample.hashes.shape == (300, 2)
+    assert bool((profile.sample.hashes[:, 0].diff() >= 0).all())
     profile.save(tmp_path / "p.json")
     kept = pfc.load(tmp_path / "p.json")
     assert torch.equal(kept.sample.hashes, profile.sample.hashes)
@@ -121,3 +123,14 @@ def test_a_profile_of_few_samples_knows_them_all():
         pfc.prune(net, profile, batches(few), progress=False)
     old = replace(profile, sample=replace(profile.sample, hashes=None))
     pfc.prune(net, old, batches(few), head="own", progress=False)  # files of earlier versions know none
+
+
+def test_texts_of_few_words_are_told_apart():
+    make = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 12, (400, 6), generator=make).unique(dim=0)
+    batch = Batch(0, (), {"input_ids": ids}, torch.zeros(len(ids)).long())
+    hashes = hashes_of(batch)
+    known = identities_of(batch, hashes)
+    assert len(hashes.unique()) < len(ids) == len(known.unique())
+    some = torch.tensor([3, 7])
+    assert torch.equal(identities_of(batch, hashes, some), known[some])

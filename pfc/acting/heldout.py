@@ -11,7 +11,7 @@ from torch import Tensor
 from pfc.intervals import of_change
 from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, MeasuredBatches
-from pfc.measuring.subset import hashes_of
+from pfc.measuring.subset import hashes_of, identities_of
 from pfc.profile.profile import Profile
 
 SHARED = 0.1  # part of held-out samples that may be training samples too, as duplicates are; ours
@@ -76,7 +76,7 @@ class Samples:
     """
 
     y: Int64[Tensor, " N"]
-    hashes: Int64[Tensor, " M"]
+    hashes: Int64[Tensor, "M 2"]
 
 
 class Noted:
@@ -109,10 +109,11 @@ class Noted:
         return self.first
 
 
-def _hashes(batch: Batch) -> Int64[Tensor, " B"]:
+def _hashes(batch: Batch) -> Int64[Tensor, "B 2"]:
     if inputs_of(batch) is None:
-        return torch.zeros(0, dtype=torch.int64, device="cpu")
-    return hashes_of(batch).cpu()
+        return torch.zeros(0, 2, dtype=torch.int64, device="cpu")
+    hashes = hashes_of(batch)
+    return torch.stack([hashes, identities_of(batch, hashes)], 1).cpu()
 
 
 def refuse_trained(heldout: Samples, profile: Profile) -> None:
@@ -121,7 +122,7 @@ def refuse_trained(heldout: Samples, profile: Profile) -> None:
     if known is None or not len(known):
         return
     whole = profile.about["samples"] <= len(known)
-    among = heldout.hashes if whole else heldout.hashes[heldout.hashes <= known.max()]
+    among = heldout.hashes if whole else heldout.hashes[heldout.hashes[:, 0] <= known[-1, 0]]
     _refuse_shared(among, known, "the data that the profile was measured on")
 
 
@@ -130,8 +131,8 @@ def refuse_fitted(heldout: Samples, fitted: Samples) -> None:
     _refuse_shared(heldout.hashes, fitted.hashes, "those given as fit=")
 
 
-def _refuse_shared(hashes: Int64[Tensor, " N"], known: Int64[Tensor, " M"], what: str) -> None:
-    shared = int(torch.isin(hashes, known).sum())
+def _refuse_shared(hashes: Int64[Tensor, "N 2"], known: Int64[Tensor, "M 2"], what: str) -> None:
+    shared = int(torch.isin(hashes[:, 1], known[:, 1]).sum())
     if len(hashes) and shared > SHARED * len(hashes):
         raise ValueError(
             f"{shared} of {len(hashes)} samples of the held-out data that were compared are among "

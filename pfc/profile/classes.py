@@ -129,14 +129,14 @@ class SamplePoints:
         labels: Class of each of the n samples, in an order that their inputs decide.
         points: Of each layer the coordinates of the samples, from the mean of the means.
         means: Of each layer the coordinates of the P class means.
-        hashes: Of the inputs, the least of all, ascending: they tell whether other data hold the same
-            samples; `None` in files of earlier versions.
+        hashes: Of the inputs: the least of all, ascending, and beside each another one, by which other
+            data are known to hold the same sample; `None` in files of earlier versions.
     """
 
     labels: Int64[Tensor, " n"]
     points: Mapping[str, Float32[Tensor, "n 2"]]
     means: Mapping[str, Float32[Tensor, "P 2"]]
-    hashes: Int64[Tensor, " n"] | None = None
+    hashes: Int64[Tensor, "n 2"] | None = None
 
     def table(
         self, layer: str, exponent: int = 0, labels: Sequence[int] | None = None
@@ -158,9 +158,8 @@ class SamplePoints:
     @classmethod
     def restored(cls, arrays: Mapping[str, Tensor], where: str) -> "SamplePoints":
         """The sample that a file keeps."""
-        forms = {
-            key: Array("n", torch.int64) for key in ("labels", "hashes")[: 1 + ("hashes" in arrays)]
-        }
+        forms = {"labels": Array("n", torch.int64)}
+        forms |= {"hashes": Array("n 2", torch.int64)} if "hashes" in arrays else {}
         parts: dict[str, dict[str, Tensor]] = {"points": {}, "means": {}}
         for key, array in arrays.items():
             kind, _, layer = key.partition("/")
