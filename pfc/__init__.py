@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pfc import models as models
     from pfc import report as report
     from pfc import theory as theory
+    from pfc.acting.exits import EarlyExit as EarlyExit
+    from pfc.acting.pruned import Pruned as Pruned
+    from pfc.acting.pruning import prune as prune
     from pfc.acting.scores import Scores as Scores
     from pfc.acting.scores import scores as scores
     from pfc.integrations.recorder import Recorder as Recorder
@@ -34,6 +37,9 @@ _HOME = {  # the public names, found on first use: `pfc --help` shall not pay fo
     **dict.fromkeys(("data", "experiments", "figures", "losses", "metrics", "models"), ""),
     **dict.fromkeys(("moments", "report", "theory"), ""),
     **dict.fromkeys(("Scores", "scores"), "pfc.acting.scores"),
+    **dict.fromkeys(("EarlyExit",), "pfc.acting.exits"),
+    **dict.fromkeys(("Pruned",), "pfc.acting.pruned"),
+    **dict.fromkeys(("prune",), "pfc.acting.pruning"),
     **dict.fromkeys(("ConvResNet", "FCResNet"), "pfc.nets"),
     **dict.fromkeys(("Monitor", "cka", "features", "measure", "measure_features"), "pfc.measuring"),
     **dict.fromkeys(("Profile",), "pfc.profile"),

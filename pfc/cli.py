@@ -53,6 +53,13 @@ On the paper's toy data by default; on real pixels with `--data`, on a trained n
 way, is drawn for comparison.
 
 Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3 1e-2`""",
+    "prune": """Remove the last blocks of a run's network, as far as its held-out data allow.
+
+The blocks of the last segment after a layer go, and a classifier fitted in closed form takes the place
+of its own: after the first layer of which one half of the held-out data says that no more accuracy
+is lost than is tolerated. What it costs and saves is told of the other half.
+
+Example: `pfc prune runs/fit --head ridge --eps 0.005 --out pruned.safetensors`""",
     "reproduce": """Reproduce the paper's table, figures or claims.
 
 It trains what is not yet trained, draws each figure in the paper's arrangement, judges every claim over

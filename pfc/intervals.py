@@ -55,3 +55,43 @@ def wilson(p: float, n: int, z: float) -> Interval:
     """Wilson's interval of a fraction of n samples (1927)."""
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def of_change(lost: int, won: int, n: int, level: float = 0.95) -> Interval:
+    """Tango's score interval of a change of accuracy on the same n samples (1998).
+
+    It is right where few samples or none change sides, where resampling them would claim certainty.
+
+    Args:
+        lost: Samples that were right and are wrong now.
+        won: Samples that were wrong and are right now.
+        n: All samples.
+        level: Of the interval, in (0, 1).
+
+    Returns:
+        What is won less what is lost, as fractions of the samples, from and to; NaN of no sample.
+    """
+    if n < 1:
+        return UNKNOWN
+    z, change = normal(level), (won - lost) / n
+    return _end(change, -1.0, lost, won, n, z), _end(change, 1.0, lost, won, n, z)
+
+
+def _end(change: float, end: float, lost: int, won: int, n: int, z: float) -> float:
+    """Where the score of a change is z standard errors away, towards an end of [-1, 1]."""
+    from scipy.optimize import brentq
+
+    def beyond(x: float) -> float:
+        return abs(won - lost - n * x) - z * _spread(x, lost, won, n)
+
+    if change == end or beyond(end) <= 0:
+        return end
+    start = change + math.copysign(1e-13, end)  # where no sample or every one changed, it is a root too
+    return float(brentq(beyond, start, end, xtol=1e-15))
+
+
+def _spread(x: float, lost: int, won: int, n: int) -> float:
+    """The standard error of won less lost if the change is x, its other parameter the likeliest."""
+    b = (2 * n - won + lost) * x - won - lost
+    q = (math.sqrt(max(0.0, b * b + 8 * n * lost * x * (1 - x))) - b) / (4 * n)
+    return math.sqrt(max(0.0, n * (2 * q + x * (1 - x))))

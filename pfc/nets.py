@@ -136,8 +136,8 @@ class FCResNet(nn.Module):
         """Names of all tap points in the order of the forward pass."""
         return self.stage_taps[0]
 
-    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
-        """Logits of a batch."""
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "_ K"]:
+        """Logits of a batch, or of the samples of it that reach the end (`pfc.EarlyExit`)."""
         logits: Tensor = self.classifier(self.blocks(self.stem(x.flatten(1))))
         return logits
 
@@ -155,7 +155,7 @@ class Stage(nn.Module):
         self.reduce = reduce
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ _ _"]:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "_ _ _ _"]:
         """Make this stage's shape, then run its blocks."""
         out: Tensor = self.blocks(x if self.reduce is None else self.reduce(x))
         return out
@@ -215,14 +215,16 @@ class ConvResNet(nn.Module):
         pixels = 1 if head == "pool" else prod(-(-side // 2 ** (len(blocks) - 1)) for side in size)
         self.head = nn.Sequential(*pool, nn.Flatten())
         self.classifier = nn.Linear(widths[-1] * pixels, classes)
-        self._blocks = tuple(blocks)
 
     @property
     def stage_taps(self) -> tuple[tuple[str, ...], ...]:
         """Names of the tap points, stage by stage; a stage's layers have one shape."""
         return tuple(
-            (f"stages.{s}.reduce" if s else "stem", *(f"stages.{s}.blocks.{b}" for b in range(n)))
-            for s, n in enumerate(self._blocks)
+            (
+                f"stages.{s}.reduce" if s else "stem",
+                *(f"stages.{s}.blocks.{b}" for b in range(len(_blocks_of(stage)))),
+            )
+            for s, stage in enumerate(self.stages)
         )
 
     @property
@@ -230,7 +232,13 @@ class ConvResNet(nn.Module):
         """Names of all tap points in the order of the forward pass."""
         return tuple(name for stage in self.stage_taps for name in stage)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Logits of a batch."""
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "_ K"]:
+        """Logits of a batch, or of the samples of it that reach the end (`pfc.EarlyExit`)."""
         logits: Tensor = self.classifier(self.head(self.stages(self.stem(x))))
         return logits
+
+
+def _blocks_of(stage: nn.Module) -> nn.Sequential:
+    """The blocks that a stage has, which may have become fewer."""
+    assert isinstance(stage, Stage)
+    return stage.blocks

@@ -1,5 +1,7 @@
 """Figures of profiles: data in, a matplotlib figure out."""
 
+from pfc.figures.acting import depth as depth
+from pfc.figures.acting import operations as operations
 from pfc.figures.album import of_profile as of_profile
 from pfc.figures.album import of_run as of_run
 from pfc.figures.axes import save as save

@@ -36,7 +36,8 @@ class Subset:
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
         if hashes.device.type in SYNCHRONOUS_DEVICES and len(self.kept.get("hash", ())) == MOST:
             rows = (hashes < self.kept["hash"][-1]).nonzero().flatten()
-        self._new = {"hash": hashes[rows], "label": labels.y[rows]}
+        known = identities_of(batch, hashes, rows)
+        self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
 
         def also(name: str, H: Float[Tensor, "B D"]) -> None:
             see(name, H)
@@ -65,7 +66,7 @@ class Subset:
     def points(self, spans: Mapping[str, MeansSpan], ranks: Processes) -> SamplePoints:
         """Where the samples of least hash of all processes are."""
         empty = torch.zeros(0, dtype=torch.int64, device="cpu")
-        kept = {key: _all(self.kept.get(key, empty), ranks) for key in ("hash", "label")}
+        kept = {key: _all(self.kept.get(key, empty), ranks) for key in ("hash", "identity", "label")}
         for name, span in spans.items():
             kept[f"at/{name}"] = _all(self.kept.get(f"at/{name}", empty.double().view(0, 2)), ranks)
             if span.basis.shape[1] == 1:
@@ -82,6 +83,7 @@ class Subset:
             labels=kept["label"],
             points={name: kept[f"at/{name}"].float() for name in spans},
             means={name: _two(span.points).float().cpu() for name, span in spans.items()},
+            hashes=torch.stack([kept["hash"], kept["identity"]], 1),
         )
 
 
@@ -114,7 +116,22 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     return _mixed(batch.spread(hashes) + place.expand(tokens.shape)[tokens].long() * ODD)
 
 
-def _mixed(h: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+def identities_of(
+    batch: Batch, hashes: Int64[Tensor, " B"], rows: slice | Tensor = slice(None)
+) -> Int64[Tensor, " b"]:
+    """Another hash of some samples, each number mixed: those of small integers differ, too."""
+    x = inputs_of(batch)
+    if x is None or batch.tokens is not None:
+        return hashes[rows]
+    x = x[rows if isinstance(rows, slice) else rows.to(x.device)]
+    bits = x[:, :: -(-x.shape[1] // READ)].contiguous()
+    bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
+    bits = bits.view(INTEGER[bits.element_size()]).long()
+    place = torch.arange(bits.shape[1], device=x.device)
+    return _mixed(bits + (place + 1) * ODD).sum(1).to(hashes.device)
+
+
+def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
     """The same numbers, each bit of them spread over all."""
     for shift in (31, 29, 32):
         h = (h ^ (h >> shift)) * ODD

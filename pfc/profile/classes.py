@@ -129,11 +129,14 @@ class SamplePoints:
         labels: Class of each of the n samples, in an order that their inputs decide.
         points: Of each layer the coordinates of the samples, from the mean of the means.
         means: Of each layer the coordinates of the P class means.
+        hashes: Of the inputs: the least of all, ascending, and beside each another one, by which other
+            data are known to hold the same sample; `None` in files of earlier versions.
     """
 
     labels: Int64[Tensor, " n"]
     points: Mapping[str, Float32[Tensor, "n 2"]]
     means: Mapping[str, Float32[Tensor, "P 2"]]
+    hashes: Int64[Tensor, "n 2"] | None = None
 
     def table(
         self, layer: str, exponent: int = 0, labels: Sequence[int] | None = None
@@ -149,12 +152,14 @@ class SamplePoints:
         """All that is kept in a file."""
         of_layers = {f"points/{name}": part for name, part in self.points.items()}
         of_means = {f"means/{name}": part for name, part in self.means.items()}
-        return {"labels": self.labels, **of_layers, **of_means}
+        known = {} if self.hashes is None else {"hashes": self.hashes}
+        return {"labels": self.labels, **known, **of_layers, **of_means}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, Tensor], where: str) -> "SamplePoints":
         """The sample that a file keeps."""
         forms = {"labels": Array("n", torch.int64)}
+        forms |= {"hashes": Array("n 2", torch.int64)} if "hashes" in arrays else {}
         parts: dict[str, dict[str, Tensor]] = {"points": {}, "means": {}}
         for key, array in arrays.items():
             kind, _, layer = key.partition("/")
@@ -164,4 +169,4 @@ class SamplePoints:
         check_arrays(arrays, forms, {}, where)
         if parts["points"].keys() != parts["means"].keys():
             raise ValueError(f"{where}points and means must be of the same layers")
-        return cls(arrays["labels"], **parts)
+        return cls(arrays["labels"], **parts, hashes=arrays.get("hashes"))

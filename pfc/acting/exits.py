@@ -1,0 +1,334 @@
+"""Exit a network at the first layer where a sample is clearly nearest to one class mean."""
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pfc.acting.costing import first_of, operations
+from pfc.acting.heldout import Noted, check_labels, refuse_trained
+from pfc.acting.leaving import Ended, Leaves, Pass
+from pfc.acting.margins import ClassMeans
+from pfc.acting.outcomes import Calibration, Outcomes
+from pfc.evaluation import eager, undisturbed
+from pfc.foreign import workers_told
+from pfc.layers import CLASSIFIER_INPUT, module_names
+from pfc.measuring.calling import Form, arguments, forms, place_of
+from pfc.measuring.head import logits_of
+from pfc.measuring.loader import Batch, MeasuredBatches, attention_mask
+from pfc.profile.profile import Profile
+from pfc.progress import shown
+from pfc.taps import all_tensors, first_tensor, unwrapped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRIED = 4  # samples of the trial in which some go out at each layer; ours
+CLOSE = 1e-3  # by how much the logits of the others may differ then, over their largest; ours
+POOLS = ("flatten", "mean", "cls", "last")
+
+
+class EarlyExit(nn.Module):
+    """A network that stops computing a sample where its class is plain.
+
+    A sample exits at the first measured layer but the last at which
+    (d2^2 - d1^2) / (d2^2 + d1^2) exceeds the threshold, where d1 and d2 are the distances of its
+    features to the nearest and to the second nearest class mean; its answer is the nearest class. Only
+    the rows of samples that have not exited go on to the next layer, and when none is left the pass
+    ends. The idea is that of E2CM (arXiv 2103.01148).
+
+    `forward` takes what the network takes and gives logits, B x K, in the order of the samples. Of a
+    sample that exits they are the squared distances to the class means, negated: their order means
+    something, their size is not that of the network's logits. Under an infinite threshold nothing is
+    looked at and they are the network's own, to the last bit. It exits in evaluation mode alone.
+
+    The samples of a batch must be known to the modules by their inputs alone, as they are to
+    convolutions, linear layers and the blocks of image transformers. That is tried on the first batch of
+    more than one sample, and a network of which it is not so is refused, such as one that hands an
+    attention mask to each block; one sample at a time any network may be given.
+
+    Args:
+        net: The network, which is kept as `network` and shares its weights.
+        profile: Of its training data, with class means, as `pfc.measure` gives it: its layers but the
+            last are the exits, and features are pooled as it pooled them.
+        threshold: At least 0; a margin is in [0, 1].
+
+    Raises:
+        ValueError: If the profile keeps no class means, is about those of other data, its features were
+            reduced in a way that has no name, a layer is none of the network's, or the threshold is
+            negative or NaN.
+
+    Examples:
+        >>> import pfc
+        >>> digits, _ = pfc.data.load("digits", limit=100), torch.manual_seed(0)
+        >>> net = pfc.FCResNet(features=64, classes=10, width=16, blocks=2).eval()
+        >>> profile = pfc.measure(net, digits.batches(), progress=False)
+        >>> early, x = EarlyExit(net, profile), digits.normalised()
+        >>> bool((early(x) == net(x)).all())
+        True
+        >>> early.threshold = 0.0
+        >>> early(x).shape
+        torch.Size([100, 10])
+    """
+
+    def __init__(self, net: nn.Module, profile: Profile, threshold: float = math.inf) -> None:
+        super().__init__()
+        self.network = unwrapped(net)
+        self.pool, self.layers, self.profile = _pool(profile), _exits(self.network, profile), profile
+        self.classes = int(profile.about["classes"])
+        self.threshold = threshold
+        example = next(
+            (p for p in net.parameters() if p.is_floating_point()), torch.zeros(0, device="cpu")
+        )
+        self.means = nn.ModuleList(ClassMeans.of(profile, name, example) for name in self.layers)
+        self._tried = False
+        self.train(self.network.training)
+
+    @property
+    def threshold(self) -> float:
+        """The margin above which a sample exits."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"threshold must be at least 0, or infinite for no exits, got {value}")
+        self._threshold = float(value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "B K"]:
+        """Logits of a batch; see the class for those of samples that exit."""
+        if math.isinf(self.threshold):
+            return self._logits(self.network(*args, **kwargs))
+        if self.network.training:
+            raise ValueError("samples exit in evaluation mode alone: call eval() first")
+        x = first_tensor((args, kwargs))
+        if x is None or not x.ndim:
+            raise ValueError("the network must be given a tensor whose first axis are the samples")
+        if len(x) > 1 and not self._tried:
+            with torch.no_grad():
+                self._try(Batch(0, args, kwargs, torch.zeros(len(x), dtype=torch.int64, device="cpu")))
+        return self._run(args, kwargs, len(x), self._passes)[0]
+
+    def _passes(self, _: int, margin: Tensor, __: Tensor) -> Tensor:
+        """Which samples exit at a layer."""
+        return margin > self.threshold
+
+    def _run(
+        self, args: Any, kwargs: Any, size: int, leaves: Leaves
+    ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, " B"]]:
+        """Logits, and the number of the layer of each sample's exit; that of the layers if none."""
+        run = Pass(
+            self.layers, self.pool, self.means, self.classes, size, leaves, attention_mask(kwargs)
+        )
+        with ExitStack() as stack:
+            stack.enter_context(eager())
+            names = module_names(self.network)
+            for i, name in enumerate(self.layers):
+                handle = names[name].register_forward_hook(partial(run.at, i))
+                stack.callback(handle.remove)
+            try:
+                run.finish(self._logits(self.network(*args, **kwargs)))
+            except Ended:
+                pass
+        return run.result()
+
+    def _logits(self, out: Any) -> Float[Tensor, "B K"]:
+        """The logits in what the network returns."""
+        known = all_tensors(out)
+        found = out if isinstance(out, Tensor) else known.get("logits", first_tensor(out))
+        logits = None if found is None else logits_of(found)
+        if logits is None or logits.ndim != 2 or logits.shape[1] != self.classes:
+            got = type(out).__name__ if found is None else f"shape {(*found.shape,)}"
+            raise ValueError(
+                f"{type(self.network).__name__} must give logits of the profile's {self.classes} "
+                f"classes, a row a sample, got {got}"
+            )
+        return logits
+
+    def _try(self, batch: Batch) -> None:
+        """Let half of a few samples go out at each layer; the others must not notice."""
+        few = first_of(batch, TRIED)
+        args, kwargs, n = few.args, few.kwargs, len(few)
+        whole = self._logits(self.network(*args, **kwargs))
+        for i, name in enumerate(self.layers):
+            stays = torch.arange(n, device="cpu") % 2 == 1
+
+            def half(at: int, margin: Tensor, _: Tensor, i: int = i, stays: Tensor = stays) -> Tensor:
+                return ~stays.to(margin.device) if at == i else margin.new_zeros(len(margin)).bool()
+
+            try:
+                got = self._run(args, kwargs, n, half)[0][stays.to(whole.device)]
+            except Exception as error:
+                raise ValueError(
+                    _not_apart(self.network, name, f"{type(error).__name__}: {error}")
+                ) from error
+            slip = float((got - whole[stays.to(whole.device)]).abs().max())
+            if not slip <= CLOSE * max(1.0, float(whole.abs().max())):
+                raise ValueError(_not_apart(self.network, name, f"their logits change by {slip:.2g}"))
+        self._tried = True
+
+    def calibrate(
+        self,
+        heldout: Iterable[Any],
+        eps: float = 0.005,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Calibration:
+        """Choose the smallest threshold that held-out data allow, and keep it.
+
+        From an infinite one downwards, the threshold falls as long as the 95 % interval of the change of
+        accuracy stays above `-eps` on one half of the data, by steps that are quantiles of the margins.
+        What it costs is told of the other half. The interval is as for `pfc.prune`.
+
+        Args:
+            heldout: Batches that the network was not trained on, as for `pfc.measure`.
+            eps: The loss of accuracy that is tolerated, in [0, 1).
+            seed: Deals the data into halves, each class as evenly as can be.
+            progress: Show a progress bar on the standard error.
+
+        Returns:
+            The threshold and what came of it.
+
+        Raises:
+            ValueError: If `eps` is not in [0, 1), the data are those that the profile was measured on or
+                of one class, or the network can't compute some samples of a batch without the others.
+        """
+        if not 0 <= eps < 1:
+            raise ValueError(f"eps must be in [0, 1), got {eps}")
+        seen = self._watched(heldout, progress=progress)
+        refuse_trained(seen.noted.samples, self.profile)
+        check_labels(seen.y, self.classes)
+        found = seen.calibration(eps, seed)
+        self.threshold = found.threshold
+        return found
+
+    def curve(
+        self,
+        data: Iterable[Any],
+        thresholds: Sequence[float] | None = None,
+        *,
+        progress: bool = True,
+    ) -> "pd.DataFrame":
+        """Accuracy against operations, as the threshold falls.
+
+        Args:
+            data: Batches, as for `pfc.measure`; not those that the threshold was calibrated on, if the
+                accuracy at that threshold is to be believed.
+            thresholds: Which; by default an infinite one and those of quantiles of the margins.
+            progress: Show a progress bar on the standard error.
+
+        Returns:
+            One row a threshold, ascending: `accuracy`, its `change` from the network's own with the 95 %
+            interval from `low` to `high`, `share`, the mean operations of a sample over those of the
+            network without exits, as torch counts them, and `early`, the part of the samples that exit.
+
+        Raises:
+            ValueError: If a threshold is negative or NaN, or the data or the network are unfit.
+        """
+        import pandas as pd
+
+        if thresholds is not None and not all(t >= 0 for t in thresholds):
+            raise ValueError(f"thresholds must be at least 0, got {[*thresholds]}")
+        seen = self._watched(data, progress=progress)
+        everything = torch.arange(len(seen.y), device="cpu")
+        known = seen.thresholds(everything) if thresholds is None else sorted(thresholds)
+        rows = [seen.row(threshold, everything) for threshold in known]
+        table = pd.DataFrame(rows).set_index("threshold")
+        table.attrs |= {"samples": len(seen.y), "network": type(self.network).__name__}
+        return table
+
+    def _watched(self, data: Iterable[Any], *, progress: bool) -> Outcomes:
+        """Margins and answers at every exit, and the network's own, of all samples."""
+        device, noted = place_of(self.network, None), Noted()
+        margins, nearest, final = list[Tensor](), list[Tensor](), list[Tensor]()
+        spent: tuple[list[int], int] | None = None
+        batches = MeasuredBatches(data, None, device)
+        with (
+            workers_told(),
+            undisturbed(self.network, device),
+            shown("exits", batches.total, enabled=progress) as step,
+        ):
+            for batch, _ in noted.of(batches):
+                if spent is None:
+                    form = forms(self.network, batch)[0]
+                    batch_args = arguments(batch, form)
+                    if len(batch) > 1 and not self._tried:
+                        self._try(Batch(0, *batch_args, batch.y))
+                    spent = self._operations(batch, form)
+                at: list[tuple[Tensor, Tensor]] = []
+                logits = self._run(*arguments(batch, form), len(batch), partial(_note, at))[0]
+                margins.append(torch.stack([m for m, _ in at], 1).cpu())
+                nearest.append(torch.stack([k for _, k in at], 1).cpu())
+                final.append(logits.argmax(1).cpu())
+                step(batch.number + 1)
+        assert spent is not None
+        return Outcomes(
+            self.layers, noted, torch.cat(margins), torch.cat(nearest), torch.cat(final), *spent
+        )
+
+    def _operations(self, batch: Batch, form: Form) -> tuple[list[int], int]:
+        """Of one sample up to each exit and all the way, and those of the network without exits."""
+        one, spent = first_of(batch, 1), list[int]()
+        for i in range(len(self.layers) + 1):
+            with FlopCounterMode(display=False) as counter:
+                self._run(*arguments(one, form), 1, partial(_all_at, i))
+            spent.append(counter.get_total_flops())
+        return spent, operations(self.network, batch, form)
+
+
+def _note(at: list[tuple[Tensor, Tensor]], _: int, margin: Tensor, k: Tensor) -> Tensor:
+    """Note margins and answers; nobody exits."""
+    at.append((margin, k))
+    return torch.zeros_like(margin, dtype=torch.bool)
+
+
+def _all_at(layer: int, i: int, margin: Tensor, _: Tensor) -> Tensor:
+    """All exit at one layer."""
+    return torch.full_like(margin, float(i == layer)).bool()
+
+
+def _pool(profile: Any) -> str:
+    """How the profile's features were reduced, if it can be done again."""
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile must be a Profile, as measure gives it, got {type(profile).__name__}")
+    if (pool := profile.about.get("pool", "flatten")) not in POOLS:
+        raise ValueError(
+            f"the profile's features were reduced by pool={pool!r}; measure with one of "
+            f"{', '.join(POOLS)}"
+        )
+    if not profile.moments:
+        raise ValueError(
+            "the profile keeps no class means: measure the training data again, or save the profile "
+            "with means=True (a run keeps the means of its last epoch)"
+        )
+    if profile.about.get("means"):
+        raise ValueError(
+            f"the profile is about the means of {profile.about['means']}: give the profile of those data"
+        )
+    return str(pool)
+
+
+def _exits(net: nn.Module, profile: Profile) -> tuple[str, ...]:
+    """The measured layers but the last, which is where a whole pass ends."""
+    names, layers = module_names(net), [name for name in profile.layers if name != CLASSIFIER_INPUT]
+    for name in layers:
+        if name not in names:
+            raise ValueError(f"layer {name!r} of the profile is none of {type(net).__name__}'s")
+    if len(layers) < 2:
+        raise ValueError(f"exits are at layers before the last, but the profile has {len(layers)} layer")
+    return (*layers[:-1],)
+
+
+def _not_apart(net: nn.Module, layer: str, why: str) -> str:
+    return (
+        f"{type(net).__name__} can't compute some samples of a batch without the others: when half of "
+        f"them exit at {layer!r}, the rest fail or change ({why}); something beside the inputs of its "
+        "modules, such as a mask, has the samples' axis: give it one sample at a time"
+    )
