@@ -248,7 +248,7 @@ def exchanged(group, rank, kwargs):
 def test_what_is_exchanged_is_known_beforehand(ranks, kwargs):
     marks = 8 * (3 + 2 * 40)  # of three processes with 40 samples at most
     if kwargs["passes"] == 2:  # and their coordinates at three layers
-        marks += 8 * 40 * (2 + 2 * 3)
+        marks += 8 * 40 * (3 + 2 * 3)
     for found, known in ranks.run(3, exchanged, {**kwargs, "segments": False}):
         assert found == known.exchanged + marks
     for found, known in ranks.run(2, exchanged, kwargs):

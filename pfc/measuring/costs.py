@@ -97,7 +97,7 @@ def cost(
     kept = min(samples, 2**17)
     of_paths = sum(FLOAT * kept * (2 * len(run) + 1) for run in runs)
     across = sum(min(D, SKETCH) for D in features) if K == 2 else 0
-    of_subset = FLOAT * min(samples, MOST) * (2 + 2 * len(features) + across) if passes == 2 else 0
+    of_subset = FLOAT * min(samples, MOST) * (3 + 2 * len(features) + across) if passes == 2 else 0
     return Cost(
         state=FLOAT * state,
         peak=FLOAT * (state + 4 * K * max(features)),
@@ -129,5 +129,5 @@ def _exchanged(
     if passes == 1:
         return first
     second = spans + sum(1 + 2 * K + 2 * K * r + R + 2 for r in ranks)
-    subset = R * (2 + len(features) * (2 if K == 2 else 1))
+    subset = R * (3 + len(features) * (2 if K == 2 else 1))
     return first + second + inputs + subset + 4 + sum(1 + 6 * R for _ in runs)

@@ -126,9 +126,10 @@ def identities_of(
     x = x[rows if isinstance(rows, slice) else rows.to(x.device)]
     bits = x[:, :: -(-x.shape[1] // READ)].contiguous()
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
-    bits = bits.view(INTEGER[bits.element_size()]).long()
-    place = torch.arange(bits.shape[1], device=x.device)
-    return _mixed(bits + (place + 1) * ODD).sum(1).to(hashes.device)
+    bits = bits.view(INTEGER[bits.element_size()])
+    place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
+    tiles = bits.split(max(1, len(bits) // 8))  # a number grows to 8 bytes
+    return torch.cat([_mixed(tile + place).sum(1) for tile in tiles]).to(hashes.device)
 
 
 def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
