@@ -70,7 +70,7 @@ class TransportCost:
     Lagrangian's multiplier, not divided by the input's size; TRGL (Karkar et al. 2023) adds them for one
     module at a time with 1 / (2 tau), tau from 1 to 1e6 between data sets. Ours.
 
-    The evidence is in records/acting: choose the weight on validation data, from 1e-3 to 1, say.
+    The evidence is in records/acting: choose the weight on validation data, from 0.01 to 30, say.
 
     Args:
         net: The network. Wrapped ones (DataParallel, DDP) are looked into; one that `torch.compile`

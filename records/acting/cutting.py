@@ -23,6 +23,7 @@ import low_data
 import torch
 from low_data import Job, Parts
 from pfc.acting.heldout import Change, dealt
+from pfc.acting.pruning import PENALTIES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -60,13 +61,14 @@ def evidence(net: nn.Module, fit: Batches, held: Batches) -> dict[str, Any]:
         for head in HEADS
     }
     layers = profile.segment().layers
-    early = pfc.EarlyExit(net, profile)
+    early, depth = pfc.EarlyExit(net, profile), profile.effective_depth(0.01)
     line: dict[str, Any] = {
         "layers": list(layers),
-        "effective_depth": profile.effective_depth(0.01),
+        "effective_depth": None if depth is None else profile.layers[depth],
         "cuts": {head: _of_cut(found) for head, found in cuts.items()},
         "exits": early.calibrate(held, EPS, progress=False).to_dict(),
         "residuals": _by_residual(net, profile, held),
+        "ridge alone": _ridge_alone(net, fit, held, profile.layers[-1]),
     }
     table = early.curve(held, progress=False)
     near = [table.iloc[(table["share"] - share).abs().argmin()] for share in SHARES]
@@ -95,6 +97,20 @@ def _by_residual(net: nn.Module, profile: pfc.Profile, held: Batches) -> list[fl
         tried.set_submodule(segment.layers[block + 1], nn.Identity())
         found.append(float(right(tried, held).double().mean()))
     return found
+
+
+def _ridge_alone(net: nn.Module, fit: Batches, held: Batches, layer: str) -> dict[str, Any]:
+    """The ridge classifier on the whole network, its penalty chosen as `pfc.prune` does."""
+    own, y = pfc.features(net, fit, [layer], progress=False)
+    other, truth = pfc.features(net, held, [layer], progress=False)
+    ridge, before = Ridge(gather([(own[layer].double(), y)])), right(net, held)
+    choose, report = dealt(truth, 2, 0)
+    hits = []
+    for penalty in PENALTIES:
+        W, b = ridge.at(penalty)
+        hits.append((other[layer].double() @ W.mT + b).argmax(1) == truth)
+    best = max(range(len(hits)), key=lambda k: (int(hits[k][choose].sum()), k))
+    return asdict(Change.of(before[report], hits[best][report]))
 
 
 def _ridge_exits(
@@ -173,6 +189,7 @@ def rows(lines: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         own = [line for name, line in lines.items() if kind(name) == each]
         for head in HEADS:
             yield _row(each, f"prune, {head}", [_cut(line, line["cuts"][head]) for line in own])
+        yield _row(each, "ridge, nothing cut", [_alone(line["ridge alone"]) for line in own])
         at = [_at_depth(line) for line in own]
         yield _row(each, "cut at the training data's effective depth, ridge", [a for a in at if a])
         yield _row(each, "as many blocks of least residual", [_residual(line) for line in own])
@@ -189,6 +206,10 @@ Found = tuple[float, float, float]  # accuracy before, after, share of the opera
 def _cut(line: dict[str, Any], cut: dict[str, Any]) -> Found:
     before, after = cut["operations"]
     return cut["change"]["before"], cut["change"]["after"], after / before
+
+
+def _alone(change: dict[str, Any]) -> Found:
+    return change["before"], change["after"], 1.0
 
 
 def _at_depth(line: dict[str, Any]) -> Found | None:
@@ -217,8 +238,10 @@ def _anew(
 ) -> Iterator[list[str]]:
     """Cuts to so many blocks beside networks trained anew with so many, on the test images."""
     set_ = each.partition(",")[0]
+    decay = low_data.chosen(set_, SIZE, "decay", again) or {}
     for blocks in low_data.BLOCKS:
-        names = [low_data.job(set_, SIZE, s, {"blocks": blocks}).name for s in range(len(own))]
+        changes = {"blocks": blocks, **decay}
+        names = [low_data.job(set_, SIZE, s, changes).name for s in range(len(own))]
         if all(name in again for name in names):
             before = [line["cuts"]["ridge"]["change"]["before"] for line in own]
             anew = [again[name]["test"] for name in names]

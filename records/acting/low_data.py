@@ -44,10 +44,10 @@ METHODS: dict[str, tuple[dict[str, float], ...]] = {  # what each may choose fro
     "plain": ({},),
     "decay": tuple({"decay": d} for d in (5e-4, 2e-3, 5e-3, 1e-2)),
     "dropout": tuple({"dropout": p} for p in (0.1, 0.3)),
-    "transport": tuple({"transport": w} for w in (3e-3, 3e-2, 3e-1, 3.0)),
+    "transport": tuple({"transport": w} for w in (3e-3, 3e-2, 3e-1, 3.0, 10.0, 30.0)),
     "nearest means": tuple({"collapse": w} for w in (0.03, 0.3)),
 }
-BLOCKS = (2, 4, 6)  # of networks trained anew with fewer blocks, fully connected ones alone
+BLOCKS = (2, 4, 6)  # of networks trained anew with the best decay, for cutting.py
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,10 @@ def due(set_: str, size: int, lines: dict[str, dict[str, Any]]) -> Iterator[Job]
         for method in METHODS:
             if (best := chosen(set_, size, method, lines)) is not None:
                 yield job(set_, size, seed, best)
-    if set_ != "cifar10" and size == 1_000:
-        yield from (job(set_, size, s, {"blocks": b}) for b in BLOCKS for s in range(SEEDS[set_]))
+    best = chosen(set_, size, "decay", lines)
+    if set_ != "cifar10" and size == 1_000 and best is not None:
+        shallow = ({"blocks": b, **best} for b in BLOCKS)
+        yield from (job(set_, size, s, c) for c in shallow for s in range(SEEDS[set_]))
 
 
 def train(folders: dict[str, str], sizes: Sequence[int], keep: Path) -> None:
