@@ -22,13 +22,13 @@ from typing import Any
 import low_data
 import torch
 from low_data import Job, Parts
-from pfc.acting.heldout import Change, dealt
-from pfc.acting.pruning import PENALTIES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import pfc
 from pfc import figures
+from pfc.acting.heldout import Change, dealt
+from pfc.acting.pruning import PENALTIES
 from pfc.files import write_text
 from pfc.intervals import student
 from pfc.theory.mufm import gather
