@@ -9,9 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfc.foreign import attribute
 from pfc.layers import Layers, choose
+from pfc.samples import ArrayLike, class_indices
 from pfc.schema import some
-from pfc.taps import Watch, writes
+from pfc.taps import Watch, unwrapped, writes
 from pfc.theory.coefficients import finite
 
 
@@ -19,6 +21,11 @@ class _Seen:
     """The outputs of layers in the last forward pass inside a `with` block, with their gradients."""
 
     def __init__(self, net: nn.Module, layers: Layers) -> None:
+        if layers is None and not isinstance(attribute(unwrapped(net), "taps"), tuple):
+            raise ValueError(
+                f"{type(unwrapped(net)).__name__} does not name its layers (it has no `taps`): name by "
+                "layers= those of the residual stream in the order in which they run"
+            )
         self.modules = choose(net, layers)[0]
         if not self.modules:
             raise ValueError("the cost needs layers that are modules of the net; name them by layers=")
@@ -75,8 +82,9 @@ class TransportCost:
     Args:
         net: The network. Wrapped ones (DataParallel, DDP) are looked into; one that `torch.compile`
             made is not watched reliably.
-        layers: Names, globs such as `"blocks.*"`, or modules, each of which runs once; if `None` those
-            that `pfc.measure` takes. The first of a segment is where the path starts.
+        layers: Names, globs such as `"blocks.*"`, or modules, each of which runs once; `None` for those
+            that the net names itself as `taps`, as the package's own do. The first of a segment is
+            where the path starts.
 
     Raises:
         ValueError: If a layer is not there; in use, if one did not run or ran twice, if no two
@@ -132,7 +140,7 @@ def _segments(outputs: list[Tensor]) -> list[list[Tensor]]:
 
 def _rows(h: Tensor) -> Tensor:
     """Flattened, in at least float32."""
-    return h.flatten(1).to(torch.promote_types(h.dtype, torch.float32))
+    return h.reshape(len(h), -1).to(torch.promote_types(h.dtype, torch.float32))
 
 
 def _transport(segment: list[Float[Tensor, "B D"]]) -> Float[Tensor, ""]:
@@ -148,7 +156,8 @@ class LayerCollapse:
     At each layer a sample $h$ of D numbers is classified by minus its mean squared difference from the
     running class means, $-\|h - m_k\|^2 / D$, as logits; the cost is their cross-entropy, averaged over
     samples and layers. Running means are averages over batches with exponentially falling weights, of a
-    new class its first batch's, and take no gradient. A class that was not seen yet is no answer. They
+    new class its first batch's, and take no gradient. A class that was not seen yet is no answer.
+    Samples whose features are not finite do not move them, and nothing does under `torch.no_grad`. They
     are not part of any state dict: a training that is resumed gathers them anew. Where several
     processes train, each has its own.
 
@@ -184,7 +193,7 @@ class LayerCollapse:
     def __exit__(self, *error: Any) -> None:
         self._seen.__exit__(*error)
 
-    def __call__(self, y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+    def __call__(self, y: ArrayLike) -> Float[Tensor, ""]:
         """The cost of the forward pass that was seen last; its samples move the running means first.
 
         Args:
@@ -196,18 +205,24 @@ class LayerCollapse:
         Raises:
             ValueError: If no forward pass was seen, or the labels do not fit it.
         """
-        outputs = self._seen.read()
+        outputs, y = self._seen.read(), class_indices(y)
         for name, h in outputs.items():
             if y.shape != h.shape[:1]:
                 raise ValueError(
                     f"labels of shape {(*y.shape,)} do not fit layer {name!r} of shape {(*h.shape,)}"
                 )
-        return torch.stack([self._cost(name, _rows(h), y) for name, h in outputs.items()]).mean()
+        costs = [self._cost(name, _rows(h), y.to(h.device)) for name, h in outputs.items()]
+        return torch.stack(costs).mean()
 
     def _cost(self, name: str, h: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
         """The cross-entropy at one layer."""
-        mean, seen = self.means[name] = self._moved(name, h.detach(), y)
-        nearness = (2 * h @ mean.mT - mean.square().sum(1)) / h.shape[1]
+        mean, seen = moved = self._moved(name, h.detach(), y)
+        if torch.is_grad_enabled():
+            self.means[name] = moved
+        origin = mean.mean(0)  # about which products lose nothing to an offset of the features
+        with torch.autocast(h.device.type, enabled=False):
+            m = mean - origin
+            nearness = (2 * (h - origin) @ m.mT - m.square().sum(1)) / h.shape[1]
         return F.cross_entropy(nearness.masked_fill(seen == 0, -torch.inf), y)
 
     def _moved(
@@ -217,7 +232,8 @@ class LayerCollapse:
         old = self.means.get(name, (h.new_zeros(0, h.shape[1]), y.new_zeros(0)))
         more = max(0, int(y.max()) + 1 - len(old[1]))
         mean, seen = F.pad(old[0], (0, 0, 0, more)), F.pad(old[1], (0, more))
-        count = torch.bincount(y, minlength=len(seen))
-        batch = torch.zeros_like(mean).index_add_(0, y, h) / count.clamp(min=1)[:, None]
+        known = h.isfinite().all(1)
+        count = torch.bincount(y[known], minlength=len(seen))
+        batch = torch.zeros_like(mean).index_add_(0, y[known], h[known]) / count.clamp(min=1)[:, None]
         share = (count > 0) * torch.where(seen > 0, 1 - self.momentum, torch.ones_like(mean[:, 0]))
         return mean + share[:, None] * (batch - mean), seen + count

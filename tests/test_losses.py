@@ -215,3 +215,50 @@ def test_transport_and_compilation_do_not_go_together():
     steps = pfc.train(recipe.build(digits), digits, recipe, compile=True, progress=False)
     with pytest.raises(ValueError, match="transport needs the layers' outputs"):
         next(steps)
+
+
+def test_autocast_and_offsets_cost_the_nearest_means_no_digits():
+    """As in most mixed-precision loops: the cost is called where autocast is on."""
+    torch.manual_seed(0)
+    net, y = nn.Sequential(nn.Identity()), torch.arange(12) % 3
+    x = torch.randn(12, 8) + torch.nn.functional.one_hot(y, 8)
+    plain = seen(net, x, LayerCollapse(net, ["0"]))(y)
+    for offset in (0.0, 30.0, 1000.0):
+        cost = LayerCollapse(net, ["0"])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = seen(net, x + offset, cost)(y)
+        assert found.item() == pytest.approx(plain.item(), rel=1e-3)
+
+
+def test_neither_bad_samples_nor_validation_move_the_means():
+    net, y = nn.Sequential(nn.Identity()), torch.tensor([0, 1, 0, 1])
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    cost = LayerCollapse(net, ["0"])
+    seen(net, x, cost)(y)
+    before = cost.means["0"][0].clone()
+    with torch.no_grad():
+        seen(net, x + 9, cost)(y)
+    assert cost.means["0"][0].equal(before)
+    assert seen(net, torch.tensor([[torch.nan], [1.0], [1.0], [3.0]]), cost)(y).isnan()
+    assert cost.means["0"][0].tolist() == [[pytest.approx(1.0)], [pytest.approx(2.0)]]
+    assert seen(net, x, cost)(y).isfinite()
+
+
+def test_labels_of_any_kind_are_taken_or_refused_in_words():
+    net, x = nn.Sequential(nn.Identity()), torch.randn(4, 2)
+    cost = seen(net, x, LayerCollapse(net, ["0"]))
+    costs = [cost(y).item() for y in ([0, 1, 1, 0], torch.tensor([0, 1, 1, 0], dtype=torch.uint8))]
+    assert costs[0] == pytest.approx(costs[1])
+    with pytest.raises(ValueError, match="labels must not be negative, got -100; count classes from 0"):
+        cost(torch.tensor([0, 1, -100, 0]))
+    with pytest.raises(ValueError, match="labels must be integer class indices"):
+        cost(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+
+
+def test_networks_that_do_not_name_their_layers_need_them_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"Sequential does not name its layers \(it has no `taps`\)"):
+        TransportCost(net)
+    row = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0), nn.Identity())
+    cost = seen(row, torch.ones(3, 2), TransportCost(row, ["1", "2"]))
+    assert cost().item() == 0, "layers of one number a sample"
