@@ -116,6 +116,33 @@ def test_data_that_can_not_be_held_out_are_refused():
             pfc.measure_features({"h": H}, y, probe=held, progress=False)
 
 
+def test_data_that_do_not_fit_are_refused_before_all_are_measured():
+    model, train, apart = maps()
+    read = []
+    data = [(x, y) for x, y in batched(*train, 10)]
+
+    class Counted:
+        def __iter__(self):
+            for batch in data:
+                read.append(1)
+                yield batch
+
+    for held, match in (
+        ((part for part in ()), "one-shot iterator"),
+        ([], "no batch"),
+        ([(apart[0][:, :, :2], apart[1])], "failed in layer 'conv' on batch 0"),
+        ([(apart[0], apart[1] - 5)], "must not be negative"),
+    ):
+        read.clear()
+        with pytest.raises(ValueError, match=match):
+            pfc.measure(model, Counted(), probe=held, progress=False)
+        assert len(read) <= 1, "no more than the first look"
+    bad = apart[0].clone()
+    bad[3] = torch.nan
+    with pytest.raises(ValueError, match="'conv' gave NaN or infinite features on batch 0 of probe="):
+        pfc.measure(model, data, probe=[(bad, apart[1])], layers="conv", progress=False)
+
+
 def test_layers_too_wide_and_many_processes_are_refused():
     from pfc.measuring.layout import Layout
 
@@ -144,6 +171,8 @@ def test_the_command_probes_on_the_split_kept_apart(tmp_path, capsys):
     assert "probe" not in pfc.load(tmp_path / "p-held-out.json").columns
     said = refused(capsys, "measure", tmp_path / "run", "--split", "held-out", "--probe")
     assert "--probe needs a split that is kept apart, and there is none beside 'held-out'" in said
+    said = refused(capsys, "measure", tmp_path / "run", "--means", "held-out", "--probe")
+    assert "--probe goes without --means" in said
     np.savez(tmp_path / "f.npz", a=np.eye(4), y=np.arange(4) % 2)
     said = refused(capsys, "measure", tmp_path / "f.npz", "--labels", "y", "--probe")
     assert "--probe belongs to a model and its data" in said

@@ -237,6 +237,8 @@ def _of_model(
     out: Path | None,
 ) -> Found:
     """Measure a model, and its test data about the means of what was measured."""
+    if about.probe and about.means is not None:
+        raise ValueError("--probe goes without --means: it is of samples about their own class means")
     opened = given.opened(source)
     model, samples = opened.model, opened.samples()
     opened.describe(samples)

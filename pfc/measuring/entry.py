@@ -19,7 +19,7 @@ from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
 from pfc.measuring.passes import How, run_passes
-from pfc.measuring.probe import check_room, probe_layers
+from pfc.measuring.probe import check_room, look, probe_layers
 from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey
 from pfc.measuring.tokens import Tokens
@@ -156,12 +156,13 @@ def measure(
         request = Request(model, names, classifier, pool, segments and reference is None, tokens)
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, limit, reference, ranks)
-        if probe is not None:
+        held = None if probe is None else (looked, MeasuredBatches(probe, None, device))
+        if held is not None:
             check_room(looked.layout, ranks.size)
+            look(held, device)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
             found = run_passes(looked, first, rest, batches, how, ranks, step)
         shards.check_divided(batches, ranks)
-        held = None if probe is None else (looked, MeasuredBatches(probe, None, device))
         probed = probe_layers(looked, batches, held, found.sums, enabled=progress)
         about = {
             "data": batches.name,

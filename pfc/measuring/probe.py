@@ -14,7 +14,7 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.passes import Batches, Source
 from pfc.measuring.subset import hashes_of
-from pfc.measuring.sums import Sums
+from pfc.measuring.sums import NotFinite, Sums
 from pfc.progress import Step, shown
 from pfc.schema import some
 from pfc.taps import pooled
@@ -64,6 +64,13 @@ def check_room(layout: Layout, processes: int = 1) -> None:
         )
 
 
+def look(apart: tuple[Source, Batches], device: torch.device) -> None:
+    """Run the first held-out batch, so that data that do not fit are told before all are measured."""
+    for batch in apart[1]:
+        apart[0].forward(batch, device, lambda *_: None)
+        break
+
+
 def probe_layers(
     source: Source,
     batches: Batches,
@@ -91,6 +98,10 @@ def _probed(
     classifiers = {n: (W.to(rows.device), b.to(rows.device)) for n, (W, b) in classifiers.items()}
     for batch in apart[1]:
         for name, (H, y) in rows.of(apart[0], batch).items():
+            if not H.isfinite().all():
+                raise NotFinite(
+                    f"layer {name!r} gave NaN or infinite features on batch {batch.number} of probe="
+                )
             W, b = classifiers[name]
             hits[name] += int(((H.double() @ W.mT + b).argmax(1) == y).sum())
         samples += len(batch.y)
