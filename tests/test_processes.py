@@ -621,7 +621,7 @@ def test_measuring_under_torchrun(tmp_path):
     list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
     for i, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
         (folder := tmp_path / "other" / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(255 - image[0].numpy()).save(folder / f"{i}.png")
+        Image.fromarray(16 - image[0].numpy()).save(folder / f"{i}.png")
     (tmp_path / "other" / "0" / "notes.bin").write_text("no image")
     data, out = str(tmp_path / "other"), str(tmp_path / "2.json")
     how = ["--data", data, "--no-test", "--out", out, "--theory", "--transport", "0"]
