@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from pfc.foreign import attribute, told
 
@@ -148,7 +149,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         for name, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            self._handles.append(self._watch(name, module))
         for module, side, see in self._edges:
             if side == "input":
                 handle = module.register_forward_pre_hook(partial(_before, see), with_kwargs=True)
@@ -162,20 +163,20 @@ class Watch:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if _in_backward():
-                return
-            if name in self.fired:
-                raise ValueError(ran_twice(name))
-            self.fired.append(name)
-            tensor = first_tensor(output)
-            if tensor is None or not tensor.is_floating_point():
-                got = type(output).__name__ if tensor is None else str(tensor.dtype)
-                raise ValueError(f"layer {name!r} gave no tensor of floating-point numbers but {got}")
-            self._see(name, tensor.detach() if self._detach else tensor)
+    def _watch(self, name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda _module, _args, output: self._seen(name, output))
 
-        return hook
+    def _seen(self, name: str, output: Any) -> None:
+        if _in_backward():
+            return
+        if name in self.fired:
+            raise ValueError(ran_twice(name))
+        self.fired.append(name)
+        tensor = first_tensor(output)
+        if tensor is None or not tensor.is_floating_point():
+            got = type(output).__name__ if tensor is None else str(tensor.dtype)
+            raise ValueError(f"layer {name!r} gave no tensor of floating-point numbers but {got}")
+        self._see(name, tensor.detach() if self._detach else tensor)
 
     def finish(self, batch: int) -> None:
         """Check after a forward pass that every module ran.

@@ -16,7 +16,8 @@ class Ranks:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        context, port = mp.get_context("spawn"), free_port()
+        context, port = mp.get_context("forkserver"), free_port()
+        context.set_forkserver_preload(["tests.test_processes"])  # imports once for all of them
         self.pipes: list[Connection] = []
         self.workers = []
         for rank in range(SIZE):

@@ -257,34 +257,57 @@ def test_help_has_a_working_example_of_every_command(capsys):
     assert capsys.readouterr().out.strip() == pfc.__version__
 
 
-def optimised(*arguments):
-    """What `python -OO` prints, which has no docstrings and no assertions."""
-    command = [sys.executable, "-OO", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def assert_every_field_is_told(out):
+    words = " ".join(re.sub(r"[^!-~]", " ", out.replace("`", "")).split())
+    for field in fields(pfc.Recipe):
+        if field.name not in {"name", "data"}:
+            assert f"--{field.name.replace('_', '-')} " in words
+            assert field.metadata["help"].replace("`", "") in words
+            assert field.metadata["source"]
 
 
 def test_help_shows_every_field_of_a_recipe(capsys):
     main(["run", "--help"])
-    for out in (capsys.readouterr().out, optimised("-m", "pfc", "run", "--help")):
-        words = " ".join(re.sub(r"[^!-~]", " ", out.replace("`", "")).split())
-        for field in fields(pfc.Recipe):
-            if field.name not in {"name", "data"}:
-                assert f"--{field.name.replace('_', '-')} " in words
-                assert field.metadata["help"].replace("`", "") in words
-                assert field.metadata["source"]
+    assert_every_field_is_told(capsys.readouterr().out)
+
+
+def printed(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ALL_HELP = "from pfc.cli import HELP, main; [main([name, '--help']) for name in HELP]"
+NO_DOCSTRINGS = """
+from importlib.machinery import SourceFileLoader
+whole = SourceFileLoader.get_code
+def get_code(self, name):
+    if name.partition(".")[0] != "pfc":
+        return whole(self, name)
+    return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=2)
+SourceFileLoader.get_code = get_code
+"""
 
 
 def test_commands_need_no_docstrings(tmp_path):
-    small = "run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
+    """Of the package alone, as `python -OO` compiles all libraries too, which a slow test does."""
+    small = "run --limit 60 --epochs 1 --width 8 --blocks 2 --out".split()
     code = (
-        "import sys; from pfc.cli import HELP, main; main(sys.argv[1:]); "
-        "[main([name, '--help']) for name in HELP]"
+        f"{NO_DOCSTRINGS}\n{ALL_HELP}\nimport pfc, sys\nassert not pfc.Run.__doc__\nmain(sys.argv[1:])"
     )
-    said = optimised("-c", code, *small, tmp_path / "run")
+    said = printed("-c", code, *small, tmp_path / "run")
     assert "Progressive feedforward collapse" in said
     assert said.count("Usage: pfc") == len(HELP)
+    assert_every_field_is_told(said)
+
+
+@pytest.mark.slow
+def test_commands_run_optimised(tmp_path):
+    small = "run --limit 100 --epochs 1 --width 8 --blocks 2 --out".split()
+    said = printed("-OO", "-c", f"import sys; {ALL_HELP}; main(sys.argv[1:])", *small, tmp_path / "run")
+    assert "Progressive feedforward collapse" in said
+    assert said.count("Usage: pfc") == len(HELP)
+    assert_every_field_is_told(said)
 
 
 def test_help_does_not_pay_for_torch():
@@ -296,9 +319,10 @@ def test_help_does_not_pay_for_torch():
 def test_interrupt_says_how_to_go_on(tmp_path):
     code = (  # a process started in the background would ignore the signal
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pfc.cli import main; main(['train', 'digits', '--out', sys.argv[1]])"
+        "from pfc.cli import main; main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    small = "train digits --limit 100 --epochs 1000 --width 8 --blocks 1 --out".split()
+    command = [sys.executable, "-c", code, *small, str(tmp_path / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
         assert run.stderr is not None
         while not run.stderr.readline().startswith("epoch 2"):

@@ -46,7 +46,7 @@ def held_out(H, y, seed=5):
 
 
 @given(problems.seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_column_has_an_oracle_and_equals_it(seed):
     H, y, W, b = layers(seed, D=3 + seed % 6, K=3 + seed % 3, single=seed % 2 == 0)
     for weighting in ("class", "sample"):
@@ -93,7 +93,7 @@ def test_every_column_has_its_invariances(name, move):
 
 
 @given(problems.seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_column_stays_in_its_range(seed):
     H, y, W, b = layers(seed, spread=0.1 + seed % 5)
     for name, values in profile_of(H, y, W=W, b=b, probe=held_out(H, y)).columns.items():

@@ -36,15 +36,23 @@ def real_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("real")
 
 
+ROWS = 2000  # of each real file
+
+
 @pytest.fixture
 def real(real_cache, monkeypatch):
-    """Gives a folder of real data, decoded once in a session."""
-    monkeypatch.setenv("PFC_CACHE", str(real_cache))
+    """Gives a folder of the first rows of real data, decoded once in a session."""
+    monkeypatch.setenv("PFC_CACHE", str(real_cache / "cache"))
 
     def folder(name):
         if not (REAL / name).is_dir():
             pytest.skip(f"no real data {name}: PFC_TEST_DATA names the folder that holds it")
-        return REAL / name
+        if not (real_cache / name).is_dir():
+            for path in (REAL / name).rglob("*.parquet"):
+                rows = next(pq.ParquetFile(path).iter_batches(ROWS))
+                (made := real_cache / path.relative_to(REAL)).parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(pa.Table.from_batches([rows]), made)
+        return real_cache / name
 
     return folder
 
@@ -102,16 +110,15 @@ def test_digits_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "split", "count"),
-    [("mnist", "image", "train", 60_000), ("cifar10", "img", "test", 10_000)],
+    ("name", "column", "split"), [("mnist", "image", "train"), ("cifar10", "img", "test")]
 )
-def test_real_parquet_is_decoded_as_it_lies_there(real, name, column, split, count):
+def test_real_parquet_is_decoded_as_it_lies_there(real, name, column, split):
     folder = real(name)
     data = load(folder, split)
     rows = pq.read_table(next(folder.glob(f"{split}-*")))
-    assert len(data) == count
+    assert len(data) == ROWS
     assert data.labels.tolist() == rows["label"].to_pylist()
-    for row in (0, 1, 777, count - 1):
+    for row in (0, 1, 777, ROWS - 1):
         pixels = np.asarray(Image.open(io.BytesIO(rows[column][row].as_py()["bytes"])))
         assert np.array_equal(data.images[row].permute(1, 2, 0).numpy().squeeze(), pixels)
 

@@ -238,9 +238,9 @@ def cases(seeds, home, monkeypatch, capsys):
 
 
 def test_command_lines_do_what_they_say_or_say_why_not(home, monkeypatch, capsys):
-    tally = cases(range(80), home, monkeypatch, capsys)
-    assert tally.done >= 5
-    assert tally.refused >= 40
+    tally = cases(range(50), home, monkeypatch, capsys)
+    assert tally.done >= 3
+    assert tally.refused >= 25
 
 
 @pytest.mark.slow

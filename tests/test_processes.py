@@ -616,38 +616,26 @@ def torchrun(*arguments):
 
 
 def test_measuring_under_torchrun(tmp_path):
-    """Two processes measure; one prints, keeps and says what was found."""
+    """Two processes measure other data; one prints, keeps and says what was found, each notice once."""
     images = pfc.data.load("digits", limit=101)
     list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
-    told = torchrun(
-        "measure",
-        str(tmp_path / "run"),
-        "--out",
-        str(tmp_path / "2.json"),
-        "--theory",
-        "--transport",
-        "0",
-    )
+    for i, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+        (folder := tmp_path / "other" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(16 - image[0].numpy()).save(folder / f"{i}.png")
+    (tmp_path / "other" / "0" / "notes.bin").write_text("no image")
+    data, out = str(tmp_path / "other"), str(tmp_path / "2.json")
+    how = ["--data", data, "--no-test", "--out", out, "--theory", "--transport", "0"]
+    told = torchrun("measure", str(tmp_path / "run"), *how)
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("Progressive feedforward collapse") == 1
+    for notice in ("pfc: these are not the data of", "pfc: 1 of 102 files in"):
+        assert told.stderr.count(notice) == 1, notice
     found, run = pfc.load(tmp_path / "2.json"), Run(tmp_path / "run")
     assert found.about["processes"] == 2
-    known = pfc.measure(run.network(), run.data().batches(), progress=False)
+    with pytest.warns(UserWarning, match="1 of 102 files"):
+        other = run.normalised(pfc.data.load(data))
+    known = pfc.measure(run.network(), other.batches(), progress=False)
     same(numbers(found), numbers(known), rtol=1e-5, atol=1e-5)  # float32 in batches of another size
-
-
-def test_notices_are_said_once_under_torchrun(tmp_path):
-    images = pfc.data.load("digits", limit=101)
-    list(pfc.train(PLAIN.build(images, 0), images, PLAIN, folder=tmp_path / "run", progress=False))
-    for i in range(20):
-        (folder := tmp_path / "other" / str(i % 10)).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), 7 * i).save(folder / f"{i}.png")
-    (tmp_path / "other" / "0" / "notes.bin").write_text("no image")
-    other = ["--data", str(tmp_path / "other"), "--no-theory", "--no-test"]
-    told = torchrun("measure", str(tmp_path / "run"), *other)
-    assert told.returncode == 0, told.stderr
-    for notice in ("pfc: these are not the data of", "pfc: 1 of 21 files in"):
-        assert told.stderr.count(notice) == 1, notice
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """State of pass two: nearest class means, about means that are known, which may be another set's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -129,44 +129,8 @@ class Decisions:
                 f"the second pass saw different samples from the first: batch {number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
             )
-        ends = {name: pair for pair in self.lines for name in pair}
-        starts: dict[str, Tensor] = {}  # projected first layers of the segments
-        decided: list[Tensor] = []  # at the classifier's input
-
-        def see(name: str, H: Float[Tensor, "B D"]) -> None:
-            H = self.scales[name].rescaled(H)
-            if name in self.influences:
-                self.influences[name].update(H, labels.y)
-            if name in ends:
-                nearest = self._end_of_line(name, ends[name], H, labels, starts)
-            else:
-                nearest = self.nearest[name].update(H, labels.y)
-            if name == self.layout.classifier_row:
-                decided.append(nearest)
-
-        def answered(answers: Int64[Tensor, " B"]) -> None:
-            if self.answerable:
-                self.answers.add(answers, labels, [self.classes[place] for place in decided])
-
-        return see, answered
-
-    def _end_of_line(
-        self,
-        name: str,
-        ends: tuple[str, str],
-        H: Float[Tensor, "B D"],
-        labels: BatchLabels,
-        starts: dict[str, Tensor],
-    ) -> Int64[Tensor, " B"]:
-        """An end of a line is projected on the means of both ends at once."""
-        line, nearest = self.lines[ends], self.nearest[name]
-        r = line.first.basis.shape[1]
-        z = project(H, nearest.span, line.bases)
-        if name == ends[0]:
-            starts[name] = z
-            return nearest.take(z[:, :r], labels.y, H.dtype)
-        line.update(starts.pop(ends[0]), z, labels.y)
-        return nearest.take(z[:, r:], labels.y, H.dtype)
+        deciding = _Deciding(self, labels, {name: pair for pair in self.lines for name in pair})
+        return deciding.see, deciding.answered
 
     @property
     def answerable(self) -> bool:
@@ -192,3 +156,45 @@ class Decisions:
                 f"layer {self.layout.classifier!r}: the classifier gave NaN or infinite answers, so "
                 "accuracy and nc4 are undefined"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _Deciding:
+    """A batch that is decided layer by layer."""
+
+    decisions: Decisions
+    labels: BatchLabels
+    ends: Mapping[str, tuple[str, str]]
+    starts: dict[str, Tensor] = field(default_factory=dict)  # projected first layers of the segments
+    decided: list[Tensor] = field(default_factory=list)  # at the classifier's input
+
+    def see(self, name: str, H: Float[Tensor, "B D"]) -> None:
+        """Decide by the features of a layer."""
+        of = self.decisions
+        H = of.scales[name].rescaled(H)
+        if name in of.influences:
+            of.influences[name].update(H, self.labels.y)
+        if name in self.ends:
+            nearest = self._end_of_line(name, H)
+        else:
+            nearest = of.nearest[name].update(H, self.labels.y)
+        if name == of.layout.classifier_row:
+            self.decided.append(nearest)
+
+    def _end_of_line(self, name: str, H: Float[Tensor, "B D"]) -> Int64[Tensor, " B"]:
+        """An end of a line is projected on the means of both ends at once."""
+        first, _ = ends = self.ends[name]
+        line, nearest, y = self.decisions.lines[ends], self.decisions.nearest[name], self.labels.y
+        r = line.first.basis.shape[1]
+        z = project(H, nearest.span, line.bases)
+        if name == first:
+            self.starts[name] = z
+            return nearest.take(z[:, :r], y, H.dtype)
+        line.update(self.starts.pop(first), z, y)
+        return nearest.take(z[:, r:], y, H.dtype)
+
+    def answered(self, answers: Int64[Tensor, " B"]) -> None:
+        """Compare what the classifier answered."""
+        of = self.decisions
+        if of.answerable:
+            of.answers.add(answers, self.labels, [of.classes[place] for place in self.decided])

@@ -1,6 +1,7 @@
 """A fixed small sample of the data, the inputs of least hash, and where it lies at each layer."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -38,13 +39,14 @@ class Subset:
             rows = (hashes < self.kept["hash"][-1]).nonzero().flatten()
         known = identities_of(batch, hashes, rows)
         self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
+        return partial(self._follow, rows, decisions, see)
 
-        def also(name: str, H: Float[Tensor, "B D"]) -> None:
-            see(name, H)
-            if len(self._new["hash"]):
-                self._note(name, decisions.scales[name].rescaled(H[rows]), decisions.spans[name])
-
-        return also
+    def _follow(
+        self, rows: slice | Tensor, decisions: Decisions, see: See, name: str, H: Float[Tensor, "B D"]
+    ) -> None:
+        see(name, H)
+        if len(self._new["hash"]):
+            self._note(name, decisions.scales[name].rescaled(H[rows]), decisions.spans[name])
 
     def _note(self, name: str, H: Float[Tensor, "b D"], span: MeansSpan) -> None:
         z = project(H, span, span.basis[:, :2])

@@ -112,19 +112,10 @@ class Sums:
         """Take a batch layer by layer: yields what is to be called with each layer and its features."""
         self.make_room(labels.numbers[-1], origin)
         group_of = {name: group for group in self.groups for name in group.names}
-        kept: dict[str, Tensor] = {}
-        nonfinite: dict[str, int | Tensor] = {}
-
-        def see(name: str, H: Float[Tensor, "B D"]) -> None:
-            names = group_of[name].names
-            nonfinite[name] = origin if isinstance(origin, int) else _first_overflow(H, origin)
-            kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
-            if name == names[-1]:
-                batch = [_taken(kept, each, name, origin) for each in names]
-                group_of[name].add(batch, labels, origin)
-
-        yield see
-        self._note_nonfinite([_taken(nonfinite, name, None, origin) for name in self.layout.names])
+        adding = _Adding(group_of, labels, origin)
+        yield adding.see
+        found = [_taken(adding.nonfinite, name, None, origin) for name in self.layout.names]
+        self._note_nonfinite(found)
 
     def update(
         self, features: Mapping[str, Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin
@@ -192,6 +183,26 @@ def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int
     """The batch of the first row whose square is not finite, without synchronising the device."""
     squares = torch.linalg.vector_norm(H.double(), dim=1).square()
     return origin[(~squares.isfinite()).int().argmax()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Adding:
+    """A batch that is taken layer by layer."""
+
+    group_of: Mapping[str, GroupSums]
+    labels: BatchLabels
+    origin: Origin
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    nonfinite: dict[str, int | Tensor] = field(default_factory=dict)
+
+    def see(self, name: str, H: Float[Tensor, "B D"]) -> None:
+        """Take the features of a layer, and add those of its group with its last one."""
+        names, origin = self.group_of[name].names, self.origin
+        self.nonfinite[name] = origin if isinstance(origin, int) else _first_overflow(H, origin)
+        self.kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
+        if name == names[-1]:
+            batch = [_taken(self.kept, each, name, origin) for each in names]
+            self.group_of[name].add(batch, self.labels, origin)
 
 
 def _taken(kept: dict[str, Any], name: str, before: str | None, origin: Origin) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -112,23 +112,10 @@ class Survey:
         self, batch: Batch, device: torch.device, see: See, of_logits: Callable[[Tensor], Tensor]
     ) -> Iterator[list[Tensor]]:
         """Hand over each layer's rows while a block runs the model, and keep something of the logits."""
-        answers: list[Tensor] = []
-
-        def at_layer(name: str, output: Tensor) -> None:
-            rows = self._rows(name, output, batch)
-            if name == self.layout.classifier_row and self.giver is None:
-                at_logits(self._product(rows))
-            see(name, rows.to(device))
-
-        def at_input(value: Any) -> None:
-            if (x := first_tensor(value)) is not None:
-                at_layer(CLASSIFIER_INPUT, x.detach())
-
-        def at_logits(value: Any) -> None:
-            answers.append(of_logits(self._logits(value, batch)).to(device))
-
-        with Watch(self.modules, at_layer, self._edges(at_input, at_logits)) as watch:
-            yield answers
+        looking = _Looking(self, batch, device, see, of_logits)
+        edges = self._edges(looking.at_input, looking.at_logits)
+        with Watch(self.modules, looking.at_layer, edges) as watch:
+            yield looking.answers
             watch.finish(batch.number)
 
     def _edges(self, at_input: Callable[[Any], None], at_logits: Callable[[Any], None]) -> list[Edge]:
@@ -175,6 +162,34 @@ class Survey:
                 + ("; of texts of many lengths take pool='mean'" if H.ndim == 3 else "")
             )
         return H.reshape(size, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Looking:
+    """A batch on its way through a model."""
+
+    survey: Survey
+    batch: Batch
+    device: torch.device
+    see: See
+    of_logits: Callable[[Tensor], Tensor]
+    answers: list[Tensor] = field(default_factory=list)
+
+    def at_layer(self, name: str, output: Tensor) -> None:
+        """Hand over the rows of a layer, and answer by them where the classifier is no module."""
+        rows = self.survey._rows(name, output, self.batch)
+        if name == self.survey.layout.classifier_row and self.survey.giver is None:
+            self.at_logits(self.survey._product(rows))
+        self.see(name, rows.to(self.device))
+
+    def at_input(self, value: Any) -> None:
+        """Hand over what the classifier reads."""
+        if (x := first_tensor(value)) is not None:
+            self.at_layer(CLASSIFIER_INPUT, x.detach())
+
+    def at_logits(self, value: Any) -> None:
+        """Keep something of the logits."""
+        self.answers.append(self.of_logits(self.survey._logits(value, self.batch)).to(self.device))
 
 
 @dataclass(frozen=True, eq=False)

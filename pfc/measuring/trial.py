@@ -5,7 +5,7 @@ by the tensors that went in. No tensor is kept but parameters, inputs, and what 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,39 +170,53 @@ def run(
     kept: set[str],
 ) -> Trial:
     """Run `size` samples, or all where inputs could not be cut; keep what some modules read and gave."""
-    net, recorder, calls = unwrapped(model), Recorder(model), list[ModuleCall]()
-    running: list[ModuleCall] = []
-
-    def before(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = first_tensor((args, kwargs))
-            call = ModuleCall(name, recorder.tick(), recorder.made(x), x if name in kept else None)
-            running.append(call)
-            recorder.running.append(name)
-
-        return note
-
-    def after(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            call, out = running.pop(), first_tensor(output)
-            recorder.running.pop()
-            call.end, call.gives = recorder.tick(), recorder.made(out)
-            call.output = out if name in kept else None
-            calls.append(call)
-
-        return note
-
+    recorder = Recorder(model)
+    notes = _Notes(recorder, kept)
     with ExitStack() as stack:
         for name, module in module_names(model).items():
             if not isinstance(module, torch.jit.ScriptModule):
-                first = module.register_forward_pre_hook(before(name), with_kwargs=True)
-                last = module.register_forward_hook(after(name))
-                stack.callback(first.remove)
-                stack.callback(last.remove)
+                stack.enter_context(notes.of(name, module))
         stack.enter_context(recorder)
-        result = net(*args, **kwargs)
+        result = unwrapped(model)(*args, **kwargs)
     x = first_tensor((args, kwargs))
-    return Trial(model, calls, result, recorder, _tried(x, first_tensor(result), size, whole), x)
+    tried = _tried(x, first_tensor(result), size, whole)
+    return Trial(model, notes.calls, result, recorder, tried, x)
+
+
+@dataclass(eq=False)
+class _Notes:
+    """The calls of modules in a forward pass, noted before and after each."""
+
+    recorder: "Recorder"
+    kept: set[str]
+    calls: list[ModuleCall] = field(default_factory=list)
+    _running: list[ModuleCall] = field(default_factory=list)
+
+    @contextmanager
+    def of(self, name: str, module: nn.Module) -> Iterator[None]:
+        """Note the calls of a module while a block runs."""
+        first = module.register_forward_pre_hook(
+            lambda _module, args, kwargs: self._before(name, (args, kwargs)), with_kwargs=True
+        )
+        last = module.register_forward_hook(lambda _module, _args, output: self._after(name, output))
+        try:
+            yield
+        finally:
+            first.remove()
+            last.remove()
+
+    def _before(self, name: str, given: Any) -> None:
+        x = first_tensor(given)
+        kept = x if name in self.kept else None
+        self._running.append(ModuleCall(name, self.recorder.tick(), self.recorder.made(x), kept))
+        self.recorder.running.append(name)
+
+    def _after(self, name: str, output: Any) -> None:
+        call, out = self._running.pop(), first_tensor(output)
+        self.recorder.running.pop()
+        call.end, call.gives = self.recorder.tick(), self.recorder.made(out)
+        call.output = out if name in self.kept else None
+        self.calls.append(call)
 
 
 def _tried(x: Tensor | None, out: Tensor | None, size: int, whole: int) -> int:
