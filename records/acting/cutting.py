@@ -161,7 +161,10 @@ def _of_job(job: Job, folder: str, keep: Path) -> tuple[nn.Module, Batches, Batc
     got: Parts = low_data.parts(*images, job)
     net = low_data.network(job, got.train[0], len(images[0].classes))
     net.load_state_dict(load_file(keep / f"{job.name}.safetensors"))
-    return net.eval(), batches(*got.train), batches(*got.test)
+    fit = batches(*got.train)
+    if float(right(net.eval(), fit).double().mean()) != low_data.known()[job.name]["train"]:
+        raise ValueError(f"{folder} does not hold the images that {job.name} was trained on")
+    return net, fit, batches(*got.test)
 
 
 def _of_run(path: Path, folder: str) -> tuple[nn.Module, Batches, Batches]:
@@ -264,11 +267,12 @@ def _row(each: str, rule: str, found: list[Found]) -> list[str]:
         return [each, rule, "none", "", "", ""]
     change = [100 * (after - before) for before, after, _ in found]
     low, high = student(change)
+    within = "" if low != low else f" ({low:+.2f} to {high:+.2f})"
     share = mean(s for *_, s in found)
     told = "" if share != share else f"{100 * share:.0f} %"
     return [
         *(each, rule, f"{len(found)}", f"{100 * mean(a for _, a, _ in found):.2f} %"),
-        *(f"{mean(change):+.2f} ({low:+.2f} to {high:+.2f})", told),
+        *(f"{mean(change):+.2f}{within}", told),
     ]
 
 
@@ -301,6 +305,7 @@ def drawn(lines: dict[str, dict[str, Any]]) -> None:
                 kept.append(_mean(c["change"]["before"] for c in cuts))
                 left.plot(range(len(kept)), kept, "o-", color=colour, label=head, markersize=3)
             left.set(title=each, xlabel="blocks of the last segment kept", ylabel="accuracy")
+            left.locator_params(axis="x", integer=True)
             left.legend()
             for line in own:
                 right_.plot(
