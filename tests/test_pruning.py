@@ -310,6 +310,20 @@ def test_the_block_around_the_layer_that_is_kept_stays():
     assert [each.line() for each in gone] == ["del net.get_submodule('')[1:2]"]
 
 
+def test_a_module_that_a_list_repeats_counts_at_each_place():
+    act = nn.ReLU()
+    wide = [part for _ in range(3) for part in (nn.Linear(8, 8), act)]
+    net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act, *wide, nn.Linear(8, 10)))
+    names = ["1", "3", "5", "7"]
+    gone = [each.line() for i in range(3) for each in removals(net, names, i)]
+    assert gone == [f"del net.get_submodule('')[{start}:8]" for start in (2, 4, 6)]
+    fit, held = parts()
+    profile = pfc.measure(net.eval(), fit.batches(), layers=names, progress=False)
+    found = pfc.prune(net, profile, held.batches(), fit=fit.batches(), eps=0.9, progress=False)
+    assert [type(part).__name__ for part in found.network] == ["Flatten", "Linear", "ReLU", "Linear"]
+    assert found.operations[1] == 2 * (64 * 8 + 8 * 10)
+
+
 def test_the_command_prunes_a_run(tmp_path, capsys):
     small = ["--epochs", "2", "--width", "16", "--blocks", "2", "--limit", "300"]
     main(["train", "digits", "--split", "fit", "--out", str(tmp_path / "fit"), *small])
