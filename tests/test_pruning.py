@@ -278,6 +278,15 @@ def test_arguments_without_meaning_are_refused():
     refused("profile must be a Profile", net, "profile", data)
     refused("head must be 'ridge', 'means', 'own', got 'best'", head="best")
     refused(r"eps must be in \[0, 1\), got 1", eps=1.0)
+    refused("eps must be in .* got nan", eps=float("nan"))
+    refused("seed must be a whole number, got 1.5", seed=1.5)
+    refused(f"seed must fit into 64 bits, got {2**64}", seed=2**64)
+    x, y = whole(held)
+    broken = torch.where(torch.arange(len(x))[:, None, None, None] == 7, float("nan"), x)
+    for own in ("own", "ridge"):
+        unfit = [(x[:5], y[:5]), (broken, y)]
+        refused("FCResNet gave numbers that are NaN, .* on batch 1 of", net, profile, unfit, head=own)
+    refused("X of batch 0 must be finite", fit=[(batches(fit)[0][0] * float("nan"), batches(fit)[0][1])])
     refused("model must be a torch.nn.Module", None, profile, data)
     single = pfc.measure(net, data, layers="stem", progress=False)
     refused("no segment -1", net, single, data)

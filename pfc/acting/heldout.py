@@ -13,6 +13,8 @@ from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, MeasuredBatches
 from pfc.measuring.subset import hashes_of, identities_of
 from pfc.profile.profile import Profile
+from pfc.schema import short
+from pfc.theory.coefficients import finite, whole
 
 SHARED = 0.1  # part of held-out samples that may be training samples too, as duplicates are; ours
 
@@ -140,6 +142,24 @@ def _refuse_shared(hashes: Int64[Tensor, "N 2"], known: Int64[Tensor, "M 2"], wh
         )
 
 
+def refuse_undefined(batch: int, what: str, *numbers: Tensor) -> None:
+    """Refuse held-out data of which a network or a layer makes NaN or infinite numbers."""
+    if not all(bool(each.isfinite().all()) for each in numbers):
+        raise ValueError(
+            f"{what} gave numbers that are NaN, infinite or too large to square on batch {batch} of the "
+            "held-out data, of which nothing can be decided: look for such numbers in the inputs"
+        )
+
+
+def check_choice(eps: Any, seed: Any) -> None:
+    """Refuse a tolerated loss that is none, and a seed that deals nothing."""
+    if not finite(eps) or not 0 <= eps < 1:
+        raise ValueError(f"eps must be in [0, 1), got {short(eps)}")
+    whole(seed=seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
+
+
 def check_labels(y: Int64[Tensor, " N"], classes: int) -> None:
     """Refuse labels of one class, or beyond those that the network answers."""
     own = y.unique()
@@ -165,7 +185,7 @@ def dealt(y: Int64[Tensor, " N"], parts: int, seed: int) -> list[Int64[Tensor, "
     Raises:
         ValueError: If a part would have fewer than two samples.
     """
-    make = torch.Generator().manual_seed(seed)
+    make = torch.Generator().manual_seed(int(seed))
     order = torch.randperm(len(y), generator=make, device="cpu")
     order = order[y[order].argsort(stable=True)]  # class by class, shuffled within
     found = [order[i::parts].sort().values for i in range(parts)]

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from pfc.acting.gauges import KINDS, Gauge
+from pfc.acting.margins import refuse_width
 from pfc.measuring import shards
 from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.head import Classifier
@@ -97,11 +98,7 @@ class Reader:
         """Where the layers are, if they are those of the means."""
         looked = survey(self.request, batch)
         for name, features in looked.layout.features.items():
-            if (D := len(self.gauges[name].span.centre)) != features:
-                raise ValueError(
-                    f"layer {name!r} has {features} numbers a sample, its class means have {D}: the "
-                    "profile is another network's, or of inputs of another size"
-                )
+            refuse_width(name, features, len(self.gauges[name].span.centre))
         return looked
 
     def _check_labels(self, batch: Batch) -> None:
