@@ -320,7 +320,16 @@ def test_labels_and_forms_that_do_not_fit_are_refused(given):
     wide = torch.zeros(4, 9, dtype=torch.float64)
     unknown = [(wide, torch.zeros(4, dtype=torch.int64))]
     refused("the unknown data can't be scored beside the known: Plain failed", given, unknown=unknown)
-    refused("all 41 unknown samples are among the 41 of data", given, unknown=batched(*test, 6))
+    told = "samples of the unknown data that were compared are among"
+    refused(f"41 of 41 {told} those of data: give data of none", given, unknown=batched(*test, 6))
+
+    def few(n, data):
+        return batched(torch.cat([_strange[0], data[0][:n]]), torch.zeros(23 + n).long())
+
+    refused(f"6 of 29 {told} those of data", given, unknown=few(6, test))
+    refused(f"9 of 32 {told} the data that the profile was", given, unknown=few(9, train))
+    model, profile = given[:2]
+    pfc.scores(model, batched(*test), profile, unknown=few(2, test), progress=False)
     H, labels = problems.features(0, D=5, K=3)
     other = pfc.measure_features({"stem": H}, labels, progress=False)
     refused("layer 'stem' has 8 numbers a sample, its class means have 5", given, profile=other)

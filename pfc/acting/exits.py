@@ -281,7 +281,7 @@ class EarlyExit(nn.Module):
                 final.append(logits.argmax(1).cpu())
                 step(batch.number + 1)
         assert spent is not None
-        refuse_trained(noted.samples, self.profile)
+        refuse_trained(noted.samples.hashes, self.profile)
         check_labels(noted.samples.y, self.classes)
         return Outcomes(
             self.layers, noted, torch.cat(margins), torch.cat(nearest), torch.cat(final), *spent

@@ -18,7 +18,7 @@ from pfc.acting.heldout import (
     check_labels,
     dealt,
     described,
-    refuse_fitted,
+    refuse_shared,
     refuse_trained,
     refuse_undefined,
 )
@@ -159,7 +159,7 @@ class _Search:
         before = self._right(self.whole, [])[0]
         samples = self.noted.samples
         check_labels(samples.y, max(2, self.whole.layout.outputs))
-        refuse_trained(samples, self.profile)
+        refuse_trained(samples.hashes, self.profile)
         names = ("fit", "choose", "report") if self._own_part else ("choose", "report")
         parts = dict(zip(names, dealt(samples.y, len(names), self.seed), strict=True))
         tried = [self._tried(i, before, parts, step) for i in range(len(self.layers) - 1)]
@@ -241,7 +241,8 @@ class _Search:
             if len(y):
                 yield H, y
         if self.fits is not None:
-            refuse_fitted(self.noted.samples, self.fitted.samples)
+            fitted = self.fitted.samples.hashes
+            refuse_shared(self.noted.samples.hashes, fitted, "those given as fit=")
 
     def _right(self, looked: Survey, heads: Sequence[Linear]) -> list[Bool[Tensor, " N"]]:
         """Which held-out samples are answered rightly, by each of the classifiers, or by the own one."""

@@ -9,12 +9,11 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from pfc.acting.gauges import KINDS, Gauge
+from pfc.acting.heldout import input_hashes
 from pfc.acting.margins import refuse_width
 from pfc.measuring import shards
-from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, float64_device
-from pfc.measuring.subset import hashes_of
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.processes import ALONE
 from pfc.profile import Profile
@@ -32,7 +31,7 @@ class Read:
         labels: Of the samples.
         logits: The answer and the baselines, where there are logits.
         sums: Of all features at each layer, where these are no known classes'.
-        hashes: Of the inputs that have a form.
+        hashes: Two of each input that has a form.
     """
 
     values: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -120,8 +119,7 @@ class Reader:
                 total = gauge.scale.rescaled(H).sum(0, dtype=torch.float64).cpu()
                 found.sums[name] = found.sums.get(name, 0) + total
 
-        if inputs_of(batch) is not None:
-            found.hashes.append(hashes_of(batch).cpu())
+        found.hashes.append(input_hashes(batch))
         logits = looked.logits(batch, self.statistics, see)
         found.labels.append(batch.y)
         if logits is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pfc.acting.gauges import KINDS, prediction_depth, settled
+from pfc.acting.heldout import refuse_shared, refuse_trained
 from pfc.acting.reading import Read, Reader
 from pfc.acting.unknown import BASELINES, auroc, orthogonality
 from pfc.evaluation import undisturbed
@@ -139,7 +140,7 @@ def scores(
     Raises:
         ValueError: If the profile has no class means or those of one class alone, they are another
             network's, there is no such kind or layer, a label has no class mean, or the unknown data are
-            of another form or the known ones again.
+            of another form, or more than a tenth of them are among the known or the measured ones.
 
     Examples:
         >>> import pfc
@@ -158,7 +159,7 @@ def scores(
             return _scores(kind, known)
         with _of_unknown():
             others = reader.read(unknown, limit, "unknown", labelled=False, progress=progress)
-    _refuse_same(known, others)
+    _refuse_same(known, others, profile)
     tables = _scores(kind, known), _scores(kind, others, labelled=False)
     return _against(*tables, _nc5(profile, others))
 
@@ -245,17 +246,11 @@ def _nc5(profile: Profile, others: Read) -> "pd.DataFrame":
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
 
-def _refuse_same(known: Read, others: Read) -> None:
-    """Refuse unknown data all of whose inputs are among the known ones, told by their hashes."""
-    if (
-        others.hashes
-        and known.hashes
-        and torch.isin(*map(torch.cat, (others.hashes, known.hashes))).all()
-    ):
-        raise ValueError(
-            f"all {len(others.y)} unknown samples are among the {len(known.y)} of data: give data of "
-            "none of the known classes"
-        )
+def _refuse_same(known: Read, others: Read, profile: Profile) -> None:
+    """Refuse unknown data of which more than some duplicates are among the known or measured ones."""
+    hashes, give = torch.cat(others.hashes), "data of none of the known classes"
+    refuse_shared(hashes, torch.cat(known.hashes), "those of data", "the unknown data", give)
+    refuse_trained(hashes, profile, "the unknown data", give)
 
 
 @contextmanager
