@@ -1,5 +1,6 @@
 """Scores against loops over samples, AUROC against pairs, intervals by simulation, and refusals."""
 
+import inspect
 import math
 
 import numpy as np
@@ -254,6 +255,8 @@ def test_the_hardest_samples_come_first(given):
             assert row["nearest"] == row["label"]
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         found.hardest(0)
+    with pytest.raises(ValueError, match=r"n must be a whole number, got 2\.5"):
+        inspect.unwrap(type(found).hardest)(found, 2.5)
     with pytest.raises(ValueError, match="unknown data have no classes of their own"):
         found.unknown.hardest()
 

@@ -19,6 +19,7 @@ from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.profile import Profile
 from pfc.taps import unwrapped
+from pfc.theory.coefficients import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,10 @@ class Scores:
             nearest mean at the last layer at which that is not its own; its own where there is none.
 
         Raises:
-            ValueError: If `n` is below 1, or these are unknown data, which have no classes.
+            ValueError: If `n` is no whole number from 1 on, or these are unknown data, which have no
+                classes.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        at_least(1, n=n)
         if "label" not in self.samples:
             raise ValueError("unknown data have no classes of their own, and so no prediction depth")
         wrong = self.nearest.to_numpy() != self.samples["label"].to_numpy()[:, None]
