@@ -433,7 +433,9 @@ def test_figures_of_pruning_and_exits(tmp_path):
     figure = pfc.figures.depth(tables)
     (ax,) = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["means", "own"]
-    assert ax.lines[0].get_ydata().tolist() == tables["means"].accuracy.tolist()
+    assert ax.lines[0].get_ydata().tolist() == tables["means"].accuracy.tolist()[:-1]
+    dotted = {line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"}
+    assert dotted == {table.accuracy.iloc[-1] for table in tables.values()}
     curve = EarlyExit(net, profile).curve(data, progress=False)
     drawn = pfc.figures.operations({"early exits": curve, "pruned": tables["own"]})
     line = drawn.axes[0].lines[0]
@@ -442,5 +444,17 @@ def test_figures_of_pruning_and_exits(tmp_path):
     for draw in (pfc.figures.depth, pfc.figures.operations):
         with pytest.raises(ValueError, match="need at least one table, got none"):
             draw({})
+        plain = inspect.unwrap(draw)
+        with pytest.raises(ValueError, match=r"by what they are called, such as .* got DataFrame"):
+            plain(tables["own"])
+        for table, match in (
+            (tables["own"][["change"]], r"'a' must be a table of .*, and has no column"),
+            (tables["own"].iloc[:0], "'a' has no rows"),
+            ("x", "'a' must be a table of .* got str"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                plain({"a": table})
+    with pytest.raises(ValueError, match=r"table of Pruned.table\(\), and has no column 'removed'"):
+        pfc.figures.depth({"early exits": curve})
     with pytest.raises(ValueError, match="tables are of different layers"):
         pfc.figures.depth({"a": tables["own"], "b": tables["own"].iloc[1:]})

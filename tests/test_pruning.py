@@ -68,6 +68,37 @@ def test_every_cut_is_the_one_made_by_hand(dense):
         assert each.operations == 2 * (64 * 24 + blocks * 2 * 24 * 24 + 240)
 
 
+def test_the_whole_network_with_a_fitted_classifier_stands_beside_the_cuts(dense):
+    _, _, found = dense
+    whole, table = found.refitted, found.table()
+    assert found.candidates[-1] is whole
+    assert [each.removed for each in found.candidates] == [4, 3, 2, 1, 0]
+    assert table.removed.tolist() == [4, 3, 2, 1, 0, 0]
+    assert table["head"].tolist() == ["ridge"] * 5 + ["own"]
+    assert table.index.tolist()[-2:] == ["blocks.3", "blocks.3"]
+    assert table.accuracy.tolist()[-2:] == [whole.reported.after, found.change.before]
+    assert table.share.tolist()[-2:] == [1, 1]
+    assert f"uncut with the classifier 'ridge' fitted: accuracy {whole.reported.after:.4f}" in str(found)
+    assert f"{len(found.removed)} of 4 layers are gone" in str(found)
+
+
+def test_a_fitted_classifier_alone_is_no_cut():
+    net, profile = trained()
+    fit, held = parts()
+    found = pfc.prune(
+        net, profile, batches(held), fit=batches(fit), head="means", eps=0.0, progress=False
+    )
+    x = whole(held)[0]
+    assert found.removed == found.steps == ()
+    assert torch.equal(found.network(x), net(x))
+    nearest = [c for c in found.candidates if not c.removed]
+    assert nearest == [found.refitted]
+    assert "uncut with the classifier 'means' fitted" in str(found)
+    own = pfc.prune(net, profile, batches(held), head="own", eps=0.0, progress=False)
+    assert own.refitted is None
+    assert "uncut" not in str(own)
+
+
 def test_the_first_sure_cut_is_built_with_its_classifier(dense):
     net, profile, found = dense
     sure = [each.layer for each in found.candidates if each.chosen.low >= -EPS]
@@ -116,7 +147,7 @@ def test_the_files_rebuild_it_without_pfc(dense, tmp_path):
     assert torch.equal(rebuilt(x), found.network(x))
     assert told["layer"] == found.layer
     assert told["change"]["low"] == found.change.low
-    assert len(told["candidates"]) == 4
+    assert len(told["candidates"]) == 5
     assert told["weights"] == "pruned.safetensors"
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         found.save(tmp_path / "pruned.pt")

@@ -162,9 +162,11 @@ class _Search:
         refuse_trained(samples.hashes, self.profile)
         names = ("fit", "choose", "report") if self._own_part else ("choose", "report")
         parts = dict(zip(names, dealt(samples.y, len(names), self.seed), strict=True))
-        tried = [self._tried(i, before, parts, step) for i in range(len(self.layers) - 1)]
-        sure = (i for i, (each, _) in enumerate(tried) if each.chosen.low >= -self.eps)
-        kept = next(sure, len(self.layers) - 1)
+        last = len(self.layers) - 1
+        ends = range(last if self.head == "own" else last + 1)  # the whole, to tell what fitting gains
+        tried = [self._tried(i, before, parts, step) for i in ends]
+        sure = (i for i, (each, _) in enumerate(tried[:last]) if each.chosen.low >= -self.eps)
+        kept = next(sure, last)
         return self._built(
             kept, [each for each, _ in tried], dict(enumerate(h for _, h in tried)), before, parts
         )
@@ -267,7 +269,7 @@ class _Search:
         net, gone = self.whole.model, self._removals(kept)
         made, steps = without(net, gone), lines(net, gone)
         looked = _looked(made, self.layers[kept], self.first, self.head)
-        if (head := heads.get(kept)) is not None:
+        if gone and (head := heads.get(kept)) is not None:
             steps += _set_head(made, str(looked.layout.classifier), head)
         after = self._right(_looked(made, self.layers[kept], self.first, "own"), [])[0]
         report, form = parts["report"], self.whole.form
