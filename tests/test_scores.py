@@ -338,6 +338,26 @@ def test_labels_and_forms_that_do_not_fit_are_refused(given):
     refused("layer 'stem' has 8 numbers a sample, its class means have 5", given, profile=other)
 
 
+def test_unknown_data_need_no_labels(given):
+    model, profile, _, test, (x, y) = given
+    known = pfc.scores(model, batched(*test), profile, unknown=batched(x, y, 9), progress=False)
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=9)
+    strange = [(part, [-5.0] * len(part)) for part in x.split(9)]
+    for unknown in ([*x.split(9)], plain, strange, [(part, None) for part in x.split(9)]):
+        found = pfc.scores(model, batched(*test), profile, unknown=unknown, progress=False)
+        np.testing.assert_array_equal(found.unknown.table, known.unknown.table)
+        assert found.auroc.equals(known.auroc)
+        assert found.nc5.equals(known.nc5)
+    dicts = [{"x": part, "label": torch.ones(len(part))} for part in x.split(9)]
+    named = [{"x": part} for part in x.split(9)]
+    for unknown in (dicts, named):
+        found = pfc.scores(model, batched(*test), profile, unknown=unknown, progress=False)
+        assert found.auroc.equals(known.auroc)
+    told = "the unknown data .* batch 0 must be a tensor, a pair .* got str"
+    refused(told, given, unknown=["text"])
+    refused("batch 0 must be a pair", given, data=[*test[0].split(9)])
+
+
 def test_the_network_is_left_as_it_was(given):
     model, profile, _, test, _ = given
     model.train()

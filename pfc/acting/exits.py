@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from pfc.acting.halves import nobody, try_halves
 from pfc.acting.heldout import Noted, check_choice, check_labels, refuse_trained, refuse_undefined
 from pfc.acting.leaving import Ended, Leaves, Pass, Seen
 from pfc.acting.margins import ClassMeans
-from pfc.acting.outcomes import Calibration, Outcomes
+from pfc.acting.outcomes import Calibration, Outcomes, ascending, is_threshold
 from pfc.evaluation import eager, undisturbed
 from pfc.foreign import workers_told
 from pfc.layers import CLASSIFIER_INPUT, module_names
@@ -28,7 +27,6 @@ from pfc.profile.profile import Profile
 from pfc.progress import shown
 from pfc.schema import short
 from pfc.taps import all_tensors, first_tensor, unwrapped
-from pfc.theory.coefficients import several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +103,7 @@ class EarlyExit(nn.Module):
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        if not _is_threshold(value):
+        if not is_threshold(value):
             raise ValueError(
                 f"threshold must be at least 0, or infinite for no exits, got {short(value)}"
             )
@@ -246,7 +244,7 @@ class EarlyExit(nn.Module):
         """
         import pandas as pd
 
-        wanted = None if thresholds is None else _ascending(thresholds)
+        wanted = None if thresholds is None else ascending(thresholds)
         seen = self._watched(data, progress=progress)
         everything = torch.arange(len(seen.y), device="cpu")
         known = seen.thresholds(everything) if wanted is None else wanted
@@ -303,22 +301,8 @@ class EarlyExit(nn.Module):
 
 
 def _keep_threshold(early: EarlyExit, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A state dict of 0.2 or before has no threshold: that of the module stays."""
+    """An old state dict has no threshold: that of the module stays."""
     state.setdefault(f"{prefix}_extra_state", early.get_extra_state())
-
-
-def _is_threshold(value: Any) -> bool:
-    return type(value) is not bool and isinstance(value, Real) and float(value) >= 0
-
-
-def _ascending(thresholds: Any) -> list[float]:
-    """Thresholds in their order, if they are some."""
-    known = several("thresholds", thresholds)
-    if not known:
-        raise ValueError("thresholds are none: give one or more, or None for quantiles of the margins")
-    if not all(map(_is_threshold, known)):
-        raise ValueError(f"thresholds must be at least 0, got {short(known)}")
-    return sorted(map(float, known))
 
 
 def _note(at: list[Seen], i: int, seen: Seen) -> Tensor:

@@ -82,7 +82,8 @@ class Reader:
         self, data: Iterable[Any], limit: int | None, title: str, *, labelled: bool, progress: bool
     ) -> Read:
         """Read a data set once; of the known classes where it is labelled."""
-        batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), self.device)
+        own = shards.own_limit(limit, data, ALONE)
+        batches = MeasuredBatches(data, own, self.device, labelled=labelled)
         found = Read()
         with shown(title, batches.total, enabled=progress) as step:
             for batch in batches:

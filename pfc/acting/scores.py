@@ -128,8 +128,8 @@ def scores(
             or saved with `means=True`.
         kind: Which score.
         layers: Names or globs of measured layers; all if `None`.
-        unknown: Batches of data of none of the classes, whose labels are not used: then `auroc` and
-            `nc5` say how well the two are told apart.
+        unknown: Batches of data of none of the classes, with labels, which are not used, or without:
+            `x`, `(x,)`, `(x, y)` or a dict. Then `auroc` and `nc5` say how well the two are told apart.
         limit: Use at most this many samples of each.
         device: Where to run; the network's own device if `None`.
         classifier: What gives the logits, as for `measure`; found by itself if `None`.
