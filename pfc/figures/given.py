@@ -46,7 +46,7 @@ def check_profile(profile: Any, name: str) -> None:
 def pictures(images: Any) -> Tensor:
     """Images of any library as a tensor that matplotlib can draw."""
     try:
-        found = torch.as_tensor(images).detach().cpu()
+        found = torch.as_tensor(images, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"images must be an array, got {type(images).__name__}: {error}") from error
     if found.ndim not in {3, 4} or (found.ndim == 4 and found.shape[1] not in {1, 3}):
