@@ -293,6 +293,136 @@ def test_arguments_without_meaning_are_refused(early):
         EarlyExit(narrow, profile)(x)
 
 
+@pytest.mark.parametrize("read", ["calibrate", "curve"])
+def test_held_out_data_that_say_nothing_are_refused(read):
+    (net, profile), (x, y) = trained(), held()
+    early = EarlyExit(net, profile)
+
+    def refused(match, *data, make=early):
+        with pytest.raises(ValueError, match=match):
+            getattr(make, read)([*data], progress=False)
+
+    broken = torch.where(torch.arange(len(x))[:, None, None, None] == 7, math.nan, x)
+    refused("layer 'stem' gave numbers that are NaN, .* on batch 1 of", (x[:5], y[:5]), (broken, y))
+    refused("FCResNet failed in layer 'stem.0' on batch 1 of 359 samples: Ru", (x, y), (x[:, :, 1:], y))
+    refused("are of one class, 3", (x[y == 3], y[y == 3]))
+    refused("the label 10, but the network answers 10 classes", (x, y + 1))
+    refused("are among the data that the profile was measured on", *batches(parts()[0]))
+    hollow = copy.deepcopy(net)
+    hollow.classifier.weight.data[:] = math.nan
+    refused("FCResNet gave numbers that are NaN", (x, y), make=EarlyExit(hollow, profile))
+    assert early.threshold == math.inf
+
+
+def test_another_networks_profile_is_told_by_its_width(early):
+    x, _ = held()
+    wide = pfc.FCResNet(64, 10, width=16, blocks=4).double().eval()
+    told = r"layer 'stem' has 16 numbers a sample, its class means have 24: the profile is another"
+    other = EarlyExit(wide, trained()[1], 0.5)
+    for size in (1, 5):
+        with pytest.raises(ValueError, match=told):
+            other(x[:size])
+    with pytest.raises(ValueError, match=told):
+        other.calibrate(batches(parts()[1]), progress=False)
+
+
+def test_no_samples_give_no_logits(early):
+    early.threshold = 0.3
+    assert early(held()[0][:0]).shape == (0, 10)
+
+
+def test_thresholds_that_are_none_or_no_numbers_are_refused():
+    early, setter = EarlyExit(*trained()), inspect.unwrap(EarlyExit.threshold.fset)
+    for value in (None, "a", True):
+        with pytest.raises(ValueError, match=f"threshold must be at least 0, .* got {value!r}"):
+            setter(early, value)
+    for values, match in (
+        ([], "thresholds are none: give one or more"),
+        ([None], r"thresholds must be at least 0, got \[None\]"),
+        ("a", "thresholds must be a sequence of numbers, got 'a'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            inspect.unwrap(EarlyExit.curve)(early, batches(parts()[1]), values, progress=False)
+
+
+class Scaled(nn.Module):
+    """Blocks that take away the mean of the batch, and logits of any size."""
+
+    def __init__(self, scale, *, mixed):
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(64, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.fc, self.scale, self.mixed = nn.Linear(8, 10), scale, mixed
+
+    def forward(self, x):
+        h = self.stem(x.flatten(1))
+        for block in self.blocks:
+            h = block(h) - (h.mean(0) if self.mixed else 0)
+        return self.fc(h) * self.scale
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_trial_sees_in_the_units_of_the_logits(scale, kind):
+    x = parts()[1].normalised().to(kind)
+    for mixed in (True, False):
+        torch.manual_seed(0)
+        net = Scaled(scale, mixed=mixed).eval().to(kind)
+        data = [(parts()[0].normalised().to(kind), parts()[0].labels)]
+        profile = pfc.measure(net, data, layers=["stem", "blocks.*"], progress=False)
+        early = EarlyExit(net, profile, 0.1)
+        if mixed:
+            with pytest.raises(ValueError, match="their logits change by"):
+                early(x)
+        else:
+            assert early(x).shape == (len(x), 10)
+
+
+def test_a_trial_of_nan_is_made_again():
+    (net, profile), (x, _) = trained(), held()
+    early = EarlyExit(net, profile, 0.2)
+    early(x * math.nan)
+    assert not early._tried
+    early(x)
+    assert early._tried
+
+
+def test_the_threshold_is_kept_with_the_weights(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    net, profile = trained()
+    early = EarlyExit(net, profile, 0.3).float()
+    for threshold in (0.3, math.inf):
+        early.threshold = threshold
+        save_file(early.state_dict(), tmp_path / "early.safetensors")
+        again = EarlyExit(copy.deepcopy(net), profile, 0.9).float().bfloat16()
+        again.load_state_dict(load_file(tmp_path / "early.safetensors"))
+        assert again.threshold == threshold
+    old = early.state_dict()
+    del old["_extra_state"]
+    for module in (again, nn.Sequential(again), copy.deepcopy(again)):
+        again.threshold = 0.7
+        known = {f"0.{k}": v for k, v in old.items()} if isinstance(module, nn.Sequential) else old
+        module.load_state_dict(known)
+    assert again.threshold == 0.7
+
+
+def test_it_computes_in_the_precision_of_the_profile():
+    fit, apart = parts()
+    torch.manual_seed(0)
+    net, x = pfc.FCResNet(64, 10, width=24, blocks=3, zero_start=False).eval(), apart.normalised()
+    profile = pfc.measure(net, fit.batches(), precision="bfloat16", progress=False)
+    early = EarlyExit(net, profile)
+    assert torch.equal(early(x), net(x))
+    early.threshold = 1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        known = net(x)
+    assert torch.equal(early(x), known)
+    early.threshold = 0.3
+    table = early.curve(apart.batches(), [0.3], progress=False)
+    assert 0 < table.early[0.3] < 1
+    assert table.accuracy[0.3] == (early(x).argmax(1) == apart.labels).double().mean().item()
+
+
 def test_figures_of_pruning_and_exits(tmp_path):
     net, profile = trained()
     data = batches(parts()[1])
@@ -303,7 +433,9 @@ def test_figures_of_pruning_and_exits(tmp_path):
     figure = pfc.figures.depth(tables)
     (ax,) = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["means", "own"]
-    assert ax.lines[0].get_ydata().tolist() == tables["means"].accuracy.tolist()
+    assert ax.lines[0].get_ydata().tolist() == tables["means"].accuracy.tolist()[:-1]
+    dotted = {line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"}
+    assert dotted == {table.accuracy.iloc[-1] for table in tables.values()}
     curve = EarlyExit(net, profile).curve(data, progress=False)
     drawn = pfc.figures.operations({"early exits": curve, "pruned": tables["own"]})
     line = drawn.axes[0].lines[0]
@@ -312,5 +444,17 @@ def test_figures_of_pruning_and_exits(tmp_path):
     for draw in (pfc.figures.depth, pfc.figures.operations):
         with pytest.raises(ValueError, match="need at least one table, got none"):
             draw({})
+        plain = inspect.unwrap(draw)
+        with pytest.raises(ValueError, match=r"by what they are called, such as .* got DataFrame"):
+            plain(tables["own"])
+        for table, match in (
+            (tables["own"][["change"]], r"'a' must be a table of .*, and has no column"),
+            (tables["own"].iloc[:0], "'a' has no rows"),
+            ("x", "'a' must be a table of .* got str"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                plain({"a": table})
+    with pytest.raises(ValueError, match=r"table of Pruned.table\(\), and has no column 'removed'"):
+        pfc.figures.depth({"early exits": curve})
     with pytest.raises(ValueError, match="tables are of different layers"):
         pfc.figures.depth({"a": tables["own"], "b": tables["own"].iloc[1:]})

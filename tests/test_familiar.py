@@ -1,5 +1,6 @@
 """Figures of scores, probes and the samples that are decided last: every number stands in them."""
 
+import inspect
 import math
 
 import numpy as np
@@ -46,6 +47,13 @@ def test_areas_of_other_layers_or_none_are_refused():
         figures.familiarity({})
     with pytest.raises(ValueError, match="of the same layers"):
         figures.familiarity({"a": areas(0.1, 0.2, 0.3), "b": areas(0.1, 0.2, 0.3).drop(index="stem")})
+    for given, match in (
+        (None, r"'scores' must be `auroc` of scores\(..., unknown=\), got NoneType"),
+        ({"a": areas(0.1, 0.2, 0.3)[["auroc"]]}, "and has no column 'low'"),
+        (areas(0.1, 0.2, 0.3).iloc[:0], "'scores' has no rows"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            inspect.unwrap(figures.familiarity)(given)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +79,10 @@ def test_the_tunnel_shows_probe_and_nearest_means(digits, tmp_path):
     )
     with pytest.raises(ValueError, match="the test profile has no layer 'stem'"):
         figures.tunnel(profile, other)
+    with pytest.raises(ValueError, match="profile must be a Profile, as measure gives it, got str"):
+        inspect.unwrap(figures.tunnel)("profile")
+    with pytest.raises(ValueError, match="test must be a Profile, as measure gives it, got str"):
+        inspect.unwrap(figures.tunnel)(profile, "test")
     names = {path.name for path in figures.of_profile(profile, tmp_path, theory=False)}
     assert names == {"layers.png", "layers.svg", "tunnel.png", "tunnel.svg"}
 
@@ -108,6 +120,18 @@ def test_long_names_of_classes_take_more_room(digits):
 def test_sheets_that_can_not_be_drawn_are_refused(digits):
     net, profile, apart, _ = digits
     hard = pfc.scores(net, apart.batches(), profile, progress=False).hardest(3)
+    draw = inspect.unwrap(figures.contact_sheet)
+    for images in (apart.images.numpy(), apart.images.bfloat16().requires_grad_(), apart.images.half()):
+        shown = draw(images, hard, layers=profile.layers).axes[0].images[0].get_array()
+        np.testing.assert_array_equal(shown, apart.images[int(hard.index[0]), 0])
+    with pytest.raises(ValueError, match="there are names of 1 classes, and none of class"):
+        draw(apart.images, hard, layers=profile.layers, classes=["zero"])
+    with pytest.raises(ValueError, match=r"hardest must be what Scores\.hardest gives, got Tensor"):
+        draw(apart.images, torch.zeros(3), layers=profile.layers)
+    with pytest.raises(ValueError, match="and has no column 'depth'"):
+        draw(apart.images, hard[["label", "nearest"]], layers=profile.layers)
+    with pytest.raises(ValueError, match="images must be an array, got str"):
+        draw("images", hard, layers=profile.layers)
     for images, rows, match in (
         (apart.images, hard[:0], "a sheet has 1 to 60 images, got 0"),
         (apart.images.expand(-1, 2, -1, -1), hard, "with C = 1 or 3"),

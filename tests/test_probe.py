@@ -101,8 +101,12 @@ def test_data_that_can_not_be_held_out_are_refused():
         with pytest.raises(ValueError, match=match):
             pfc.measure(model, batched(*train), probe=batched(*held), progress=False, **how)
 
-    refuse("all 40 samples of probe= are among the measured ones: give held-out samples", train)
-    refuse("all 9 samples of probe= are among", (train[0][:9], train[1][:9]))
+    refuse("40 of 40 samples of probe= are among the measured ones: give held-out samples", train)
+    refuse("9 of 9 samples of probe= are among", (train[0][:9], train[1][:9]))
+    refuse(
+        f"9 of {9 + len(apart[1])} samples of probe= are among",
+        (torch.cat([train[0][:9], apart[0]]), torch.cat([train[1][:9], apart[1]])),
+    )
     refuse("has samples of class 7, of which the measured data have none", (apart[0], apart[1] * 0 + 7))
     profile = pfc.measure(model, batched(*train), progress=False)
     refuse("probe= goes without means=", means=profile)

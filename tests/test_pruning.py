@@ -68,6 +68,37 @@ def test_every_cut_is_the_one_made_by_hand(dense):
         assert each.operations == 2 * (64 * 24 + blocks * 2 * 24 * 24 + 240)
 
 
+def test_the_whole_network_with_a_fitted_classifier_stands_beside_the_cuts(dense):
+    _, _, found = dense
+    whole, table = found.refitted, found.table()
+    assert found.candidates[-1] is whole
+    assert [each.removed for each in found.candidates] == [4, 3, 2, 1, 0]
+    assert table.removed.tolist() == [4, 3, 2, 1, 0, 0]
+    assert table["head"].tolist() == ["ridge"] * 5 + ["own"]
+    assert table.index.tolist()[-2:] == ["blocks.3", "blocks.3"]
+    assert table.accuracy.tolist()[-2:] == [whole.reported.after, found.change.before]
+    assert table.share.tolist()[-2:] == [1, 1]
+    assert f"uncut with the classifier 'ridge' fitted: accuracy {whole.reported.after:.4f}" in str(found)
+    assert f"{len(found.removed)} of 4 layers are gone" in str(found)
+
+
+def test_a_fitted_classifier_alone_is_no_cut():
+    net, profile = trained()
+    fit, held = parts()
+    found = pfc.prune(
+        net, profile, batches(held), fit=batches(fit), head="means", eps=0.0, progress=False
+    )
+    x = whole(held)[0]
+    assert found.removed == found.steps == ()
+    assert torch.equal(found.network(x), net(x))
+    nearest = [c for c in found.candidates if not c.removed]
+    assert nearest == [found.refitted]
+    assert "uncut with the classifier 'means' fitted" in str(found)
+    own = pfc.prune(net, profile, batches(held), head="own", eps=0.0, progress=False)
+    assert own.refitted is None
+    assert "uncut" not in str(own)
+
+
 def test_the_first_sure_cut_is_built_with_its_classifier(dense):
     net, profile, found = dense
     sure = [each.layer for each in found.candidates if each.chosen.low >= -EPS]
@@ -116,7 +147,7 @@ def test_the_files_rebuild_it_without_pfc(dense, tmp_path):
     assert torch.equal(rebuilt(x), found.network(x))
     assert told["layer"] == found.layer
     assert told["change"]["low"] == found.change.low
-    assert len(told["candidates"]) == 4
+    assert len(told["candidates"]) == 5
     assert told["weights"] == "pruned.safetensors"
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         found.save(tmp_path / "pruned.pt")
@@ -278,6 +309,15 @@ def test_arguments_without_meaning_are_refused():
     refused("profile must be a Profile", net, "profile", data)
     refused("head must be 'ridge', 'means', 'own', got 'best'", head="best")
     refused(r"eps must be in \[0, 1\), got 1", eps=1.0)
+    refused("eps must be in .* got nan", eps=float("nan"))
+    refused("seed must be a whole number, got 1.5", seed=1.5)
+    refused(f"seed must fit into 64 bits, got {2**64}", seed=2**64)
+    x, y = whole(held)
+    broken = torch.where(torch.arange(len(x))[:, None, None, None] == 7, float("nan"), x)
+    for own in ("own", "ridge"):
+        unfit = [(x[:5], y[:5]), (broken, y)]
+        refused("FCResNet gave numbers that are NaN, .* on batch 1 of", net, profile, unfit, head=own)
+    refused("X of batch 0 must be finite", fit=[(batches(fit)[0][0] * float("nan"), batches(fit)[0][1])])
     refused("model must be a torch.nn.Module", None, profile, data)
     single = pfc.measure(net, data, layers="stem", progress=False)
     refused("no segment -1", net, single, data)
@@ -308,6 +348,20 @@ def test_the_block_around_the_layer_that_is_kept_stays():
     chain = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2), nn.Linear(2, 2))
     gone = removals(chain, ["0.0", "1"], 0)
     assert [each.line() for each in gone] == ["del net.get_submodule('')[1:2]"]
+
+
+def test_a_module_that_a_list_repeats_counts_at_each_place():
+    act = nn.ReLU()
+    wide = [part for _ in range(3) for part in (nn.Linear(8, 8), act)]
+    net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act, *wide, nn.Linear(8, 10)))
+    names = ["1", "3", "5", "7"]
+    gone = [each.line() for i in range(3) for each in removals(net, names, i)]
+    assert gone == [f"del net.get_submodule('')[{start}:8]" for start in (2, 4, 6)]
+    fit, held = parts()
+    profile = pfc.measure(net.eval(), fit.batches(), layers=names, progress=False)
+    found = pfc.prune(net, profile, held.batches(), fit=fit.batches(), eps=0.9, progress=False)
+    assert [type(part).__name__ for part in found.network] == ["Flatten", "Linear", "ReLU", "Linear"]
+    assert found.operations[1] == 2 * (64 * 8 + 8 * 10)
 
 
 def test_the_command_prunes_a_run(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Scores against loops over samples, AUROC against pairs, intervals by simulation, and refusals."""
 
+import inspect
 import math
 
 import numpy as np
@@ -254,6 +255,8 @@ def test_the_hardest_samples_come_first(given):
             assert row["nearest"] == row["label"]
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         found.hardest(0)
+    with pytest.raises(ValueError, match=r"n must be a whole number, got 2\.5"):
+        inspect.unwrap(type(found).hardest)(found, 2.5)
     with pytest.raises(ValueError, match="unknown data have no classes of their own"):
         found.unknown.hardest()
 
@@ -320,10 +323,39 @@ def test_labels_and_forms_that_do_not_fit_are_refused(given):
     wide = torch.zeros(4, 9, dtype=torch.float64)
     unknown = [(wide, torch.zeros(4, dtype=torch.int64))]
     refused("the unknown data can't be scored beside the known: Plain failed", given, unknown=unknown)
-    refused("all 41 unknown samples are among the 41 of data", given, unknown=batched(*test, 6))
+    told = "samples of the unknown data that were compared are among"
+    refused(f"41 of 41 {told} those of data: give data of none", given, unknown=batched(*test, 6))
+
+    def few(n, data):
+        return batched(torch.cat([_strange[0], data[0][:n]]), torch.zeros(23 + n).long())
+
+    refused(f"6 of 29 {told} those of data", given, unknown=few(6, test))
+    refused(f"9 of 32 {told} the data that the profile was", given, unknown=few(9, train))
+    model, profile = given[:2]
+    pfc.scores(model, batched(*test), profile, unknown=few(2, test), progress=False)
     H, labels = problems.features(0, D=5, K=3)
     other = pfc.measure_features({"stem": H}, labels, progress=False)
     refused("layer 'stem' has 8 numbers a sample, its class means have 5", given, profile=other)
+
+
+def test_unknown_data_need_no_labels(given):
+    model, profile, _, test, (x, y) = given
+    known = pfc.scores(model, batched(*test), profile, unknown=batched(x, y, 9), progress=False)
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=9)
+    strange = [(part, [-5.0] * len(part)) for part in x.split(9)]
+    for unknown in ([*x.split(9)], plain, strange, [(part, None) for part in x.split(9)]):
+        found = pfc.scores(model, batched(*test), profile, unknown=unknown, progress=False)
+        np.testing.assert_array_equal(found.unknown.table, known.unknown.table)
+        assert found.auroc.equals(known.auroc)
+        assert found.nc5.equals(known.nc5)
+    dicts = [{"x": part, "label": torch.ones(len(part))} for part in x.split(9)]
+    named = [{"x": part} for part in x.split(9)]
+    for unknown in (dicts, named):
+        found = pfc.scores(model, batched(*test), profile, unknown=unknown, progress=False)
+        assert found.auroc.equals(known.auroc)
+    told = "the unknown data .* batch 0 must be a tensor, a pair .* got str"
+    refused(told, given, unknown=["text"])
+    refused("batch 0 must be a pair", given, data=[*test[0].split(9)])
 
 
 def test_the_network_is_left_as_it_was(given):

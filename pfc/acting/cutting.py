@@ -50,7 +50,7 @@ def removals(net: nn.Module, layers: Sequence[str], kept: int) -> list[Removal]:
         if not isinstance(outer, nn.Sequential | nn.ModuleList):
             found[name] = Removal(name)
             continue
-        children = [key for key, _ in outer.named_children()]
+        children = [*outer._modules]  # `named_children` leaves out what is repeated
         prefix = f"{parent}." if parent else ""
         own = layer.removeprefix(prefix).partition(".")[0] if layer.startswith(prefix) else ""
         start = children.index(own) + 1 if own in children else 0
@@ -101,7 +101,7 @@ def _holder(net: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"layer {name!r} of the profile is none of {type(net).__name__}'s")
     try:
         outer = net.get_submodule(name.rpartition(".")[0])
-        known = name.rpartition(".")[2] in dict(outer.named_children())
+        known = name.rpartition(".")[2] in outer._modules
     except AttributeError:
         known = False
     if not known:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pfc.acting.costing import first_of, operations
-from pfc.acting.heldout import Noted, check_labels, refuse_trained
-from pfc.acting.leaving import Ended, Leaves, Pass
+from pfc.acting.halves import nobody, try_halves
+from pfc.acting.heldout import Noted, check_choice, check_labels, refuse_trained, refuse_undefined
+from pfc.acting.leaving import Ended, Leaves, Pass, Seen
 from pfc.acting.margins import ClassMeans
-from pfc.acting.outcomes import Calibration, Outcomes
+from pfc.acting.outcomes import Calibration, Outcomes, ascending, is_threshold
 from pfc.evaluation import eager, undisturbed
 from pfc.foreign import workers_told
 from pfc.layers import CLASSIFIER_INPUT, module_names
-from pfc.measuring.calling import Form, arguments, forms, place_of
+from pfc.measuring.calling import Form, arguments, failures_told, forms, place_of
 from pfc.measuring.head import logits_of
 from pfc.measuring.loader import Batch, MeasuredBatches, attention_mask
 from pfc.profile.profile import Profile
 from pfc.progress import shown
+from pfc.schema import short
 from pfc.taps import all_tensors, first_tensor, unwrapped
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TRIED = 4  # samples of the trial in which some go out at each layer; ours
-CLOSE = 1e-3  # by how much the logits of the others may differ then, over their largest; ours
 POOLS = ("flatten", "mean", "cls", "last")
 
 
@@ -44,9 +45,13 @@ class EarlyExit(nn.Module):
     ends. The idea is that of E2CM (arXiv 2103.01148).
 
     `forward` takes what the network takes and gives logits, B x K, in the order of the samples. Of a
-    sample that exits they are the squared distances to the class means, negated: their order means
-    something, their size is not that of the network's logits. Under an infinite threshold nothing is
-    looked at and they are the network's own, to the last bit. It exits in evaluation mode alone.
+    sample that exits they are the squared distances to the class means, negated, and -inf for a class
+    without a mean: their order means something, their size is not that of the network's logits. Under
+    an infinite threshold nothing is looked at and they are the network's own, to the last bit. Under
+    another one it computes in the precision in which the profile was measured, if that names one. It
+    exits in evaluation mode alone; `torch.compile` is not supported.
+
+    The threshold is part of the state dict.
 
     The samples of a batch must be known to the modules by their inputs alone, as they are to
     convolutions, linear layers and the blocks of image transformers. That is tried on the first batch of
@@ -62,7 +67,7 @@ class EarlyExit(nn.Module):
     Raises:
         ValueError: If the profile keeps no class means, is about those of other data, its features were
             reduced in a way that has no name, a layer is none of the network's, or the threshold is
-            negative or NaN.
+            negative or NaN. At the first batch, if a layer is of another width than the class means.
 
     Examples:
         >>> import pfc
@@ -88,6 +93,7 @@ class EarlyExit(nn.Module):
         )
         self.means = nn.ModuleList(ClassMeans.of(profile, name, example) for name in self.layers)
         self._tried = False
+        self.register_load_state_dict_pre_hook(_keep_threshold)
         self.train(self.network.training)
 
     @property
@@ -97,9 +103,19 @@ class EarlyExit(nn.Module):
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"threshold must be at least 0, or infinite for no exits, got {value}")
+        if not is_threshold(value):
+            raise ValueError(
+                f"threshold must be at least 0, or infinite for no exits, got {short(value)}"
+            )
         self._threshold = float(value)
+
+    def get_extra_state(self) -> Tensor:
+        """The threshold, as a state dict keeps it: in float64 whatever the type of the network."""
+        return torch.tensor(self._threshold, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the threshold of a state dict."""
+        self.threshold = float(state)
 
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "B K"]:
         """Logits of a batch; see the class for those of samples that exit."""
@@ -115,9 +131,9 @@ class EarlyExit(nn.Module):
                 self._try(Batch(0, args, kwargs, torch.zeros(len(x), dtype=torch.int64, device="cpu")))
         return self._run(args, kwargs, len(x), self._passes)[0]
 
-    def _passes(self, _: int, margin: Tensor, __: Tensor) -> Tensor:
+    def _passes(self, _: int, seen: Seen) -> Tensor:
         """Which samples exit at a layer."""
-        return margin > self.threshold
+        return seen.margin > self.threshold
 
     def _run(
         self, args: Any, kwargs: Any, size: int, leaves: Leaves
@@ -128,6 +144,7 @@ class EarlyExit(nn.Module):
         )
         with ExitStack() as stack:
             stack.enter_context(eager())
+            stack.enter_context(self._precise())
             names = module_names(self.network)
             for i, name in enumerate(self.layers):
                 handle = names[name].register_forward_hook(partial(run.at, i))
@@ -137,6 +154,14 @@ class EarlyExit(nn.Module):
             except Ended:
                 pass
         return run.result()
+
+    def _precise(self) -> AbstractContextManager[object]:
+        """The autocast in which the profile was measured, if it was in one."""
+        if (precision := self.profile.about.get("precision")) is None:
+            return nullcontext()
+        means = self.means[0]
+        assert isinstance(means, ClassMeans)
+        return torch.autocast(means.centre.device.type, getattr(torch, precision))
 
     def _logits(self, out: Any) -> Float[Tensor, "B K"]:
         """The logits in what the network returns."""
@@ -152,26 +177,13 @@ class EarlyExit(nn.Module):
         return logits
 
     def _try(self, batch: Batch) -> None:
-        """Let half of a few samples go out at each layer; the others must not notice."""
+        """Refuse a network that can't compute some of a few samples without the others."""
         few = first_of(batch, TRIED)
-        args, kwargs, n = few.args, few.kwargs, len(few)
-        whole = self._logits(self.network(*args, **kwargs))
-        for i, name in enumerate(self.layers):
-            stays = torch.arange(n, device="cpu") % 2 == 1
 
-            def half(at: int, margin: Tensor, _: Tensor, i: int = i, stays: Tensor = stays) -> Tensor:
-                return ~stays.to(margin.device) if at == i else margin.new_zeros(len(margin)).bool()
+        def run(leaves: Leaves) -> Float[Tensor, "B K"]:
+            return self._run(few.args, few.kwargs, len(few), leaves)[0]
 
-            try:
-                got = self._run(args, kwargs, n, half)[0][stays.to(whole.device)]
-            except Exception as error:
-                raise ValueError(
-                    _not_apart(self.network, name, f"{type(error).__name__}: {error}")
-                ) from error
-            slip = float((got - whole[stays.to(whole.device)]).abs().max())
-            if not slip <= CLOSE * max(1.0, float(whole.abs().max())):
-                raise ValueError(_not_apart(self.network, name, f"their logits change by {slip:.2g}"))
-        self._tried = True
+        self._tried = try_halves(run, self.layers, type(self.network).__name__)
 
     def calibrate(
         self,
@@ -197,15 +209,12 @@ class EarlyExit(nn.Module):
             The threshold and what came of it.
 
         Raises:
-            ValueError: If `eps` is not in [0, 1), the data are those that the profile was measured on or
-                of one class, or the network can't compute some samples of a batch without the others.
+            ValueError: If `eps` is not in [0, 1), the data are those that the profile was measured on,
+                of one class, of a label beyond the classes, or give NaN or infinite features or logits,
+                or the network can't compute some samples of a batch without the others.
         """
-        if not 0 <= eps < 1:
-            raise ValueError(f"eps must be in [0, 1), got {eps}")
-        seen = self._watched(heldout, progress=progress)
-        refuse_trained(seen.noted.samples, self.profile)
-        check_labels(seen.y, self.classes)
-        found = seen.calibration(eps, seed)
+        check_choice(eps, seed)
+        found = self._watched(heldout, progress=progress).calibration(eps, seed)
         self.threshold = found.threshold
         return found
 
@@ -230,15 +239,15 @@ class EarlyExit(nn.Module):
             network without exits, as torch counts them, and `early`, the part of the samples that exit.
 
         Raises:
-            ValueError: If a threshold is negative or NaN, or the data or the network are unfit.
+            ValueError: If there is no threshold or one is negative or NaN, or the data or the network
+                are unfit, as for `calibrate`.
         """
         import pandas as pd
 
-        if thresholds is not None and not all(t >= 0 for t in thresholds):
-            raise ValueError(f"thresholds must be at least 0, got {[*thresholds]}")
+        wanted = None if thresholds is None else ascending(thresholds)
         seen = self._watched(data, progress=progress)
         everything = torch.arange(len(seen.y), device="cpu")
-        known = seen.thresholds(everything) if thresholds is None else sorted(thresholds)
+        known = seen.thresholds(everything) if wanted is None else wanted
         rows = [seen.row(threshold, everything) for threshold in known]
         table = pd.DataFrame(rows).set_index("threshold")
         table.attrs |= {"samples": len(seen.y), "network": type(self.network).__name__}
@@ -256,22 +265,30 @@ class EarlyExit(nn.Module):
             shown("exits", batches.total, enabled=progress) as step,
         ):
             for batch, _ in noted.of(batches):
-                if spent is None:
-                    form = forms(self.network, batch)[0]
-                    batch_args = arguments(batch, form)
-                    if len(batch) > 1 and not self._tried:
-                        self._try(Batch(0, *batch_args, batch.y))
-                    spent = self._operations(batch, form)
-                at: list[tuple[Tensor, Tensor]] = []
-                logits = self._run(*arguments(batch, form), len(batch), partial(_note, at))[0]
-                margins.append(torch.stack([m for m, _ in at], 1).cpu())
-                nearest.append(torch.stack([k for _, k in at], 1).cpu())
+                with failures_told(self.network, batch):
+                    if spent is None:
+                        form = forms(self.network, batch)[0]
+                        if len(batch) > 1 and not self._tried:
+                            self._try(Batch(0, *arguments(batch, form), batch.y))
+                        spent = self._operations(batch, form)
+                    at: list[Seen] = []
+                    logits = self._run(*arguments(batch, form), len(batch), partial(_note, at))[0]
+                self._check_defined(batch, at, logits)
+                margins.append(torch.stack([seen.margin for seen in at], 1).cpu())
+                nearest.append(torch.stack([seen.nearest for seen in at], 1).cpu())
                 final.append(logits.argmax(1).cpu())
                 step(batch.number + 1)
         assert spent is not None
+        refuse_trained(noted.samples.hashes, self.profile)
+        check_labels(noted.samples.y, self.classes)
         return Outcomes(
             self.layers, noted, torch.cat(margins), torch.cat(nearest), torch.cat(final), *spent
         )
+
+    def _check_defined(self, batch: Batch, at: Sequence[Seen], logits: Float[Tensor, "B K"]) -> None:
+        for name, seen in zip(self.layers, at, strict=True):
+            refuse_undefined(batch.number, f"layer {name!r}", seen.distances)
+        refuse_undefined(batch.number, type(self.network).__name__, logits.amax(1))
 
     def _operations(self, batch: Batch, form: Form) -> tuple[list[int], int]:
         """Of one sample up to each exit and all the way, and those of the network without exits."""
@@ -283,15 +300,20 @@ class EarlyExit(nn.Module):
         return spent, operations(self.network, batch, form)
 
 
-def _note(at: list[tuple[Tensor, Tensor]], _: int, margin: Tensor, k: Tensor) -> Tensor:
-    """Note margins and answers; nobody exits."""
-    at.append((margin, k))
-    return torch.zeros_like(margin, dtype=torch.bool)
+def _keep_threshold(early: EarlyExit, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """An old state dict has no threshold: that of the module stays."""
+    state.setdefault(f"{prefix}_extra_state", early.get_extra_state())
 
 
-def _all_at(layer: int, i: int, margin: Tensor, _: Tensor) -> Tensor:
+def _note(at: list[Seen], i: int, seen: Seen) -> Tensor:
+    """Note how the samples lie; nobody exits."""
+    at.append(seen)
+    return nobody(i, seen)
+
+
+def _all_at(layer: int, i: int, seen: Seen) -> Tensor:
     """All exit at one layer."""
-    return torch.full_like(margin, float(i == layer)).bool()
+    return nobody(i, seen) | (i == layer)
 
 
 def _pool(profile: Any) -> str:
@@ -324,11 +346,3 @@ def _exits(net: nn.Module, profile: Profile) -> tuple[str, ...]:
     if len(layers) < 2:
         raise ValueError(f"exits are at layers before the last, but the profile has {len(layers)} layer")
     return (*layers[:-1],)
-
-
-def _not_apart(net: nn.Module, layer: str, why: str) -> str:
-    return (
-        f"{type(net).__name__} can't compute some samples of a batch without the others: when half of "
-        f"them exit at {layer!r}, the rest fail or change ({why}); something beside the inputs of its "
-        "modules, such as a mask, has the samples' axis: give it one sample at a time"
-    )

@@ -11,10 +11,12 @@ from torch import Tensor
 from pfc.intervals import of_change
 from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, MeasuredBatches
-from pfc.measuring.subset import hashes_of, identities_of
+from pfc.measuring.subset import hashes_of, identities_of, known_again
 from pfc.profile.profile import Profile
+from pfc.schema import short
+from pfc.theory.coefficients import finite, whole
 
-SHARED = 0.1  # part of held-out samples that may be training samples too, as duplicates are; ours
+UNSEEN = "data that the network was not trained on"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Noted:
         y, hashes, seen = list[Tensor](), list[Tensor](), 0
         for batch in batches:
             y.append(batch.y)
-            hashes.append(_hashes(batch))
+            hashes.append(input_hashes(batch))
             yield batch, slice(seen, seen + len(batch.y))
             seen += len(batch.y)
         read = Samples(torch.cat(y), torch.cat(hashes))
@@ -109,35 +111,57 @@ class Noted:
         return self.first
 
 
-def _hashes(batch: Batch) -> Int64[Tensor, "B 2"]:
+def input_hashes(batch: Batch) -> Int64[Tensor, "B 2"]:
+    """Two hashes of each input; none where inputs have no form of which there is one."""
     if inputs_of(batch) is None:
         return torch.zeros(0, 2, dtype=torch.int64, device="cpu")
     hashes = hashes_of(batch)
     return torch.stack([hashes, identities_of(batch, hashes)], 1).cpu()
 
 
-def refuse_trained(heldout: Samples, profile: Profile) -> None:
+def refuse_trained(
+    hashes: Int64[Tensor, "N 2"], profile: Profile, whose: str = "the held-out data", give: str = UNSEEN
+) -> None:
     """Refuse held-out data that the profile was measured on, by the least hashes of its inputs."""
     known = None if profile.sample is None else profile.sample.hashes
     if known is None or not len(known):
         return
     whole = profile.about["samples"] <= len(known)
-    among = heldout.hashes if whole else heldout.hashes[heldout.hashes[:, 0] <= known[-1, 0]]
-    _refuse_shared(among, known, "the data that the profile was measured on")
+    among = hashes if whole else hashes[hashes[:, 0] <= known[-1, 0]]
+    refuse_shared(among, known, "the data that the profile was measured on", whose, give)
 
 
-def refuse_fitted(heldout: Samples, fitted: Samples) -> None:
-    """Refuse held-out data that the classifier is fitted to."""
-    _refuse_shared(heldout.hashes, fitted.hashes, "those given as fit=")
-
-
-def _refuse_shared(hashes: Int64[Tensor, "N 2"], known: Int64[Tensor, "M 2"], what: str) -> None:
-    shared = int(torch.isin(hashes[:, 1], known[:, 1]).sum())
-    if len(hashes) and shared > SHARED * len(hashes):
+def refuse_shared(
+    hashes: Int64[Tensor, "N 2"],
+    known: Int64[Tensor, "M 2"],
+    what: str,
+    whose: str = "the held-out data",
+    give: str = UNSEEN,
+) -> None:
+    """Refuse data of which more than some duplicates are among others."""
+    if shared := known_again(hashes[:, 1], known[:, 1]):
         raise ValueError(
-            f"{shared} of {len(hashes)} samples of the held-out data that were compared are among "
-            f"{what}: give data that the network was not trained on"
+            f"{shared} of {len(hashes)} samples of {whose} that were compared are among {what}: give "
+            f"{give}"
         )
+
+
+def refuse_undefined(batch: int, what: str, *numbers: Tensor) -> None:
+    """Refuse held-out data of which a network or a layer makes NaN or infinite numbers."""
+    if not all(bool(each.isfinite().all()) for each in numbers):
+        raise ValueError(
+            f"{what} gave numbers that are NaN, infinite or too large to square on batch {batch} of the "
+            "held-out data, of which nothing can be decided: look for such numbers in the inputs"
+        )
+
+
+def check_choice(eps: Any, seed: Any) -> None:
+    """Refuse a tolerated loss that is none, and a seed that deals nothing."""
+    if not finite(eps) or not 0 <= eps < 1:
+        raise ValueError(f"eps must be in [0, 1), got {short(eps)}")
+    whole(seed=seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
 
 
 def check_labels(y: Int64[Tensor, " N"], classes: int) -> None:
@@ -165,7 +189,7 @@ def dealt(y: Int64[Tensor, " N"], parts: int, seed: int) -> list[Int64[Tensor, "
     Raises:
         ValueError: If a part would have fewer than two samples.
     """
-    make = torch.Generator().manual_seed(seed)
+    make = torch.Generator().manual_seed(int(seed))
     order = torch.randperm(len(y), generator=make, device="cpu")
     order = order[y[order].argsort(stable=True)]  # class by class, shuffled within
     found = [order[i::parts].sort().values for i in range(parts)]

@@ -1,19 +1,36 @@
 """One forward pass that samples leave: those that exit at a layer are no longer computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pfc.acting.margins import ClassMeans
+from pfc.acting.margins import ClassMeans, refuse_width
 from pfc.measuring.loader import selected
 from pfc.taps import first_tensor, pooled
 
-# which samples exit, by the number of the layer, their margins and their nearest classes
-Leaves = Callable[[int, Float[Tensor, " n"], Int64[Tensor, " n"]], Bool[Tensor, " n"]]
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """How the samples that are left lie at a layer.
+
+    Args:
+        distances: Squared, to each class mean.
+        margin: How much nearer the nearest mean is than the second.
+        nearest: The class of the nearest mean.
+    """
+
+    distances: Float[Tensor, "n P"]
+    margin: Float[Tensor, " n"]
+    nearest: Int64[Tensor, " n"]
+
+
+Leaves = Callable[[int, Seen], Bool[Tensor, " n"]]  # which exit at the layer of a number
 
 
 class Ended(BaseException):
@@ -29,8 +46,8 @@ class Pass:
         means: The class means at each exit.
         classes: Logits of a sample.
         size: Samples in the batch.
-        leaves: Says of the samples that are left which exit, by the number of the layer, their margins
-            and their nearest classes.
+        leaves: Says of the samples that are left which exit, by the number of the layer and by how they
+            lie there.
         mask: Which tokens are no padding.
     """
 
@@ -58,9 +75,10 @@ class Pass:
             got = "no tensor" if H is None else f"shape {(*H.shape,)}"
             raise ValueError(f"layer {self.layers[i]!r} gave {got} for {n} samples, not a row each")
         mask = self.mask if self.mask is None or self.left is None else self.mask[self.left]
-        distances = means(pooled(H, self.pool, mask).reshape(n, -1))
-        margin, k = means.margin(distances)
-        gone = self.leaves(i, margin, k)
+        rows = pooled(H, self.pool, mask)
+        refuse_width(self.layers[i], width := prod(rows.shape[1:]), means.points.shape[1])
+        distances = means(rows.reshape(n, width))
+        gone = self.leaves(i, Seen(distances, *means.margin(distances)))
         if not bool(gone.any()):
             return None
         numbers = torch.arange(n, device=H.device) if self.left is None else self.left
@@ -83,7 +101,8 @@ class Pass:
         numbers, logits, i = self.parts[-1]
         if numbers is None:  # nobody exited
             return logits, torch.full((self.size,), i, device=logits.device)
-        found = logits.new_empty(self.size, self.classes)
+        wide = reduce(torch.promote_types, (each.dtype for _, each, _ in self.parts))
+        found = logits.new_empty(self.size, self.classes, dtype=wide)  # distances keep their digits
         at = torch.empty(self.size, dtype=torch.int64, device=logits.device)
         for numbers, logits, i in self.parts:
             assert numbers is not None

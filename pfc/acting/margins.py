@@ -7,6 +7,15 @@ from torch import Tensor, nn
 from pfc.profile.profile import Profile
 
 
+def refuse_width(layer: str, features: int, means: int) -> None:
+    """Refuse features of another width than the class means about which they are looked at."""
+    if features != means:
+        raise ValueError(
+            f"layer {layer!r} has {features} numbers a sample, its class means have {means}: the "
+            "profile is another network's, or of inputs of another size"
+        )
+
+
 class ClassMeans(nn.Module):
     """The class means of one layer, less their mean.
 

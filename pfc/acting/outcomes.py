@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pfc.acting.heldout import Change, Noted, dealt, too_few
+from pfc.schema import short
+from pfc.theory.coefficients import several
 
 STEPS = 101  # thresholds between which is chosen: quantiles of the margins; ours
 
@@ -133,3 +136,18 @@ class Calibration:
             f"threshold {self.threshold:.4g}: {sum(self.exits.values()):.1%} of the samples exit early, "
             f"{self.share:.1%} of the operations\n{self.change}"
         )
+
+
+def is_threshold(value: Any) -> bool:
+    """Whether it is a number from 0 on."""
+    return type(value) is not bool and isinstance(value, Real) and float(value) >= 0
+
+
+def ascending(thresholds: Any) -> list[float]:
+    """Thresholds in their order, if they are some."""
+    known = several("thresholds", thresholds)
+    if not known:
+        raise ValueError("thresholds are none: give one or more, or None for quantiles of the margins")
+    if not all(map(is_threshold, known)):
+        raise ValueError(f"thresholds must be at least 0, got {short(known)}")
+    return sorted(map(float, known))

@@ -23,7 +23,7 @@ class Candidate:
 
     Args:
         layer: The last layer of its segment that is kept.
-        removed: Layers of the segment that go.
+        removed: Layers of the segment that go; 0 of the whole network with a fitted classifier.
         penalty: Of the ridge classifier, the best on the choosing part; `None` of other classifiers.
         operations: Of a forward pass of one sample.
         chosen: The change of accuracy on the choosing part.
@@ -57,7 +57,8 @@ class Pruned:
         head: The classifier: `"ridge"`, `"means"` or `"own"`.
         eps: The loss of accuracy that was tolerated.
         change: Of the accuracy, on the reporting part.
-        candidates: Every cut that was tried, the shallowest first.
+        candidates: Every cut that was tried, the shallowest first; then, where the classifier is fitted,
+            the whole network with such a one, which is never chosen but says what fitting alone gains.
         operations: Of a forward pass of one sample, before and after.
         latency: Median seconds of a forward pass before and after, by the size of the batch.
         parts: Samples of each part of the held-out data.
@@ -80,11 +81,20 @@ class Pruned:
     steps: tuple[str, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def refitted(self) -> Candidate | None:
+        """The whole network with a fitted classifier; `None` with its own one."""
+        return next((each for each in self.candidates if not each.removed), None)
+
     def table(self) -> "pd.DataFrame":
-        """One row a cut that was tried, the shallowest first, and one of the whole network.
+        """One row a cut that was tried, the shallowest first, and at the end the whole network.
+
+        That has two rows, where the classifier is fitted: with a fitted one, so that cuts can be
+        compared with what fitting alone gains, and as it was given.
 
         Returns:
-            Indexed by `layer`: how many layers are `removed`, the ridge classifier's `penalty`,
+            Indexed by `layer`: how many layers are `removed`, the classifier, `head`, as fitted or
+            `"own"`, the ridge classifier's `penalty`,
             `operations` of one sample and their `share` of the whole network's, `accuracy` on the
             reporting part, its `change` with the 95 % interval from `low` to `high`, and `chosen_low`,
             the lower end on the choosing part, by which the cut is chosen.
@@ -92,12 +102,13 @@ class Pruned:
         import pandas as pd
 
         n, before = self.change.samples, self.change.before
-        whole = {"layer": self.about["last"], "removed": 0, "penalty": None}
+        whole = {"layer": self.about["last"], "removed": 0, "head": "own", "penalty": None}
         whole |= {"operations": self.operations[0], "accuracy": before}
         whole |= dict.fromkeys(("change", "low", "high", "chosen_low"), 0.0)
-        table = pd.DataFrame([*(each.row() for each in self.candidates), whole]).set_index("layer")
+        tried = [each.row() | {"head": self.head} for each in self.candidates]
+        table = pd.DataFrame([*tried, whole])[[*whole]].set_index("layer")
         table["penalty"] = table["penalty"].astype(float)
-        table.insert(3, "share", table["operations"] / max(self.operations[0], 1))
+        table.insert(4, "share", table["operations"] / max(self.operations[0], 1))
         table.attrs |= {"samples": n, "eps": self.eps, "head": self.head, "layer": self.layer}
         return table
 
@@ -141,14 +152,25 @@ class Pruned:
             return (
                 f"nothing can go: no cut before {last} is sure to lose at most {self.eps:g} of the "
                 f"accuracy with the classifier {self.head!r}; the whole network has "
-                f"{self.change.before:.4f}" + too_few(self.parts["choose"], self.eps)
+                f"{self.change.before:.4f}" + too_few(self.parts["choose"], self.eps) + self._gain()
             )
         time = "; ".join(
             f"{1e3 * was:.3g} ms before, {1e3 * now:.3g} ms after for {size} at once"
             for size, (was, now) in self.latency.items()
         )
+        cuts = sum(each.removed > 0 for each in self.candidates)
         return (
-            f"cut after {self.layer}: {len(self.removed)} of {len(self.candidates)} layers are gone, "
-            f"classifier {self.head!r}\n{self.change}\noperations {before:.4g} before, {after:.4g} "
-            f"after ({after / max(before, 1):.1%}); {time}"
+            f"cut after {self.layer}: {len(self.removed)} of {cuts} layers are gone, "
+            f"classifier {self.head!r}\n{self.change}{self._gain()}\n"
+            f"operations {before:.4g} before, {after:.4g} after ({after / max(before, 1):.1%}); {time}"
+        )
+
+    def _gain(self) -> str:
+        """What fitting the classifier alone gains, in words."""
+        if (whole := self.refitted) is None:
+            return ""
+        told, change = whole.reported, whole.reported.after - whole.reported.before
+        return (
+            f"\nuncut with the classifier {self.head!r} fitted: accuracy {told.after:.4f}, change "
+            f"{change:+.4f}, 95 % interval [{told.low:+.4f}, {told.high:+.4f}]"
         )

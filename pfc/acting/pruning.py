@@ -14,17 +14,20 @@ from pfc.acting.cutting import Removal, lines, removals, without
 from pfc.acting.heldout import (
     Change,
     Noted,
+    check_choice,
     check_labels,
     dealt,
     described,
-    refuse_fitted,
+    refuse_shared,
     refuse_trained,
+    refuse_undefined,
 )
 from pfc.acting.pruned import Candidate, Pruned
 from pfc.evaluation import undisturbed
 from pfc.foreign import workers_told
 from pfc.layers import CLASSIFIER_INPUT, module_names
 from pfc.measuring.calling import place_of
+from pfc.measuring.decisions import answers_of
 from pfc.measuring.loader import Batch, MeasuredBatches
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.profile.profile import Profile
@@ -83,7 +86,8 @@ def prune(
     Raises:
         ValueError: If an argument has no meaning, the profile has no segment or is another network's, a
             layer can't be removed, the classifier is not linear, or the held-out data are of one class,
-            in another order at each reading, or those of the training.
+            in another order at each reading, or those of the training, or give NaN or infinite features
+            or logits.
 
     Examples:
         >>> import pfc
@@ -94,7 +98,8 @@ def prune(
         >>> pfc.prune(net, profile, heldout.batches(), head="own", eps=0.1, progress=False).layer
         'stem'
     """
-    _check(profile, head, eps)
+    _check(profile, head)
+    check_choice(eps, seed)
     device, layers = place_of(net, device), profile.segment().layers
     with workers_told(), undisturbed(unwrapped(net), device):
         held = MeasuredBatches(data, None, device)
@@ -105,13 +110,11 @@ def prune(
             return _Search(looked, profile, layers, first, held, fits, head, eps, seed, device).run(step)
 
 
-def _check(profile: Any, head: str, eps: float) -> None:
+def _check(profile: Any, head: str) -> None:
     if not isinstance(profile, Profile):
         raise ValueError(f"profile must be a Profile, as measure gives it, got {type(profile).__name__}")
     if head not in get_args(Head):
         raise ValueError(f"head must be {', '.join(map(repr, get_args(Head)))}, got {head!r}")
-    if not 0 <= eps < 1:
-        raise ValueError(f"eps must be in [0, 1), got {eps}")
 
 
 def _looked(net: nn.Module, layer: str, first: Batch, head: str) -> Survey:
@@ -156,12 +159,14 @@ class _Search:
         before = self._right(self.whole, [])[0]
         samples = self.noted.samples
         check_labels(samples.y, max(2, self.whole.layout.outputs))
-        refuse_trained(samples, self.profile)
+        refuse_trained(samples.hashes, self.profile)
         names = ("fit", "choose", "report") if self._own_part else ("choose", "report")
         parts = dict(zip(names, dealt(samples.y, len(names), self.seed), strict=True))
-        tried = [self._tried(i, before, parts, step) for i in range(len(self.layers) - 1)]
-        sure = (i for i, (each, _) in enumerate(tried) if each.chosen.low >= -self.eps)
-        kept = next(sure, len(self.layers) - 1)
+        last = len(self.layers) - 1
+        ends = range(last if self.head == "own" else last + 1)  # the whole, to tell what fitting gains
+        tried = [self._tried(i, before, parts, step) for i in ends]
+        sure = (i for i, (each, _) in enumerate(tried[:last]) if each.chosen.low >= -self.eps)
+        kept = next(sure, last)
         return self._built(
             kept, [each for each, _ in tried], dict(enumerate(h for _, h in tried)), before, parts
         )
@@ -238,16 +243,18 @@ class _Search:
             if len(y):
                 yield H, y
         if self.fits is not None:
-            refuse_fitted(self.noted.samples, self.fitted.samples)
+            fitted = self.fitted.samples.hashes
+            refuse_shared(self.noted.samples.hashes, fitted, "those given as fit=")
 
     def _right(self, looked: Survey, heads: Sequence[Linear]) -> list[Bool[Tensor, " N"]]:
         """Which held-out samples are answered rightly, by each of the classifiers, or by the own one."""
         found = [list[Tensor]() for _ in range(len(heads) or 1)]
         for batch, _ in self.noted.of(self.held):
-            H, own = _read(looked, batch)
-            answers = [_logits(H, each).argmax(1) for each in heads] or [own]
-            for right, given in zip(found, answers, strict=True):
-                right.append(given.cpu() == batch.y)
+            H, logits = _read(looked, batch)
+            if looked is self.whole:
+                refuse_undefined(batch.number, type(looked.model).__name__, H, logits.amax(1))
+            for right, Z in zip(found, [_logits(H, each) for each in heads] or [logits], strict=True):
+                right.append(_rightly(Z, batch.y, looked.layout.threshold))
         return [torch.cat(right) for right in found]
 
     def _built(
@@ -262,7 +269,7 @@ class _Search:
         net, gone = self.whole.model, self._removals(kept)
         made, steps = without(net, gone), lines(net, gone)
         looked = _looked(made, self.layers[kept], self.first, self.head)
-        if (head := heads.get(kept)) is not None:
+        if gone and (head := heads.get(kept)) is not None:
             steps += _set_head(made, str(looked.layout.classifier), head)
         after = self._right(_looked(made, self.layers[kept], self.first, "own"), [])[0]
         report, form = parts["report"], self.whole.form
@@ -297,12 +304,17 @@ def nearest_mean(st: Statistics) -> Linear:
     return W, -(W @ st.centre) - W.square().sum(1) / 2
 
 
-def _read(looked: Survey, batch: Batch) -> tuple[Float[Tensor, "B D"], Int64[Tensor, " B"]]:
-    """What the classifier reads, or the layer gives, and what the network answers."""
+def _read(looked: Survey, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B K"]]:
+    """What the classifier reads, or the layer gives, and the network's logits."""
     rows: list[Tensor] = []
-    answers = looked.forward(batch, torch.device("cpu"), lambda _, H: rows.append(H))
-    assert answers is not None
-    return rows[-1], answers
+    logits = looked.logits(batch, torch.device("cpu"), lambda _, H: rows.append(H))
+    assert logits is not None
+    return rows[-1], logits
+
+
+def _rightly(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], bar: float) -> Bool[Tensor, " B"]:
+    """Which samples are answered rightly; NaN, as where a cut network overflows, is no answer."""
+    return (answers_of(logits, bar) == y) & ~logits.isnan().any(1)
 
 
 def _logits(H: Float[Tensor, "B D"], head: Linear) -> Float[Tensor, "B K"]:

@@ -9,11 +9,11 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from pfc.acting.gauges import KINDS, Gauge
+from pfc.acting.heldout import input_hashes
+from pfc.acting.margins import refuse_width
 from pfc.measuring import shards
-from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, float64_device
-from pfc.measuring.subset import hashes_of
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.processes import ALONE
 from pfc.profile import Profile
@@ -31,7 +31,7 @@ class Read:
         labels: Of the samples.
         logits: The answer and the baselines, where there are logits.
         sums: Of all features at each layer, where these are no known classes'.
-        hashes: Of the inputs that have a form.
+        hashes: Two of each input that has a form.
     """
 
     values: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -82,7 +82,8 @@ class Reader:
         self, data: Iterable[Any], limit: int | None, title: str, *, labelled: bool, progress: bool
     ) -> Read:
         """Read a data set once; of the known classes where it is labelled."""
-        batches = MeasuredBatches(data, shards.own_limit(limit, data, ALONE), self.device)
+        own = shards.own_limit(limit, data, ALONE)
+        batches = MeasuredBatches(data, own, self.device, labelled=labelled)
         found = Read()
         with shown(title, batches.total, enabled=progress) as step:
             for batch in batches:
@@ -97,11 +98,7 @@ class Reader:
         """Where the layers are, if they are those of the means."""
         looked = survey(self.request, batch)
         for name, features in looked.layout.features.items():
-            if (D := len(self.gauges[name].span.centre)) != features:
-                raise ValueError(
-                    f"layer {name!r} has {features} numbers a sample, its class means have {D}: the "
-                    "profile is another network's, or of inputs of another size"
-                )
+            refuse_width(name, features, len(self.gauges[name].span.centre))
         return looked
 
     def _check_labels(self, batch: Batch) -> None:
@@ -123,8 +120,7 @@ class Reader:
                 total = gauge.scale.rescaled(H).sum(0, dtype=torch.float64).cpu()
                 found.sums[name] = found.sums.get(name, 0) + total
 
-        if inputs_of(batch) is not None:
-            found.hashes.append(hashes_of(batch).cpu())
+        found.hashes.append(input_hashes(batch))
         logits = looked.logits(batch, self.statistics, see)
         found.labels.append(batch.y)
         if logits is not None:

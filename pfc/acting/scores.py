@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pfc.acting.gauges import KINDS, prediction_depth, settled
+from pfc.acting.heldout import refuse_shared, refuse_trained
 from pfc.acting.reading import Read, Reader
 from pfc.acting.unknown import BASELINES, auroc, orthogonality
 from pfc.evaluation import undisturbed
@@ -18,6 +19,7 @@ from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.profile import Profile
 from pfc.taps import unwrapped
+from pfc.theory.coefficients import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,10 +71,10 @@ class Scores:
             nearest mean at the last layer at which that is not its own; its own where there is none.
 
         Raises:
-            ValueError: If `n` is below 1, or these are unknown data, which have no classes.
+            ValueError: If `n` is no whole number from 1 on, or these are unknown data, which have no
+                classes.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        at_least(1, n=n)
         if "label" not in self.samples:
             raise ValueError("unknown data have no classes of their own, and so no prediction depth")
         wrong = self.nearest.to_numpy() != self.samples["label"].to_numpy()[:, None]
@@ -126,8 +128,8 @@ def scores(
             or saved with `means=True`.
         kind: Which score.
         layers: Names or globs of measured layers; all if `None`.
-        unknown: Batches of data of none of the classes, whose labels are not used: then `auroc` and
-            `nc5` say how well the two are told apart.
+        unknown: Batches of data of none of the classes, with labels, which are not used, or without:
+            `x`, `(x,)`, `(x, y)` or a dict. Then `auroc` and `nc5` say how well the two are told apart.
         limit: Use at most this many samples of each.
         device: Where to run; the network's own device if `None`.
         classifier: What gives the logits, as for `measure`; found by itself if `None`.
@@ -139,7 +141,7 @@ def scores(
     Raises:
         ValueError: If the profile has no class means or those of one class alone, they are another
             network's, there is no such kind or layer, a label has no class mean, or the unknown data are
-            of another form or the known ones again.
+            of another form, or more than a tenth of them are among the known or the measured ones.
 
     Examples:
         >>> import pfc
@@ -158,7 +160,7 @@ def scores(
             return _scores(kind, known)
         with _of_unknown():
             others = reader.read(unknown, limit, "unknown", labelled=False, progress=progress)
-    _refuse_same(known, others)
+    _refuse_same(known, others, profile)
     tables = _scores(kind, known), _scores(kind, others, labelled=False)
     return _against(*tables, _nc5(profile, others))
 
@@ -245,17 +247,11 @@ def _nc5(profile: Profile, others: Read) -> "pd.DataFrame":
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
 
-def _refuse_same(known: Read, others: Read) -> None:
-    """Refuse unknown data all of whose inputs are among the known ones, told by their hashes."""
-    if (
-        others.hashes
-        and known.hashes
-        and torch.isin(*map(torch.cat, (others.hashes, known.hashes))).all()
-    ):
-        raise ValueError(
-            f"all {len(others.y)} unknown samples are among the {len(known.y)} of data: give data of "
-            "none of the known classes"
-        )
+def _refuse_same(known: Read, others: Read, profile: Profile) -> None:
+    """Refuse unknown data of which more than some duplicates are among the known or measured ones."""
+    hashes, give = torch.cat(others.hashes), "data of none of the known classes"
+    refuse_shared(hashes, torch.cat(known.hashes), "those of data", "the unknown data", give)
+    refuse_trained(hashes, profile, "the unknown data", give)
 
 
 @contextmanager

@@ -67,6 +67,6 @@ def prune(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    columns = ["removed", "share", "accuracy", "change", "low", "high", "chosen_low"]
+    columns = ["removed", "head", "share", "accuracy", "change", "low", "high", "chosen_low"]
     print(found)
     print(found.table()[columns].to_string(float_format="{:.4g}".format, na_rep="-"))

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from pfc.figures.axes import MEASURED, Numbers, canvas, legend, named_ticks, room
 from pfc.figures.compared import COLOURS, SIGNS
+from pfc.figures.given import check_tables
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DRAWN = ("accuracy", "change", "low", "high")  # columns
 EVERY = 8  # markers on a curve at most; ours
 
 
@@ -19,15 +21,18 @@ def depth(tables: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "Figur
 
     Args:
         tables: Those of `Pruned.table()`, by what they are called, such as the classifier; of the same
-            layers. The layer that was chosen is marked.
+            layers. The layer that was chosen is marked. At the last layer stands the whole network with
+            that classifier; as it was given it is the dotted line.
         width: Of the figure, in inches.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: If there is no table, or they have different layers.
+        ValueError: If there is no table, one is not of `Pruned.table()`, or they have different layers.
     """
+    check_tables(tables, ("removed", *DRAWN), "a table of Pruned.table()")
+    tables = {name: _by_depth(table) for name, table in tables.items()}
     layers = _layers([*tables.values()])
     with canvas(width, 2.6 + room(layers), "Accuracy against the depth that is kept") as figure:
         ax = figure.subplots()
@@ -61,15 +66,14 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
         The figure.
 
     Raises:
-        ValueError: If there is no table.
+        ValueError: If there is no table, or one has other columns or no rows.
     """
-    if not curves:
-        raise ValueError("need at least one table, got none")
+    check_tables(curves, ("share", *DRAWN), "a table of EarlyExit.curve() or Pruned.table()")
     with canvas(width, 2.9, "Accuracy against operations") as figure:
         ax = figure.subplots()
         lines = []
         for i, table in enumerate(curves.values()):
-            rows, look = table.sort_values("share"), _look(i)
+            rows, look = _by_depth(table).sort_values("share"), _look(i)
             whole = float((rows["accuracy"] - rows["change"]).iloc[-1])
             _band(ax, rows["share"].tolist(), rows, whole, look["color"])
             lines += ax.plot(rows["share"], rows["accuracy"], markevery=_every(len(rows)), **look)
@@ -81,12 +85,15 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
 
 
 def _layers(tables: "Sequence[pd.DataFrame]") -> list[str]:
-    if not tables:
-        raise ValueError("need at least one table, got none")
     layers = [*map(str, tables[0].index)]
     if any([*map(str, table.index)] != layers for table in tables):
         raise ValueError("the tables are of different layers: draw networks of the same layers together")
     return layers
+
+
+def _by_depth(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A row a depth, of a pruned network: of the whole one's two that with the fitted classifier."""
+    return table[~table.index.duplicated()] if "removed" in table else table
 
 
 def _look(i: int) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pfc.figures.axes import LETTER, MEASURED, canvas, headline, legend, named_ticks, room
 from pfc.figures.compared import COLOURS, SIGNS
+from pfc.figures.given import check_frame, check_profile, pictures
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
     from pfc.profile import Profile
@@ -34,9 +36,11 @@ def familiarity(areas: "pd.DataFrame | Mapping[str, pd.DataFrame]", *, width: fl
         The figure.
 
     Raises:
-        ValueError: If there is none, or they are not of the same layers.
+        ValueError: If there is none, one has other columns, or they are not of the same layers.
     """
     each = dict(areas) if isinstance(areas, Mapping) else {"scores": areas}
+    for name, frame in each.items():
+        check_frame(frame, ("auroc", "low", "high"), repr(name), "`auroc` of scores(..., unknown=)")
     layers, known = _same_rows(each)
     first, places = next(iter(each.values())), range(len(layers))
     with canvas(width, 3.2 + room(layers), "How well known data are told from unknown") as figure:
@@ -86,8 +90,10 @@ def tunnel(profile: "Profile", test: "Profile | None" = None, *, width: float = 
         The figure.
 
     Raises:
-        ValueError: If the profile has no probe or no PFC3, or the test profile lacks a layer of it.
+        ValueError: If the profile has no probe or no PFC3, or the test profile lacks a layer of it or
+            PFC3.
     """
+    check_profile(profile, "profile")
     if not {"probe", "pfc3"} <= profile.columns.keys():
         raise ValueError("the tunnel needs a profile measured with probe= and passes=2")
     curves = {
@@ -95,6 +101,9 @@ def tunnel(profile: "Profile", test: "Profile | None" = None, *, width: float = 
         "nearest class mean, measured data": list(profile.columns["pfc3"]),
     }
     if test is not None:
+        check_profile(test, "test")
+        if "pfc3" not in test.columns:
+            raise ValueError("the test profile has no PFC3: measure it with passes=2")
         if missing := [layer for layer in profile.layers if layer not in test.layers]:
             raise ValueError(f"the test profile has no layer {missing[0]!r}")
         rows = [test.layers.index(layer) for layer in profile.layers]
@@ -112,7 +121,7 @@ def tunnel(profile: "Profile", test: "Profile | None" = None, *, width: float = 
 
 
 def contact_sheet(
-    images: "Tensor",
+    images: "Tensor | ArrayLike",
     hardest: "pd.DataFrame",
     *,
     layers: Sequence[str],
@@ -122,8 +131,8 @@ def contact_sheet(
     """The images that a network decides last, each with its class and where it was nearest before.
 
     Args:
-        images: All images of the data, N x C x H x W or N x H x W, of one channel or three:
-            whole numbers from 0 to 255, or fractions.
+        images: All images of the data, as an array of any library, N x C x H x W or N x H x W, of one
+            channel or three: whole numbers from 0 to 255, or fractions.
         hardest: What `pfc.Scores.hardest` gives.
         layers: Names of the layers, of which a depth is an index.
         classes: Names of the classes; their numbers if `None`.
@@ -134,12 +143,11 @@ def contact_sheet(
         depth.
 
     Raises:
-        ValueError: If there is none or more than 60, one has no image, or images are of another shape.
+        ValueError: If there is none or more than 60, one has no image or no name of its class, or images
+            are of another shape.
     """
-    if not 1 <= len(hardest) <= MOST:
-        raise ValueError(f"a sheet has 1 to {MOST} images, got {len(hardest)}")
-    if images.ndim not in {3, 4} or (images.ndim == 4 and images.shape[1] not in {1, 3}):
-        raise ValueError(f"images must be N x C x H x W with C = 1 or 3, got {(*images.shape,)}")
+    images = pictures(images)
+    _check_hardest(hardest, classes)
     if not hardest.index.isin(range(len(images))).all():
         raise ValueError(f"there are {len(images)} images, and none of number {max(hardest.index)}")
     texts = [_told(row, classes) for _, row in hardest.iterrows()]
@@ -156,6 +164,17 @@ def contact_sheet(
         for ax in grid:
             ax.axis("off")
     return figure
+
+
+def _check_hardest(hardest: "pd.DataFrame", classes: Sequence[str] | None) -> None:
+    """Refuse samples that are none, too many, or of classes without a name."""
+    if hasattr(hardest, "__len__") and not 1 <= len(hardest) <= MOST:
+        raise ValueError(f"a sheet has 1 to {MOST} images, got {len(hardest)}")
+    columns = ("label", "nearest", "depth")
+    check_frame(hardest, columns, "hardest", "what Scores.hardest gives")
+    largest = int(hardest[["label", "nearest"]].to_numpy().max())
+    if classes is not None and largest >= len(classes):
+        raise ValueError(f"there are names of {len(classes)} classes, and none of class {largest}")
 
 
 def _told(row: "pd.Series", classes: Sequence[str] | None) -> str:

@@ -1,6 +1,8 @@
 """How a model is called with a batch, and what is said when it fails."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -71,8 +73,15 @@ def _takes(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 def call(net: nn.Module, batch: Batch, form: Form) -> Any:
     """What the model returns; what it raises is told with the batch and the layer."""
     args, kwargs = arguments(batch, form)
-    try:
+    with failures_told(net, batch):
         return net(*args, **kwargs)
+
+
+@contextmanager
+def failures_told(net: nn.Module, batch: Batch) -> Iterator[None]:
+    """What a model raises in the block is told with the batch and the layer."""
+    try:
+        yield
     except Exception as error:
         if is_ours(error):
             raise

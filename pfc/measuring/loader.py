@@ -18,7 +18,7 @@ from pfc.measuring.nested import changed
 from pfc.measuring.tokens import Tokens
 from pfc.samples import class_indices, integers
 from pfc.schema import short
-from pfc.taps import NoTokensError, Pool, pooled
+from pfc.taps import NoTokensError, Pool, first_tensor, pooled
 
 StatisticsPlace = Literal["device", "host"]
 EMPTY = "the data gave no batch at all; is the loader empty, or used up by an earlier reading?"
@@ -98,6 +98,7 @@ class MeasuredBatches:
         device: Where the network is.
         tokens: How tokens are labelled, if they are; samples have the labels if `None`.
         may_be_empty: Whether there may be no batch, as in one of many processes.
+        labelled: Whether there are labels; else there may be none, and those that there are go unread.
 
     Raises:
         ValueError: If the data can't be read twice, or `limit` is below 1.
@@ -111,12 +112,13 @@ class MeasuredBatches:
         tokens: Tokens | None = None,
         *,
         may_be_empty: bool = False,
+        labelled: bool = True,
     ) -> None:
         _check_iterable(data)
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self.data, self.limit, self.device, self.tokens = data, limit, device, tokens
-        self.may_be_empty = may_be_empty
+        self.may_be_empty, self.labelled = may_be_empty, labelled
         self.largest = 0  # samples of the largest batch so far
         self.part = (0, 1)  # of batches with numbers of this remainder, by this divisor
         self.read = (0, 0)  # samples of the pass so far, of all parts, and a checksum of their labels
@@ -173,7 +175,7 @@ class MeasuredBatches:
         seen = 0
         for number, item in self._read():
             with told(f"the data failed at batch {number}"):  # a mapping may read when it is asked
-                args, kwargs, y = _split(item, number)
+                args, kwargs, y = _split(item if self.labelled else _with_labels(item, number), number)
             y = (
                 integers(y, f"labels of batch {number}")
                 if self.tokens
@@ -319,6 +321,24 @@ def selected(item: Any, index: Int64[Tensor, " n"], size: int) -> Any:
         return pack_sequence([parts[i] for i in index.tolist()], enforce_sorted=False)
 
     return changed((Tensor, PackedSequence), of, item)
+
+
+def _with_labels(item: Any, number: int) -> Any:
+    """A batch of which no label is asked, with one for each sample; labels that there are count them."""
+    if isinstance(item, Mapping):
+        inputs = {key: value for key, value in item.items() if key not in LABELS}
+        y = next((item[name] for name in LABELS if name in item), None)
+    elif isinstance(item, tuple | list) and len(item) in {1, 2}:
+        inputs, y = item[0], item[1] if len(item) == 2 else None
+    else:
+        inputs, y = item, None
+    x = first_tensor(inputs)
+    size = _length(y) or (None if x is None else _length(x))
+    if size is None:
+        raise ValueError(
+            f"batch {number} must be a tensor, a pair (x, y) or a dict, got {type(item).__name__}"
+        )
+    return inputs, torch.zeros(size, dtype=torch.int64, device="cpu")
 
 
 def _moved(item: Any, device: torch.device) -> Any:

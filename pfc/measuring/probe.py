@@ -13,7 +13,7 @@ from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.passes import Batches, Source
-from pfc.measuring.subset import hashes_of
+from pfc.measuring.subset import hashes_of, identities_of, known_again
 from pfc.measuring.sums import NotFinite, Sums
 from pfc.progress import Step, shown
 from pfc.schema import some
@@ -121,9 +121,10 @@ def _fitted(
             moments[name].add(H, y)
         hashes.append(_hashes(batch))
         step(batch.number + 1, "probe")
-    if len(held) and torch.isin(held, torch.cat(hashes)).all():
+    if shared := known_again(held, torch.cat(hashes)):
         raise ValueError(
-            f"all {len(held)} samples of probe= are among the measured ones: give held-out samples"
+            f"{shared} of {len(held)} samples of probe= are among the measured ones: give held-out "
+            "samples"
         )
     return {name: Ridge(each.cpu()) for name, each in moments.items()}
 
@@ -146,7 +147,7 @@ def _hashes(batch: Batch) -> Int64[Tensor, " B"]:
     """A hash of each input; none where inputs have no form of which there is one."""
     if inputs_of(batch) is None:
         return torch.zeros(0, dtype=torch.int64, device="cpu")
-    return hashes_of(batch).cpu()
+    return identities_of(batch, hashes_of(batch)).cpu()
 
 
 class _Rows:

@@ -19,6 +19,7 @@ from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
+SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
 ODD_OF = {torch.int64: ODD, torch.int32: -1640531535}
@@ -132,6 +133,12 @@ def identities_of(
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
     tiles = bits.split(max(1, len(bits) // 8))  # a number grows to 8 bytes
     return torch.cat([_mixed(tile + place).sum(1) for tile in tiles]).to(hashes.device)
+
+
+def known_again(own: Int64[Tensor, " N"], known: Int64[Tensor, " M"]) -> int:
+    """How many samples are among others, by their identities; 0 where these are few duplicates."""
+    shared = int(torch.isin(own, known).sum())
+    return shared if shared > SHARED * len(own) else 0
 
 
 def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:

@@ -25,14 +25,14 @@ def not_negative(**coefficients: float) -> None:
             raise ValueError(f"{name} must be a number from 0 on, got {short(value)}")
 
 
-def whole(**numbers: int) -> None:
+def whole(**numbers: Any) -> None:
     """Refuse what is no whole number, by its name."""
     for name, value in numbers.items():
         if type(value) is bool or not isinstance(value, int | np.integer):
             raise ValueError(f"{name} must be a whole number, got {short(value)}")
 
 
-def at_least(least: int, **numbers: int) -> None:
+def at_least(least: int, **numbers: Any) -> None:
     """Refuse numbers that are not whole or below the least that makes sense, by their names."""
     whole(**numbers)
     for name, value in numbers.items():

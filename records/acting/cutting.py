@@ -82,6 +82,7 @@ def _of_cut(found: pfc.Pruned) -> dict[str, Any]:
     tried = [
         {"layer": c.layer, "operations": c.operations, "change": asdict(c.reported)}
         for c in found.candidates
+        if c.removed
     ]
     told = {"layer": found.layer, "removed": len(found.removed), "change": asdict(found.change)}
     seconds = {str(size): list(each) for size, each in found.latency.items()}
@@ -127,7 +128,8 @@ def _ridge_exits(
         margins.append(top.values[:, 0] - top.values[:, 1])
     final = torch.cat([net(x).argmax(1) for x, _ in held])
     answers, margin = torch.stack([*answers, final], 1), torch.stack(margins, 1)
-    spent = torch.tensor([*(c.operations for c in cut.candidates), cut.operations[0]]).double()
+    tried = [c.operations for c in cut.candidates if c.removed]
+    spent = torch.tensor([*tried, cut.operations[0]]).double()
     choose, report = dealt(truth, 2, 0)
 
     def change(threshold: float, rows: Tensor) -> tuple[Change, float]:
