@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 
 def check_tables(tables: Any, columns: Iterable[str], source: str) -> None:
@@ -43,8 +41,10 @@ def check_profile(profile: Any, name: str) -> None:
         raise ValueError(f"{name} must be a Profile, as measure gives it, got {type(profile).__name__}")
 
 
-def pictures(images: Any) -> Tensor:
+def pictures(images: Any) -> "Tensor":
     """Images of any library as a tensor that matplotlib can draw."""
+    import torch
+
     try:
         found = torch.as_tensor(images, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
