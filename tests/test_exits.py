@@ -267,7 +267,7 @@ def test_arguments_without_meaning_are_refused(early):
     refused("profile must be a Profile, as measure gives it, got str", net, "p")
     refused("keeps no class means", net, replace(profile, moments={}))
     for name, value, match in [
-        ("means", "digits", "is about the means of digits"),
+        ("means", "digits", "is itself about the means of digits"),
         ("pool", "tokens", "reduced by pool='tokens'"),
     ]:
         refused(match, net, replace(profile, about={**profile.about, name: value}))

@@ -302,11 +302,13 @@ def test_what_can_not_be_scored_is_refused(given, tmp_path):
         "keeps no class means: measure again, or save it", given, profile=pfc.load(tmp_path / "p.json")
     )
     about = pfc.measure(model, batched(*test), means=profile, progress=False)
-    refused("is about the class means of other data, 90 samples", given, profile=about)
+    refused("is itself about the means of other data, 90 samples", given, profile=about)
     refused("no layer matches 'stage'; measured are stem", given, layers=["stage"])
     refused("layers are none; measured are stem", given, layers=[])
     summed = pfc.measure(model, batched(*train), pool=lambda H: H.abs(), progress=False)
-    refused("the profile is of pool='<lambda>': measure with one of these", given, profile=summed)
+    refused(
+        "were reduced by pool='<lambda>'; measure with one of flatten, mean, cls", given, profile=summed
+    )
     refused("limit must be at least 1, got 0", given, limit=0)
 
 

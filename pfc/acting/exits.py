@@ -15,7 +15,7 @@ from pfc.acting.costing import first_of, operations
 from pfc.acting.halves import nobody, try_halves
 from pfc.acting.heldout import Noted, check_choice, check_labels, refuse_trained, refuse_undefined
 from pfc.acting.leaving import Ended, Leaves, Pass, Seen
-from pfc.acting.margins import ClassMeans
+from pfc.acting.margins import ClassMeans, pool_of
 from pfc.acting.outcomes import Calibration, Outcomes, ascending, is_threshold
 from pfc.evaluation import eager, undisturbed
 from pfc.foreign import workers_told
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRIED = 4  # samples of the trial in which some go out at each layer; ours
-POOLS = ("flatten", "mean", "cls", "last")
 
 
 class EarlyExit(nn.Module):
@@ -85,7 +84,8 @@ class EarlyExit(nn.Module):
     def __init__(self, net: nn.Module, profile: Profile, threshold: float = math.inf) -> None:
         super().__init__()
         self.network = unwrapped(net)
-        self.pool, self.layers, self.profile = _pool(profile), _exits(self.network, profile), profile
+        self.pool, self.profile = pool_of(profile), profile
+        self.layers = _exits(self.network, profile)
         self.classes = int(profile.about["classes"])
         self.threshold = threshold
         example = next(
@@ -314,27 +314,6 @@ def _note(at: list[Seen], i: int, seen: Seen) -> Tensor:
 def _all_at(layer: int, i: int, seen: Seen) -> Tensor:
     """All exit at one layer."""
     return nobody(i, seen) | (i == layer)
-
-
-def _pool(profile: Any) -> str:
-    """How the profile's features were reduced, if it can be done again."""
-    if not isinstance(profile, Profile):
-        raise ValueError(f"profile must be a Profile, as measure gives it, got {type(profile).__name__}")
-    if (pool := profile.about.get("pool", "flatten")) not in POOLS:
-        raise ValueError(
-            f"the profile's features were reduced by pool={pool!r}; measure with one of "
-            f"{', '.join(POOLS)}"
-        )
-    if not profile.moments:
-        raise ValueError(
-            "the profile keeps no class means: measure the training data again, or save the profile "
-            "with means=True (a run keeps the means of its last epoch)"
-        )
-    if profile.about.get("means"):
-        raise ValueError(
-            f"the profile is about the means of {profile.about['means']}: give the profile of those data"
-        )
-    return str(pool)
 
 
 def _exits(net: nn.Module, profile: Profile) -> tuple[str, ...]:

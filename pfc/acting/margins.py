@@ -1,10 +1,26 @@
 """How much nearer features are to the nearest class mean than to the second nearest."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pfc.measuring.reference import refuse_meanless
 from pfc.profile.profile import Profile
+
+POOLS = ("flatten", "mean", "cls", "last")  # by which a profile's features can be made again
+
+
+def pool_of(profile: Any) -> str:
+    """How the features of a profile that keeps class means were reduced, if it can be done again."""
+    refuse_meanless(profile, "profile")
+    if (pool := profile.about.get("pool", "flatten")) not in POOLS:
+        raise ValueError(
+            f"the profile's features were reduced by pool={pool!r}; measure with one of "
+            f"{', '.join(POOLS)}"
+        )
+    return str(pool)
 
 
 def refuse_width(layer: str, features: int, means: int) -> None:

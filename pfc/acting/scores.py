@@ -11,6 +11,7 @@ from torch import nn
 
 from pfc.acting.gauges import KINDS, prediction_depth, settled
 from pfc.acting.heldout import refuse_shared, refuse_trained
+from pfc.acting.margins import pool_of
 from pfc.acting.reading import Read, Reader
 from pfc.acting.unknown import BASELINES, auroc, orthogonality
 from pfc.evaluation import undisturbed
@@ -23,8 +24,6 @@ from pfc.theory.coefficients import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
-
-POOLS = {"flatten", "mean", "cls", "last"}  # by which a profile's features can be made again
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,22 +168,7 @@ def _check(profile: Any, kind: str) -> None:
     """Refuse a kind that there is not, and a profile that is about nothing that scores can be about."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if not isinstance(profile, Profile):
-        raise ValueError(f"profile must be a Profile, as measure gives it, got {type(profile).__name__}")
-    if not profile.moments:
-        raise ValueError(
-            "the profile keeps no class means: measure again, or save it with means=True (a run keeps "
-            "the means of its last epoch)"
-        )
-    if profile.about.get("means"):
-        raise ValueError(
-            f"the profile is about the class means of {profile.about['means']}: give the one of those"
-        )
-    if (pool := profile.about.get("pool", "flatten")) not in POOLS:
-        raise ValueError(
-            f"scores are of samples reduced by one of {', '.join(sorted(POOLS))}, the profile is of "
-            f"pool={pool!r}: measure with one of these"
-        )
+    pool_of(profile)
     if (classes := int((next(iter(profile.moments.values())).count > 0).sum())) < 2:
         raise ValueError(f"scores need the means of at least 2 classes, the profile has {classes}")
 

@@ -38,20 +38,7 @@ class Reference:
         """The means that a profile keeps; `None` for none."""
         if profile is None:
             return None
-        if not isinstance(profile, Profile):
-            raise ValueError(
-                f"means must be a Profile, as measure gives it, got {type(profile).__name__}"
-            )
-        if not profile.moments:
-            raise ValueError(
-                "the profile given as means= keeps no class means: measure again, or save it with "
-                "means=True (a run keeps the means of its last epoch)"
-            )
-        if profile.about.get("means"):
-            raise ValueError(
-                f"the profile given as means= is itself about the means of {profile.about['means']}: "
-                "give the one that those are of"
-            )
+        refuse_meanless(profile, "means")
         return cls(profile.moments, profile.about.get("exponents", {}), profile.about)
 
     @property
@@ -128,3 +115,19 @@ class Reference:
 
 def _known(names: Iterable[str]) -> str:
     return f"the profile given as means= knows those of {', '.join(names)}"
+
+
+def refuse_meanless(profile: Any, name: str) -> None:
+    """Refuse what is no profile of data about their own class means, which it keeps."""
+    if not isinstance(profile, Profile):
+        raise ValueError(f"{name} must be a Profile, as measure gives it, got {type(profile).__name__}")
+    if not profile.moments:
+        raise ValueError(
+            f"the profile given as {name}= keeps no class means: measure again, or save it with "
+            "means=True (a run keeps the means of its last epoch)"
+        )
+    if profile.about.get("means"):
+        raise ValueError(
+            f"the profile given as {name}= is itself about the means of {profile.about['means']}: "
+            "give the one that those are of"
+        )
