@@ -13,6 +13,7 @@ part. At the end low_data.md and low_data.png are made of all lines.
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -299,7 +300,8 @@ def _points(over: tuple[float, float, float] | None) -> str:
 
 def drawn(found: list[dict[str, Any]]) -> None:
     """What each method adds to the plain training, with its interval."""
-    cases = list(dict.fromkeys((row["set"], row["size"]) for row in found))
+    counts = Counter((row["set"], row["size"]) for row in found)
+    cases = [case for case, count in counts.items() if count == len(METHODS)]
     if not cases:
         return
     with figures.axes.canvas(2.2 * len(cases) + 1.5, 2.8, "Test accuracy over plain training") as figure:
