@@ -7,13 +7,14 @@ float32 product with the class means.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from pfc import fused
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
@@ -192,6 +193,41 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
+        gained = self._absorb(batch, labels) if fused.reads(batch) else self._add(batch, labels)
+        k = labels.present
+        for layer, scatter in zip(self.layers, gained.scatter, strict=True):
+            layer.scatter.index_add_(0, k, scatter)
+            layer.count.index_add_(0, k, labels.count)
+        if self.paired:
+            self.cross.index_add_(0, k, gained.cross)
+            self.steps.index_add_(0, labels.y, gained.steps)
+        return gained.steps
+
+    def _absorb(self, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
+        """Add a batch to the means by compiled loops; what the rest gains."""
+        absorbed = partial(self._absorb_columns, batch, labels)
+        numbers = sum(H.numel() for H in batch)
+        return reduce(_Gained.plus, fused.spread(absorbed, batch[0].shape[1], numbers, fused.WIDTH))
+
+    def _absorb_columns(self, batch: Sequence[Tensor], labels: BatchLabels, columns: slice) -> "_Gained":
+        n, ends = self.layers[0].count[labels.present], [0, len(batch) - 1]
+        if self.paired:
+            shifts = [_shift(self.layers[end], batch[end], n, labels, columns) for end in ends]
+            cross, steps = fused.relate(batch, labels, shifts, columns)
+        scatter, moves, errors = zip(
+            *(
+                fused.absorb(H, labels, n, layer.mean, layer.mean_error, columns)
+                for layer, H in zip(self.layers, batch, strict=True)
+            ),
+            strict=True,
+        )
+        if not self.paired:
+            return _Gained([*scatter], *_unpaired(labels))
+        moved, rounded = ((ends[0] * ends[-1]).sum(1) for ends in (moves, errors))
+        return _Gained([*scatter], cross - (n + labels.count) * moved + n * rounded, steps)
+
+    def _add(self, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
+        """Add a batch to the means, tile by tile; what the rest gains."""
         k, m, n = labels.present, labels.count, self.layers[0].count[labels.present]
         work = _Work(len(batch), labels)
         for columns in column_tiles(batch[0]):
@@ -209,18 +245,7 @@ class SegmentMoments:
             if self.paired:
                 work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1)
                 work.lost_cross -= n * (errors[0] * errors[-1]).sum(1)
-        self._settle(work)
-        return work.steps
-
-    def _settle(self, work: "_Work") -> None:
-        """Add what a batch brought beside the means."""
-        labels, k = work.labels, work.labels.present
-        for layer, squares, lost in zip(self.layers, work.squares, work.lost, strict=True):
-            layer.scatter.index_add_(0, labels.y, squares).index_add_(0, k, lost, alpha=-1)
-            layer.count.index_add_(0, k, labels.count)
-        if self.paired:
-            self.cross.index_add_(0, labels.y, work.cross).index_add_(0, k, work.lost_cross, alpha=-1)
-            self.steps.index_add_(0, labels.y, work.steps)
+        return work.gained()
 
     def merge(self, *others: "SegmentMoments", total: Total = alone) -> None:
         """Add others in place: those given here, and those of the processes that `total` sums over.
@@ -303,6 +328,25 @@ def total_of(parts: Sequence[Tensor], total: Total) -> Tensor:
     return total(reduce(torch.add, parts))
 
 
+@dataclass(frozen=True, eq=False)
+class _Gained:
+    """What a batch adds beside the means: of each layer and of the ends by class, of paths by sample."""
+
+    scatter: list[Float64[Tensor, " P"]]
+    cross: Float64[Tensor, " P"]
+    steps: Float64[Tensor, "B L L"]
+
+    def plus(self, other: "_Gained") -> "_Gained":
+        """The same of the columns of both."""
+        scatter = [a + b for a, b in zip(self.scatter, other.scatter, strict=True)]
+        return _Gained(scatter, self.cross + other.cross, self.steps + other.steps)
+
+
+def _unpaired(labels: BatchLabels) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B 0 0"]]:
+    zeros = labels.count.new_zeros
+    return zeros(len(labels.present)), zeros(len(labels.y), 0, 0)
+
+
 class _Work:
     """What one batch adds, a number a sample; filled tile by tile."""
 
@@ -314,6 +358,14 @@ class _Work:
         self.steps = zeros(len(labels.y), layers - 1, layers - 1)
         self.lost = [zeros(len(labels.present)) for _ in range(layers)]
         self.lost_cross = zeros(len(labels.present))
+
+    def gained(self) -> _Gained:
+        """The sums by class."""
+        by_class = [self.labels.sums(each[:, None])[:, 0] for each in (*self.squares, self.cross)]
+        *scatter, cross = [
+            a - lost for a, lost in zip(by_class, [*self.lost, self.lost_cross], strict=True)
+        ]
+        return _Gained(scatter, cross, self.steps)
 
     def tile(
         self, batch: Sequence[Tensor], shifts: Sequence[Tensor], columns: slice

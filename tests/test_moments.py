@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pfc.fused
 import pfc.labels
 import pfc.moments
 from pfc.labels import BatchLabels
@@ -15,6 +16,8 @@ from pfc.metrics import scatter_ratio
 from pfc.moments import ClassMoments, SegmentMoments
 from tests import problems
 from tests.oracles import naive_moments
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def assert_same(found, known, rtol):
@@ -103,6 +106,7 @@ def test_tiles_change_nothing(monkeypatch, tile):
     H, y = problems.features(5, N=90, D=23)
     known = ClassMoments.of(H, y)
     monkeypatch.setitem(pfc.tiles.TILE, "cpu", tile)
+    monkeypatch.setattr(pfc.fused, "WIDTH", tile)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 
 

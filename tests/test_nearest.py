@@ -11,6 +11,8 @@ from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from tests import problems
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 def brute(H, y):
     """Class of the nearest mean by the definition, in extended precision."""

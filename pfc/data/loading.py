@@ -18,7 +18,8 @@ from pfc.data.drawing import drawn
 from pfc.data.encoded import EncodedSet
 from pfc.data.images import Images, Normalisation, Origin
 from pfc.data.sources import find
-from pfc.files import expanded, read_tensors, write_tensors
+from pfc.files import read_tensors, write_tensors
+from pfc.folders import cache_folder
 from pfc.schema import COUNT, FINITE, TEXT, Array, check_arrays, list_of, object_of, quoted, some
 from pfc.strict_json import parse_json
 from pfc.warning import warn
@@ -234,7 +235,7 @@ def _whole(source: EncodedSet, split: str, progress: bool) -> Images:
 
 def _cache_file(source: EncodedSet, split: str, columns: Columns) -> Path | None:
     """Where a split is kept; `None` if there is no place for it."""
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         why = "there is no home folder; PFC_CACHE names one"
         warn(f"no cache, so the next load decodes anew: {why}", UserWarning)
@@ -242,18 +243,7 @@ def _cache_file(source: EncodedSet, split: str, columns: Columns) -> Path | None
     about = [FORMAT, READER, source.path, source.stamp, columns.content, columns.label, split]
     key = sha256(json.dumps(about).encode()).hexdigest()[:20]
     name = re.sub(r"\W+", "-", f"{Path(source.path).name[:80]}-{split[:80]}-{key}")
-    return folder / f"{name}.safetensors"
-
-
-def _cache_folder() -> Path | None:
-    from platformdirs import user_cache_path
-
-    if named := os.environ.get("PFC_CACHE"):
-        return expanded(named).absolute()
-    try:
-        return expanded(user_cache_path("pfc"))
-    except RuntimeError:  # of a user without a home folder
-        return None
+    return Path(folder) / f"{name}.safetensors"
 
 
 def _to_cache(path: Path, whole: Images) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pfc.figures.axes import (
     MEASURED,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pfc.profile import Profile
 
-    Members = Profile | Sequence[Profile]
+    Members: TypeAlias = Profile | Sequence[Profile]
 
 # Okabe and Ito's colours, told apart by all eyes; markers in turn, for print without colour
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

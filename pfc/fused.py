@@ -1,0 +1,165 @@
+"""Statistics of features on the processor by compiled loops, where numba is at hand (extra `fast`).
+
+Features are read once, in their own type and where they lie; sums are kept in float64. Where numba is
+missing, or features are on another device, the callers do the same in torch, tile by tile.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, reduce
+from glob import glob
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pfc.folders import cache_folder
+from pfc.labels import BatchLabels
+
+TYPES = {  # of features, and what the loops read them as
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.bfloat16: np.uint16,
+    torch.float16: np.int16,
+}
+SHARE = 2**18  # numbers that are worth a thread of their own; ours
+WIDTH = 2**11  # columns of a layer that are worked on at once; ours
+AT_ONCE = 3  # directions that the loop projects on at once
+
+Found = TypeVar("Found")
+
+
+@cache
+def loops() -> dict[str, Callable[..., None]]:
+    """The loops by name, kept compiled in the user's cache folder; none without numba."""
+    try:
+        from pfc.kernels import compiled
+    except ImportError:  # also of a numba that does not fit the numpy that is here
+        return {}
+    return compiled(_kept())
+
+
+def _kept() -> str:
+    """The folder of compiled loops; empty for the one that numba chooses."""
+    folder = cache_folder()
+    return os.path.join(folder, "kernels") if folder else ""
+
+
+def uncompiled() -> bool:
+    """Whether the loops are to be compiled at their first call, which takes some seconds."""
+    return bool(loops()) and bool(_kept()) and not glob(os.path.join(_kept(), "*", "*.nbi"))
+
+
+def reads(batch: Sequence[Tensor]) -> bool:
+    """Whether compiled loops read these features."""
+    return all(H.device.type == "cpu" and H.dtype in TYPES for H in batch) and bool(loops())
+
+
+def absorb(
+    H: Float[Tensor, "B D"],
+    labels: BatchLabels,
+    n: Float64[Tensor, " P"],
+    means: Float64[Tensor, "K D"],
+    errors: Float64[Tensor, "K D"],
+    columns: slice,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+    """Add some columns of rows to the means of their classes, of which there were `n` samples before.
+
+    Returns:
+        What the scatter of each class gains; how far its mean moved from the shift, and what rounding
+        had taken from it before.
+    """
+    read = _Read.of([H])  # held until the loop is done with it
+    parts = (labels.place, labels.present, labels.first, labels.count)
+    where = tuple(part.numpy() for part in parts)
+    shape = len(n), columns.stop - columns.start
+    step, error = np.empty(shape), np.zeros(shape)
+    gained, kept = np.zeros(len(n)), (n.numpy(), means.numpy(), errors.numpy())
+    loops()["absorb"](*read.first(), where, *kept, columns.start, step, error, gained)
+    return torch.from_numpy(gained), torch.from_numpy(step), torch.from_numpy(error)
+
+
+def relate(
+    batch: Sequence[Float[Tensor, "B D"]],
+    labels: BatchLabels,
+    shifts: Sequence[Float64[Tensor, "P C"]],
+    columns: slice,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    """Of some columns, by class the product of the ends less their shifts; by row, of all increments."""
+    read, ends = _Read.of(batch), [S.contiguous().numpy() for S in shifts]
+    cross, depth = np.zeros(len(labels.present)), len(batch) - 1
+    steps = np.zeros((len(labels.place), depth, depth))
+    place, start = labels.place.numpy(), columns.start
+    loops()["relate"](*read.all(), place, *ends, start, cross, steps)
+    return torch.from_numpy(cross), torch.from_numpy(steps)
+
+
+def project(
+    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+) -> Float64[Tensor, "B R"]:
+    """Products of the centred rows with directions."""
+    read, (R, D), middle = _Read.of([H]), flat.shape, centre.numpy()
+    directions = np.zeros((R + -R % AT_ONCE, D))
+    directions[:R] = flat.numpy()
+    z = np.zeros((len(H), len(directions)))
+
+    def rows(part: slice) -> None:
+        loops()["project"](*read.first(part.start), middle, directions, z[part])
+
+    spread(rows, len(H), H.numel(), len(H))
+    return torch.from_numpy(z)[:, :R]
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Where features lie: the address of the first row of each layer, and the distance of its rows.
+
+    Args:
+        layers: The features, which must outlive the loops.
+        like: An empty array of the type that the loops read.
+    """
+
+    layers: Sequence[Tensor]
+    like: np.ndarray
+    addresses: np.ndarray
+    strides: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Sequence[Float[Tensor, "B C"]]) -> "_Read":
+        """Layers of one type, in the widest of theirs; rows of numbers side by side."""
+        dtype = reduce(torch.promote_types, (H.dtype for H in batch))
+        layers = [H.to(dtype) if H.stride(1) == 1 else H.to(dtype).contiguous() for H in batch]
+        addresses = np.array([H.data_ptr() for H in layers])
+        return cls(layers, np.empty(0, TYPES[dtype]), addresses, np.array([H.stride(0) for H in layers]))
+
+    def all(self, row: int = 0) -> tuple[Any, ...]:
+        """All layers from a row on, as the loops take them."""
+        return self.like, self.addresses + row * self.strides * self.like.itemsize, self.strides
+
+    def first(self, row: int = 0) -> tuple[Any, ...]:
+        """The first layer from a row on, as the loops take it."""
+        like, addresses, strides = self.all(row)
+        return like, addresses[0], strides[0]
+
+
+def spread(run: Callable[[slice], Found], size: int, numbers: int, most: int) -> list[Found]:
+    """What `run` gives of parts of `size`, at most so large, on threads where that is worth it."""
+    threads = max(1, min(torch.get_num_threads(), numbers // SHARE, size))
+    parts = max(threads, -(-size // most))
+    cuts = [size * i // parts for i in range(parts + 1)]
+    slices = [slice(*cut) for cut in pairwise(cuts)]
+    return [*map(run, slices)] if threads == 1 else [*_threads(threads).map(run, slices)]
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, "pfc")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive it

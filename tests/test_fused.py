@@ -1,0 +1,202 @@
+"""Compiled loops: exact on every type, wherever rows lie, on any number of threads, and dispensable."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pfc
+from pfc import fused
+from pfc.labels import BatchLabels
+from pfc.moments import SegmentMoments
+from tests import problems
+
+F64 = torch.float64
+TYPES = [*fused.TYPES]
+needs_numba = pytest.mark.skipif(not fused.loops(), reason="no numba here")
+
+
+def one(H):
+    """The numbers of a column, as the loops read them."""
+    zero, unit = torch.zeros(1, dtype=F64), torch.ones(1, 1, dtype=F64)
+    return fused.project(H[:, None], zero, unit)[:, 0]
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_sixteen_bits_is_read_exactly(dtype):
+    H = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    torch.testing.assert_close(one(H), H.double(), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_numba
+@pytest.mark.parametrize("number", [5e-324, -1e-310, 1e308, float("inf"), float("nan")])
+def test_extremes_of_float64_are_read_exactly(number):
+    H = torch.tensor([number], dtype=F64)
+    torch.testing.assert_close(one(H), H, rtol=0, atol=0, equal_nan=True)
+
+
+def both(layers, y, K, sizes, *, compiled):
+    """Moments and grams of a stream of batches."""
+    moments, grams = SegmentMoments.empty(len(layers), K, layers[0].shape[1]), []
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(fused, "loops", dict)
+        for rows in torch.arange(len(y)).split(sizes):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            grams.append(moments.update([H[part] for H in layers], BatchLabels.of(y[part])))
+    return moments, torch.cat(grams)
+
+
+def assert_same(a, b, rtol=1e-12):
+    (found, grams), (known, others) = a, b
+    pairs = [(grams, others), (found.cross, known.cross), (found.steps, known.steps)]
+    for x, z in zip(found.layers, known.layers, strict=True):
+        pairs += [(x.count, z.count), (x.mean + x.mean_error, z.mean + z.mean_error)]
+        pairs += [(x.scatter, z.scatter)]
+    for x, z in pairs:
+        torch.testing.assert_close(x, z, rtol=rtol, atol=rtol * float(z.abs().max()) if z.numel() else 0)
+
+
+@needs_numba
+@given(
+    problems.seeds,
+    st.sampled_from(TYPES),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.sampled_from([1, 3, 7, 50]),
+    st.sampled_from([0.0, 100.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_loops_and_their_twin_agree(seed, dtype, depth, batch, D, offset):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 4, (60,), generator=g)
+    layers = [(torch.randn(60, D, generator=g) + offset).to(dtype) for _ in range(depth)]
+    assert_same(both(layers, y, 4, batch, compiled=True), both(layers, y, 4, batch, compiled=False))
+
+
+@needs_numba
+@pytest.mark.parametrize("width", [1, 5, 16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_parts_and_threads_change_nothing(monkeypatch, width, threads):
+    H, y = problems.features(3, N=80, D=33, K=4)
+    layers = [H, H.sin(), H.cos().exp()]
+    known = both(layers, y, 4, 80, compiled=False)
+    flat, centre = torch.randn(5, 33, dtype=F64), torch.randn(33, dtype=F64)
+    monkeypatch.setattr(fused, "WIDTH", width)
+    monkeypatch.setattr(fused, "SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert_same(both(layers, y, 4, 80, compiled=True), known)
+    torch.testing.assert_close(
+        fused.project(H, centre, flat), (H - centre) @ flat.mT, rtol=1e-12, atol=1e-12
+    )
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "lay",
+    [
+        lambda H: H.mT.contiguous().mT,
+        lambda H: torch.cat([H, H], 1)[:, : H.shape[1]],
+        lambda H: H.repeat_interleave(2, 0)[::2],
+        lambda H: torch.stack([H, H], 2)[:, :, 1],
+    ],
+    ids=["columns", "of wider rows", "every second row", "every second number"],
+)
+def test_rows_are_read_where_they_lie(lay):
+    H, y = problems.features(4, N=30, D=11)
+    flat, zero = torch.randn(4, 11, dtype=F64), torch.zeros(11, dtype=F64)
+    lain = lay(H)
+    assert lain.equal(H)
+    torch.testing.assert_close(fused.project(lain, zero, flat), H @ flat.mT, rtol=1e-12, atol=1e-12)
+    known = both([H, H.exp()], y, 6, 30, compiled=False)
+    assert_same(both([lain, lay(H.exp())], y, 6, 30, compiled=True), known)
+    same_row = H[:1].expand(5, 11)
+    torch.testing.assert_close(fused.project(same_row, zero, flat), same_row @ flat.mT)
+
+
+@needs_numba
+def test_layers_of_several_types_are_read_in_the_widest():
+    H, y = problems.features(5, N=30, D=9)
+    layers = [H.half(), H.bfloat16(), H.float(), H]
+    wide = [layer.double() for layer in layers]
+    assert_same(both(layers, y, 6, 11, compiled=True), both(wide, y, 6, 11, compiled=False))
+
+
+@needs_numba
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_seen(bad):
+    H = torch.ones(8, 3)
+    H[5, 1] = bad
+    data = [(H[:4], torch.arange(4) % 2), (H[4:], torch.arange(4) % 2)]
+    net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="gave NaN or infinite features on batch 1"):
+        pfc.measure(net, data, layers=["0"], progress=False)
+
+
+WITHOUT = """
+import sys
+sys.modules["numba"] = None
+import torch, pfc
+from pfc import fused
+H = torch.arange(24.0).reshape(8, 3).sin()
+found = pfc.measure_features({"a": H, "b": H.cos()}, torch.arange(8) % 2, progress=False)
+assert not fused.loops() and not fused.uncompiled()
+print(repr(float(found.table().pfc1.iloc[1])))
+"""
+
+
+def test_without_numba_the_numbers_are_the_same():
+    H = torch.arange(24.0).reshape(8, 3).sin()
+    found = pfc.measure_features({"a": H, "b": H.cos()}, torch.arange(8) % 2, progress=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(float(found.table().pfc1.iloc[1]), rel=1e-13)
+
+
+@needs_numba
+def test_compiled_loops_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
+    from pfc.kernels import compiled
+
+    monkeypatch.setenv("PFC_CACHE", str(tmp_path))
+    assert fused.uncompiled()
+    loops = compiled(fused._kept())
+    like, z = np.empty(0), np.zeros((1, 3))
+    row = np.arange(2.0)
+    loops["project"](like, row.ctypes.data, 2, np.zeros(2), np.ones((3, 2)), z)
+    assert z.tolist() == [[1, 1, 1]]
+    assert not fused.uncompiled()
+
+
+@needs_numba
+def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
+    import numba
+
+    from pfc import kernels
+
+    real = numba.njit
+
+    def unkept(*args, cache=False, **how):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*args, **how)
+
+    monkeypatch.setattr(numba, "njit", unkept)
+    assert {*kernels.compiled("")} == {"absorb", "relate", "project"}
+
+
+@needs_numba
+def test_increments_of_many_layers():
+    H, y = problems.features(8, N=12, D=6)
+    layers = [H * (l + 1) ** 0.5 + l for l in range(8)]
+    grams = both(layers, y, 6, 12, compiled=True)[1]
+    for i in range(12):
+        D = torch.stack([b[i] - a[i] for a, b in pairwise(layers)])
+        torch.testing.assert_close(grams[i], D @ D.mT, rtol=1e-13, atol=1e-13)
