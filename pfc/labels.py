@@ -1,6 +1,6 @@
 """The labels of a batch, prepared once for all layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64, Int, Int64
@@ -18,6 +18,7 @@ class BatchLabels:
         y: Class of each sample.
         present: Classes that occur, ascending.
         place: Position of each sample's class in `present`.
+        order: Numbers of the whole batch's samples, class by class.
         first: Number of the first sample of each class in `present`.
         count: Samples of each class in `present`.
         one_hot: Membership in the classes of `present`, where sums are the faster by it; else `None`.
@@ -27,6 +28,7 @@ class BatchLabels:
     y: Int64[Tensor, " B"]
     present: Int64[Tensor, " P"]
     place: Int64[Tensor, " B"]
+    order: Int64[Tensor, " N"]
     first: Int64[Tensor, " P"]
     count: Float64[Tensor, " P"]
     one_hot: Float64[Tensor, "P B"] | None
@@ -37,17 +39,18 @@ class BatchLabels:
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
         present, place, count = torch.unique(indices, return_inverse=True, return_counts=True)
-        first = torch.argsort(place, stable=True)[count.cumsum(0) - count]
+        order = torch.argsort(place, stable=True)
+        first = order[count.cumsum(0) - count]
         numbers = tuple(present.tolist())
-        own = cls(indices, present, place, first, count.double(), None, numbers)
+        own = cls(indices, present, place, order, first, count.double(), None, numbers)
         return own.to(device or y.device)
 
     def to(self, device: torch.device) -> "BatchLabels":
         """The same for features on another device; from the CPU without synchronising it."""
-        parts = (self.y, self.present, self.place, self.first, self.count)
-        y, present, place, first, count = (part.to(device, non_blocking=True) for part in parts)
+        parts = (self.y, self.present, self.place, self.order, self.first, self.count)
+        y, present, place, order, first, count = (part.to(device, non_blocking=True) for part in parts)
         one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
-        return BatchLabels(y, present, place, first, count, one_hot, self.numbers)
+        return BatchLabels(y, present, place, order, first, count, one_hot, self.numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
         """Sum of the rows of each class present."""
@@ -58,5 +61,4 @@ class BatchLabels:
     def rows(self, rows: slice) -> "BatchLabels":
         """The labels of some rows; the classes keep their places."""
         one_hot = None if self.one_hot is None else self.one_hot[:, rows]
-        place, y = self.place[rows], self.y[rows]
-        return BatchLabels(y, self.present, place, self.first, self.count, one_hot, self.numbers)
+        return replace(self, y=self.y[rows], place=self.place[rows], one_hot=one_hot)

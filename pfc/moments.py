@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pfc import fused
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import Loops, loops_for
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
 from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
@@ -193,7 +193,8 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        gained = self._absorb(batch, labels) if fused.reads(batch) else self._add(batch, labels)
+        loops = loops_for(batch)
+        gained = self._add(batch, labels) if loops is None else self._absorb(loops, batch, labels)
         k = labels.present
         for layer, scatter in zip(self.layers, gained.scatter, strict=True):
             layer.scatter.index_add_(0, k, scatter)
@@ -203,20 +204,24 @@ class SegmentMoments:
             self.steps.index_add_(0, labels.y, gained.steps)
         return gained.steps
 
-    def _absorb(self, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
+    def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
         """Add a batch to the means by compiled loops; what the rest gains."""
-        absorbed = partial(self._absorb_columns, batch, labels)
-        numbers = sum(H.numel() for H in batch)
-        return reduce(_Gained.plus, fused.spread(absorbed, batch[0].shape[1], numbers, fused.WIDTH))
+        absorbed, numbers = (
+            partial(self._absorb_columns, loops, batch, labels),
+            sum(H.numel() for H in batch),
+        )
+        return reduce(_Gained.plus, loops.spread(absorbed, batch[0].shape[1], numbers))
 
-    def _absorb_columns(self, batch: Sequence[Tensor], labels: BatchLabels, columns: slice) -> "_Gained":
+    def _absorb_columns(
+        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
+    ) -> "_Gained":
         n, ends = self.layers[0].count[labels.present], [0, len(batch) - 1]
         if self.paired:
             shifts = [_shift(self.layers[end], batch[end], n, labels, columns) for end in ends]
-            cross, steps = fused.relate(batch, labels, shifts, columns)
+            cross, steps = loops.relate(batch, labels, shifts, columns)
         scatter, moves, errors = zip(
             *(
-                fused.absorb(H, labels, n, layer.mean, layer.mean_error, columns)
+                loops.absorb(H, labels, n, layer.mean, layer.mean_error, columns)
                 for layer, H in zip(self.layers, batch, strict=True)
             ),
             strict=True,

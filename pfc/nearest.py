@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc import fused
+from pfc.fused import loops_for
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.prototypes import EPS, Prototypes
@@ -128,8 +128,8 @@ def project(
     """Coordinates of the centred rows of `H`, upcast tile by tile."""
     flat = bases.mT.contiguous()
     few = len(flat) <= FEW
-    if few and fused.reads([H]):
-        return fused.project(H, span.centre, flat) - span.centre_error @ bases
+    if few and (loops := loops_for([H])):
+        return loops.project(H, span.centre, flat) - span.centre_error @ bases
     z = bases.new_zeros(len(flat), len(H)).mT if few else bases.new_zeros(len(H), len(flat))
     if H.dtype == torch.float64 and span.central:  # needs no copy
         _add(z, H, flat, few=few)

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfc
-from pfc import fused
+from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
 from tests import problems
 
 F64 = torch.float64
-TYPES = [*fused.TYPES]
-needs_numba = pytest.mark.skipif(not fused.loops(), reason="no numba here")
+TYPES = [*processor.TYPES]
+needs_numba = pytest.mark.skipif(not processor.loops(), reason="no numba here")
 
 
 def one(H):
     """The numbers of a column, as the loops read them."""
     zero, unit = torch.zeros(1, dtype=F64), torch.ones(1, 1, dtype=F64)
-    return fused.project(H[:, None], zero, unit)[:, 0]
+    return processor.project(H[:, None], zero, unit)[:, 0]
 
 
 @needs_numba
@@ -46,7 +46,7 @@ def both(layers, y, K, sizes, *, compiled):
     moments, grams = SegmentMoments.empty(len(layers), K, layers[0].shape[1]), []
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(fused, "loops", dict)
+            patch.setattr(processor, "loops", dict)
         for rows in torch.arange(len(y)).split(sizes):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             grams.append(moments.update([H[part] for H in layers], BatchLabels.of(y[part])))
@@ -88,12 +88,12 @@ def test_parts_and_threads_change_nothing(monkeypatch, width, threads):
     layers = [H, H.sin(), H.cos().exp()]
     known = both(layers, y, 4, 80, compiled=False)
     flat, centre = torch.randn(5, 33, dtype=F64), torch.randn(33, dtype=F64)
-    monkeypatch.setattr(fused, "WIDTH", width)
-    monkeypatch.setattr(fused, "SHARE", 1)
+    monkeypatch.setattr(processor, "WIDTH", width)
+    monkeypatch.setattr(processor, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_same(both(layers, y, 4, 80, compiled=True), known)
     torch.testing.assert_close(
-        fused.project(H, centre, flat), (H - centre) @ flat.mT, rtol=1e-12, atol=1e-12
+        processor.project(H, centre, flat), (H - centre) @ flat.mT, rtol=1e-12, atol=1e-12
     )
 
 
@@ -113,11 +113,11 @@ def test_rows_are_read_where_they_lie(lay):
     flat, zero = torch.randn(4, 11, dtype=F64), torch.zeros(11, dtype=F64)
     lain = lay(H)
     assert lain.equal(H)
-    torch.testing.assert_close(fused.project(lain, zero, flat), H @ flat.mT, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(processor.project(lain, zero, flat), H @ flat.mT, rtol=1e-12, atol=1e-12)
     known = both([H, H.exp()], y, 6, 30, compiled=False)
     assert_same(both([lain, lay(H.exp())], y, 6, 30, compiled=True), known)
     same_row = H[:1].expand(5, 11)
-    torch.testing.assert_close(fused.project(same_row, zero, flat), same_row @ flat.mT)
+    torch.testing.assert_close(processor.project(same_row, zero, flat), same_row @ flat.mT)
 
 
 @needs_numba
@@ -143,10 +143,10 @@ WITHOUT = """
 import sys
 sys.modules["numba"] = None
 import torch, pfc
-from pfc import fused
+from pfc.fused import processor
 H = torch.arange(24.0).reshape(8, 3).sin()
 found = pfc.measure_features({"a": H, "b": H.cos()}, torch.arange(8) % 2, progress=False)
-assert not fused.loops() and not fused.uncompiled()
+assert not processor.loops() and not processor.uncompiled()
 print(repr(float(found.table().pfc1.iloc[1])))
 """
 
@@ -163,23 +163,23 @@ def test_without_numba_the_numbers_are_the_same():
 
 @needs_numba
 def test_compiled_loops_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
-    from pfc.kernels import compiled
+    from pfc.fused.kernels import compiled
 
     monkeypatch.setenv("PFC_CACHE", str(tmp_path))
-    assert fused.uncompiled()
-    loops = compiled(fused._kept())
+    assert processor.uncompiled()
+    loops = compiled(processor._kept())
     like, z = np.empty(0), np.zeros((1, 3))
     row = np.arange(2.0)
     loops["project"](like, row.ctypes.data, 2, np.zeros(2), np.ones((3, 2)), z)
     assert z.tolist() == [[1, 1, 1]]
-    assert not fused.uncompiled()
+    assert not processor.uncompiled()
 
 
 @needs_numba
 def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
     import numba
 
-    from pfc import kernels
+    from pfc.fused import kernels
 
     real = numba.njit
 

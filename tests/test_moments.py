@@ -106,7 +106,7 @@ def test_tiles_change_nothing(monkeypatch, tile):
     H, y = problems.features(5, N=90, D=23)
     known = ClassMoments.of(H, y)
     monkeypatch.setitem(pfc.tiles.TILE, "cpu", tile)
-    monkeypatch.setattr(pfc.fused, "WIDTH", tile)
+    monkeypatch.setattr(pfc.fused.processor, "WIDTH", tile)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
 
 

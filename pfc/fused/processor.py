@@ -1,8 +1,4 @@
-"""Statistics of features on the processor by compiled loops, where numba is at hand (extra `fast`).
-
-Features are read once, in their own type and where they lie; sums are kept in float64. Where numba is
-missing, or features are on another device, the callers do the same in torch, tile by tile.
-"""
+"""The loops on the processor, where numba is at hand (extra `fast`): where features lie, and threads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -38,7 +34,7 @@ Found = TypeVar("Found")
 def loops() -> dict[str, Callable[..., None]]:
     """The loops by name, kept compiled in the user's cache folder; none without numba."""
     try:
-        from pfc.kernels import compiled
+        from pfc.fused.kernels import compiled
     except ImportError:  # also of a numba that does not fit the numpy that is here
         return {}
     return compiled(_kept())
@@ -55,11 +51,6 @@ def uncompiled() -> bool:
     return bool(loops()) and bool(_kept()) and not glob(os.path.join(_kept(), "*", "*.nbi"))
 
 
-def reads(batch: Sequence[Tensor]) -> bool:
-    """Whether compiled loops read these features."""
-    return all(H.device.type == "cpu" and H.dtype in TYPES for H in batch) and bool(loops())
-
-
 def absorb(
     H: Float[Tensor, "B D"],
     labels: BatchLabels,
@@ -68,12 +59,7 @@ def absorb(
     errors: Float64[Tensor, "K D"],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
-    """Add some columns of rows to the means of their classes, of which there were `n` samples before.
-
-    Returns:
-        What the scatter of each class gains; how far its mean moved from the shift, and what rounding
-        had taken from it before.
-    """
+    """As in `Loops`."""
     read = _Read.of([H])  # held until the loop is done with it
     parts = (labels.place, labels.present, labels.first, labels.count)
     where = tuple(part.numpy() for part in parts)
@@ -90,7 +76,7 @@ def relate(
     shifts: Sequence[Float64[Tensor, "P C"]],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
-    """Of some columns, by class the product of the ends less their shifts; by row, of all increments."""
+    """As in `Loops`."""
     read, ends = _Read.of(batch), [S.contiguous().numpy() for S in shifts]
     cross, depth = np.zeros(len(labels.present)), len(batch) - 1
     steps = np.zeros((len(labels.place), depth, depth))
@@ -102,7 +88,7 @@ def relate(
 def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
-    """Products of the centred rows with directions."""
+    """As in `Loops`."""
     read, (R, D), middle = _Read.of([H]), flat.shape, centre.numpy()
     directions = np.zeros((R + -R % AT_ONCE, D))
     directions[:R] = flat.numpy()
@@ -111,8 +97,13 @@ def project(
     def rows(part: slice) -> None:
         loops()["project"](*read.first(part.start), middle, directions, z[part])
 
-    spread(rows, len(H), H.numel(), len(H))
+    _side_by_side(rows, len(H), H.numel(), 1)
     return torch.from_numpy(z)[:, :R]
+
+
+def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
+    """As in `Loops`."""
+    return _side_by_side(run, size, numbers, -(-size // WIDTH))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +138,10 @@ class _Read:
         return like, addresses[0], strides[0]
 
 
-def spread(run: Callable[[slice], Found], size: int, numbers: int, most: int) -> list[Found]:
-    """What `run` gives of parts of `size`, at most so large, on threads where that is worth it."""
+def _side_by_side(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
+    """What `run` gives of at least so many parts of a size."""
     threads = max(1, min(torch.get_num_threads(), numbers // SHARE, size))
-    parts = max(threads, -(-size // most))
+    parts = max(threads, least)
     cuts = [size * i // parts for i in range(parts + 1)]
     slices = [slice(*cut) for cut in pairwise(cuts)]
     return [*map(run, slices)] if threads == 1 else [*_threads(threads).map(run, slices)]

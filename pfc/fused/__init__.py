@@ -1,0 +1,82 @@
+"""Statistics of features by compiled loops: each number is read once, in its own type, where it lies.
+
+Where the compiler is missing, or no loops are written for the device, the callers do the same in torch,
+tile by tile.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pfc.fused import processor
+from pfc.labels import BatchLabels
+from pfc.warning import warn
+
+Found = TypeVar("Found")
+
+
+@runtime_checkable
+class Loops(Protocol):
+    """What is compiled; every function has its slow twin beside its caller."""
+
+    def absorb(
+        self,
+        H: Float[Tensor, "B D"],
+        labels: BatchLabels,
+        n: Float64[Tensor, " P"],
+        means: Float64[Tensor, "K D"],
+        errors: Float64[Tensor, "K D"],
+        columns: slice,
+    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+        """Add some columns of rows to the means of their classes, which had `n` samples before.
+
+        Returns:
+            What the scatter of each class gains; how far its mean moved from the shift, and what
+            rounding had taken from it before.
+        """
+
+    def relate(
+        self,
+        batch: Sequence[Float[Tensor, "B D"]],
+        labels: BatchLabels,
+        shifts: Sequence[Float64[Tensor, "P C"]],
+        columns: slice,
+    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+        """Of some columns, by class the product of the ends less their shifts; by row, of all steps."""
+
+    def project(
+        self, H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+    ) -> Float64[Tensor, "B R"]:
+        """Products of the centred rows with directions."""
+
+    def spread(self, run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
+        """What `run` gives of parts of `size` columns, which may run side by side."""
+
+
+def loops_for(batch: Sequence[Tensor]) -> Loops | None:
+    """Compiled loops that read these features, if there are any."""
+    kinds = {H.device.type for H in batch}
+    if any(H.dtype not in processor.TYPES for H in batch):
+        return None
+    if kinds == {"cpu"}:
+        return processor if processor.loops() else None
+    return _on_cuda() if kinds == {"cuda"} else None
+
+
+@cache
+def _on_cuda() -> Loops | None:
+    """The loops for CUDA devices, if they can be compiled and keep their digits there."""
+    try:
+        from pfc.fused import cuda
+    except ImportError:  # triton comes with the CUDA wheels of torch
+        return None
+    try:
+        cuda.check("cuda")
+    except Exception as error:  # of a compiler and a device that nobody here has seen
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        warn(f"compiled loops do not work on this device, torch serves instead ({reason})", UserWarning)
+        return None
+    return cuda

@@ -1,0 +1,138 @@
+"""The loops on CUDA devices, by Triton's compiler, which comes with the CUDA wheels of torch."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import triton
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pfc.fused import programs
+from pfc.labels import BatchLabels
+
+COLUMNS = 128  # that a program has at once; ours
+ROWS = 4  # that a program projects at once; ours
+
+Found = TypeVar("Found")
+
+
+def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
+    """As in `Loops`: a device spreads the columns by itself."""
+    return [run(slice(0, size))]
+
+
+def absorb(
+    H: Float[Tensor, "B D"],
+    labels: BatchLabels,
+    n: Float64[Tensor, " P"],
+    means: Float64[Tensor, "K D"],
+    errors: Float64[Tensor, "K D"],
+    columns: slice,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+    """As in `Loops`."""
+    (H,), start, width, P = _rows([H]), columns.start, columns.stop - columns.start, len(n)
+    starts, step = labels.count.cumsum(0) - labels.count, n.new_empty(P, width)
+    gained, error = n.new_empty(P, triton.cdiv(width, COLUMNS)), torch.empty_like(step)
+    where = labels.order, starts.long(), labels.count, labels.present, labels.first
+    with torch.cuda.device_of(H):
+        programs.absorb[(P, gained.shape[1])](
+            H[:, start:],
+            H.stride(0),
+            *where,
+            n,
+            means[:, start:],
+            errors[:, start:],
+            means.stride(0),
+            width,
+            step,
+            error,
+            gained,
+            COLUMNS=COLUMNS,
+        )
+    return gained.sum(1), step, error
+
+
+def relate(
+    batch: Sequence[Float[Tensor, "B D"]],
+    labels: BatchLabels,
+    shifts: Sequence[Float64[Tensor, "P C"]],
+    columns: slice,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    """As in `Loops`."""
+    layers, depth, B = _rows(batch), len(batch) - 1, len(labels.place)
+    addresses = [H[:, columns.start :].data_ptr() for H in layers]
+    where = torch.tensor([addresses, [H.stride(0) for H in layers]], device=layers[0].device)
+    cross, steps = labels.count.new_empty(B), labels.count.new_empty(B, depth, depth)
+    first, last = (S.contiguous() for S in shifts)
+    side = max(2, triton.next_power_of_2(depth))
+    with torch.cuda.device_of(first):
+        programs.relate[(B,)](
+            layers[0],
+            *where,
+            depth,
+            labels.place,
+            first,
+            last,
+            first.shape[1],
+            cross,
+            steps,
+            SIDE=side,
+            COLUMNS=max(16, COLUMNS // side),
+        )
+    by_class = labels.count.new_zeros(len(labels.present)).index_add_(0, labels.place, cross)
+    return by_class, steps
+
+
+def project(
+    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+) -> Float64[Tensor, "B R"]:
+    """As in `Loops`."""
+    (H,), flat, z = _rows([H]), flat.contiguous(), flat.new_empty(len(H), len(flat))
+    side = max(2, triton.next_power_of_2(len(flat)))
+    with torch.cuda.device_of(H):
+        programs.project[(triton.cdiv(len(H), ROWS),)](
+            H,
+            len(H),
+            H.stride(0),
+            centre,
+            flat,
+            len(flat),
+            H.shape[1],
+            z,
+            ROWS=ROWS,
+            SIDE=side,
+            COLUMNS=max(16, COLUMNS // side),
+        )
+    return z
+
+
+def _rows(batch: Sequence[Tensor]) -> list[Tensor]:
+    """Layers of one type, in the widest of theirs; rows of numbers side by side."""
+    dtype = batch[0].dtype
+    for H in batch:
+        dtype = torch.promote_types(dtype, H.dtype)
+    return [H.to(dtype) if H.stride(1) == 1 else H.to(dtype).contiguous() for H in batch]
+
+
+def check(device: str) -> None:
+    """Refuse a device on which a few numbers do not come out as they should.
+
+    Raises:
+        ArithmeticError: If they do not.
+    """
+    H = torch.arange(12.0, device=device).reshape(4, 3).sin() + 100
+    labels = BatchLabels.of(torch.tensor([0, 1, 0, 0], device="cpu"), H.device)
+    means, errors = (torch.zeros(2, 3, dtype=torch.float64, device=device) for _ in range(2))
+    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3))
+    grams = relate([H, H.cos()], labels, [means, means], slice(0, 3))[1]
+    z = project(H, means[0], means)
+    X = H.double()
+    known = torch.stack([X[[0, 2, 3]].mean(0), X[1]])
+    steps = (H.cos().double() - X).square().sum(1)
+    found, right = (
+        torch.cat([part.flatten() for part in parts])
+        for parts in ((means + errors, grams, z), (known, steps, (X - known[0]) @ known.mT))
+    )
+    if not torch.allclose(found, right, rtol=1e-12, atol=1e-12):
+        raise ArithmeticError(f"off by {float((found - right).abs().max()):.1e}")
