@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfc
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.line import ENDS, LineCrossings
 from pfc.measuring import passes
@@ -80,8 +81,9 @@ def watched():
 
 
 @pytest.fixture
-def queued():
-    """The CPU is treated as a device with a queue."""
+def queued(monkeypatch):
+    """The CPU is treated as a device with a queue, and without compiled loops."""
+    monkeypatch.setattr(processor, "loops", dict)
     SYNCHRONOUS_DEVICES.discard("cpu")
     yield
     SYNCHRONOUS_DEVICES.add("cpu")

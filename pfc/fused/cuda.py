@@ -61,10 +61,11 @@ def relate(
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
     layers, depth, B = _rows(batch), len(batch) - 1, len(labels.place)
-    addresses = [H[:, columns.start :].data_ptr() for H in layers]
-    where = torch.tensor([addresses, [H.stride(0) for H in layers]], device=layers[0].device)
-    cross, steps = labels.count.new_empty(B), labels.count.new_empty(B, depth, depth)
     first, last = (S.contiguous() for S in shifts)
+    addresses = [H[:, columns.start :].data_ptr() for H in layers]
+    where = torch.tensor([addresses, [H.stride(0) for H in layers]], device="cpu")
+    where = where.to(first.device, non_blocking=True)  # waits for nothing
+    cross, steps = labels.count.new_empty(B), labels.count.new_empty(B, depth, depth)
     side = max(2, triton.next_power_of_2(depth))
     with torch.cuda.device_of(first):
         programs.relate[(B,)](
