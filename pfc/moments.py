@@ -366,10 +366,9 @@ class _Work:
 
     def gained(self) -> _Gained:
         """The sums by class."""
-        by_class = [self.labels.sums(each[:, None])[:, 0] for each in (*self.squares, self.cross)]
-        *scatter, cross = [
-            a - lost for a, lost in zip(by_class, [*self.lost, self.lost_cross], strict=True)
-        ]
+        place, zeros = self.labels.place, torch.zeros_like(self.lost_cross)
+        pairs = zip((*self.squares, self.cross), (*self.lost, self.lost_cross), strict=True)
+        *scatter, cross = (zeros.index_add(0, place, each) - lost for each, lost in pairs)
         return _Gained(scatter, cross, self.steps)
 
     def tile(
