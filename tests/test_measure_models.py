@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import pfc
 from pfc.measuring import calling, entry
 from pfc.measuring.loader import MeasuredBatches
+from pfc.measuring.survey import Survey
 from pfc.moments import ClassMoments
 from pfc.warning import CollapseWarning
 from tests.models import Net, SharedRelu, batched, collected, randomised, samples, seeded
@@ -893,3 +894,64 @@ def test_coinciding_means_leave_every_shape_metric_undefined():
         table = measured(model, [(torch.ones(40, 8), torch.arange(40) % 5)]).table()
     names = ["pfc1", "pfc2", "nc1", "fuzziness", "nc2_norm", "nc2_angle", "nc2_max_angle", "nc3", "cdnv"]
     assert table.iloc[0][names].isna().all()
+
+
+class Maps(nn.Module):
+    """Blocks of maps, whose channels may lie last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.narrow = nn.Conv2d(4, 6, 3, stride=2)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h).tanh()
+        return self.classifier(self.narrow(h).mean((2, 3)))
+
+
+MAPS = ["stem", "blocks.*", "narrow", "classifier.input"]
+
+
+def maps_profile(memory_format, layers=MAPS, **how):
+    net = seeded(Maps).double().to(memory_format=memory_format)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 3, 7, 5, generator=g, dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format)
+    return pfc.measure(net, batched(x, torch.arange(60) % 3, 13), layers=layers, progress=False, **how)
+
+
+@pytest.mark.parametrize("how", [{}, {"intervals": True}, {"passes": 1}], ids=str)
+def test_maps_are_read_as_they_lie_and_kept_in_their_order(how, monkeypatch):
+    read = []
+    original = Survey._rows
+
+    def rows(self, name, output, batch):
+        H = original(self, name, output, batch)
+        read.append(H.data_ptr() == output.data_ptr())
+        return H
+
+    known = maps_profile(torch.contiguous_format, **how)
+    monkeypatch.setattr(Survey, "_rows", rows)
+    found = maps_profile(torch.channels_last, **how)
+    assert all(read)
+    for name, values in known.columns.items():
+        assert found.columns[name] == pytest.approx(values, rel=1e-10, abs=1e-12, nan_ok=True), name
+    for name, moments in known.moments.items():
+        for part in ("count", "mean", "scatter"):
+            torch.testing.assert_close(
+                getattr(found.moments[name], part), getattr(moments, part), rtol=1e-10, atol=1e-12
+            )
+    if how.get("passes") != 1:
+        a, b = (p.prediction(0).table().select_dtypes("number") for p in (found, known))
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_maps_about_other_means_or_with_a_probe_are_read_in_their_order():
+    known, found = (maps_profile(f) for f in (torch.contiguous_format, torch.channels_last))
+    about = [maps_profile(torch.channels_last, layers=None, means=means) for means in (known, found)]
+    for name, values in about[0].columns.items():
+        assert about[1].columns[name] == pytest.approx(values, rel=1e-9, abs=1e-12, nan_ok=True), name

@@ -61,7 +61,7 @@ def assemble(
         layers=layout.names,
         shapes=tuple(layout.shapes.values()),
         columns={c.name: tuple(row[c.name] for row in rows.values()) for c in columns},
-        moments={name: each.cpu() for name, each in moments.items()},
+        moments={name: layout.named(name, each).cpu() for name, each in moments.items()},
         segments=segments,
         about=_about(found, weighting, reference) | dict(about or {}),
         geometry={name: _geometry(moments[name], evidence) for name, evidence in known.items()},

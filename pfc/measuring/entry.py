@@ -153,7 +153,10 @@ def measure(
         if (tokens := batches.tokens) is not None:
             labels = tuple(tokens.vocabulary.tolist())
             how = replace(how, classes=len(labels), labels=labels)
-        request = Request(model, names, classifier, pool, segments and reference is None, tokens)
+        own = reference is None
+        request = Request(
+            model, names, classifier, pool, segments and own, tokens, own and probe is None
+        )
         total = None if batches.total is None else passes * batches.total
         looked, first, rest = _looked(request, batches, limit, reference, ranks)
         held = None if probe is None else (looked, MeasuredBatches(probe, None, device))

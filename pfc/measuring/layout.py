@@ -1,12 +1,13 @@
 """What is measured: plain data that can be sent to every process."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import prod
 from typing import Any
 
 from pfc.layers import CLASSIFIER_INPUT
+from pfc.moments import ClassMoments
 from pfc.taps import Side
 
 Shape = tuple[int, ...]
@@ -28,6 +29,7 @@ class Layout:
         entrance: The module whose input or output is the classifier's input, and which of them.
         input_pool: How the classifier's input is reduced to one vector a sample.
         sequence_first: Rows whose layers give tokens first, samples second.
+        lying: Rows of maps whose channels lie last in memory, and that are read in that order.
         model: What the network is called.
         pool: How outputs of several tokens or pixels were reduced.
         chosen: How the layers were chosen, in words.
@@ -43,6 +45,7 @@ class Layout:
     entrance: tuple[str, Side] | None = None
     input_pool: str = "flatten"
     sequence_first: tuple[str, ...] = ()
+    lying: tuple[str, ...] = ()
     model: str = "features"
     pool: str = "flatten"
     chosen: str = "named"
@@ -82,6 +85,17 @@ class Layout:
         """Runs of two or more consecutive rows of one shape."""
         return [group for group in self.groups if len(group) > 1]
 
+    def named(self, name: str, moments: ClassMoments) -> ClassMoments:
+        """Moments of a row with their features in the order of its shape."""
+        if name not in self.lying:
+            return moments
+        channels, *places = self.shapes[name]
+        means, errors = (
+            M.view(len(M), *places, channels).movedim(-1, 1).reshape(len(M), -1)
+            for M in (moments.mean, moments.mean_error)
+        )
+        return replace(moments, mean=means, mean_error=errors)
+
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON can hold it."""
         return asdict(self)
@@ -92,6 +106,7 @@ class Layout:
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
         entrance = None if value["entrance"] is None else tuple(value["entrance"])
         tuples = {"entrance": entrance, "sequence_first": tuple(value["sequence_first"])}
+        tuples["lying"] = tuple(value["lying"])
         return cls(**{**value, "shapes": shapes, **tuples})
 
     def __str__(self) -> str:

@@ -37,6 +37,12 @@ class Row:
         turned = output.ndim == 3 and len(output) != trial.size and output.shape[1] == trial.size
         return cls(call, trial.reduce(output.transpose(0, 1) if turned else output), turned)
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of maps lie last, where rows in the order of their shape are copies."""
+        H = self.H
+        return H.ndim > 3 and not H.is_contiguous() and H.movedim(1, -1).is_contiguous()
+
     def feeds(self, head: Head) -> bool:
         """Whether these features are what the classifier reads: the same memory, or the same numbers."""
         call, H = self.call, self.H.reshape(len(self.H), -1)

@@ -90,13 +90,16 @@ def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Su
         raise ValueError(EMPTY)
     one, layout = next(iter(layouts.items()))
     for rank, other in layouts.items():
-        if name := next((name for name in layout if other[name] != layout[name]), None):
+        differ = (name for name in layout if name != "lying" and other[name] != layout[name])
+        if name := next(differ, None):
             raise ValueError(
                 f"process {rank} measures {Layout.from_dict(other)}, process {one} "
                 f"{Layout.from_dict(layout)}: every process needs the same network and layers "
                 f"({name} is {other[name]!r} and {layout[name]!r})"
             )
-    found = looked or Survey.of(Layout.from_dict(layout), request.model, request.pool, request.tokens)
+    agreed = Layout.from_dict(layout)
+    found = looked or Survey.of(agreed, request.model, request.pool, request.tokens)
+    found = replace(found, layout=replace(found.layout, lying=agreed.lying))
     return found if len(layouts) == len(each) else _with_weight(found, looked is not None, one, ranks)
 
 

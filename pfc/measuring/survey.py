@@ -161,7 +161,7 @@ class Survey:
                 f"samples; a sample's shape was {shape} before"
                 + ("; of texts of many lengths take pool='mean'" if H.ndim == 3 else "")
             )
-        return H.reshape(size, -1)
+        return (H.movedim(1, -1) if name in layout.lying else H).reshape(size, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +202,7 @@ class Request:
     pool: Pool = "flatten"
     segments: bool = True
     tokens: Tokens | None = None
+    as_it_lies: bool = False  # rows may be read in the order in which they lie in memory
 
 
 def survey(request: Request, batch: Batch, *, form: Form | None = None) -> Survey:
@@ -225,8 +226,20 @@ def survey(request: Request, batch: Batch, *, form: Form | None = None) -> Surve
         pool=pool if isinstance(pool, str) else getattr(pool, "__name__", "callable"),
         chosen=how + _not_found(head, row, asked=asked),
     )
+    if request.as_it_lies and pool == "flatten":
+        layout = replace(layout, lying=_lying(layout, rows))
     found = replace(Survey.of(layout, model, pool, request.tokens), form=form)
     return found if head is None else replace(found, weigh=head.weight, bias=head.bias)
+
+
+def _lying(layout: Layout, rows: Mapping[str, Row]) -> tuple[str, ...]:
+    """Rows of maps whose channels lie last, of whole segments; not what the classifier reads."""
+    return tuple(
+        name
+        for group in layout.groups
+        if layout.classifier_row not in group and all(n in rows and rows[n].channels_last for n in group)
+        for name in group
+    )
 
 
 def _classifier_row(
