@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfc
+from pfc import fused
 from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
@@ -45,6 +46,7 @@ def both(layers, y, K, sizes, *, compiled):
     """Moments and grams of a stream of batches."""
     moments, grams = SegmentMoments.empty(len(layers), K, layers[0].shape[1]), []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "LEAST", 0)
         if not compiled:
             patch.setattr(processor, "loops", dict)
         for rows in torch.arange(len(y)).split(sizes):
@@ -130,7 +132,8 @@ def test_layers_of_several_types_are_read_in_the_widest():
 
 @needs_numba
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_no_number_is_seen(bad):
+def test_what_is_no_number_is_seen(monkeypatch, bad):
+    monkeypatch.setattr(fused, "LEAST", 0)
     H = torch.ones(8, 3)
     H[5, 1] = bad
     data = [(H[:4], torch.arange(4) % 2), (H[4:], torch.arange(4) % 2)]
@@ -143,7 +146,9 @@ WITHOUT = """
 import sys
 sys.modules["numba"] = None
 import torch, pfc
+from pfc import fused
 from pfc.fused import processor
+fused.LEAST = 0
 H = torch.arange(24.0).reshape(8, 3).sin()
 found = pfc.measure_features({"a": H, "b": H.cos()}, torch.arange(8) % 2, progress=False)
 assert not processor.loops() and not processor.uncompiled()
@@ -151,7 +156,8 @@ print(repr(float(found.table().pfc1.iloc[1])))
 """
 
 
-def test_without_numba_the_numbers_are_the_same():
+def test_without_numba_the_numbers_are_the_same(monkeypatch):
+    monkeypatch.setattr(fused, "LEAST", 0)
     H = torch.arange(24.0).reshape(8, 3).sin()
     found = pfc.measure_features({"a": H, "b": H.cos()}, torch.arange(8) % 2, progress=False)
     done = subprocess.run(
@@ -159,6 +165,15 @@ def test_without_numba_the_numbers_are_the_same():
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(float(found.table().pfc1.iloc[1]), rel=1e-13)
+
+
+@needs_numba
+def test_few_numbers_need_no_compiler(monkeypatch):
+    monkeypatch.setattr(processor, "loops", lambda: pytest.fail("loaded"))
+    H = torch.zeros(64, fused.LEAST // 64 - 1)
+    assert fused.loops_for([H]) is None
+    monkeypatch.undo()
+    assert fused.loops_for([H, H]) is processor
 
 
 @needs_numba

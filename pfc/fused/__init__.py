@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.warning import warn
+
+LEAST = 2**16  # numbers of a batch below which to load a compiler's loops is not worth it; ours
 
 Found = TypeVar("Found")
 
@@ -59,11 +62,16 @@ class Loops(Protocol):
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:
     """Compiled loops that read these features, if there are any."""
     kinds = {H.device.type for H in batch}
-    if any(H.dtype not in processor.TYPES for H in batch):
+    if any(H.dtype not in processor.TYPES for H in batch) or sum(H.numel() for H in batch) < LEAST:
         return None
     if kinds == {"cpu"}:
         return processor if processor.loops() else None
     return _on_cuda() if kinds == {"cuda"} else None
+
+
+def compiles(numbers: int, device: torch.device) -> bool:
+    """Whether loops for batches of so many numbers are to be compiled first."""
+    return device.type == "cpu" and numbers >= LEAST and processor.uncompiled()
 
 
 @cache

@@ -48,7 +48,8 @@ def _kept() -> str:
 
 def uncompiled() -> bool:
     """Whether the loops are to be compiled at their first call, which takes some seconds."""
-    return bool(loops()) and bool(_kept()) and not glob(os.path.join(_kept(), "*", "*.nbi"))
+    kept = _kept()
+    return bool(loops()) and bool(kept) and not glob(os.path.join(kept, "*", "*.nbi"))
 
 
 def absorb(

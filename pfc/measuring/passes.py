@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from pfc import fused
 from pfc.device import SYNCHRONOUS_DEVICES
-from pfc.fused import processor
 from pfc.influence import Influence
 from pfc.measuring import shards
 from pfc.measuring.costs import cost
@@ -97,7 +97,8 @@ def run_passes(
     inputs = shards.fingerprint(first, ranks) if how.passes == 2 or ranks.size > 1 else None
     head = [] if first is None else [first]
     read = shards.polled(chain(head, rest), ranks)
-    if sums.device.type == "cpu" and processor.uncompiled():
+    rows = 0 if first is None else len(first.labels.y)
+    if fused.compiles(rows * max(source.layout.features.values()), sums.device):
         step(0, "compiling, once on this machine")
     done = first_pass(source, read, sums, inputs, step)
     shards.merge_sums(sums, batches.dataset_size, batches.largest, ranks)
