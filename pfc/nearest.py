@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc.fused import loops_for
+from pfc.fused import loops_for, on_processor, processor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.prototypes import EPS, Prototypes
@@ -222,6 +222,10 @@ class NearestMean:
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         p = self.span.place[y]
         nearest = self.span.prototypes.nearest(z)
+        if on_processor(z.device, len(z) * len(self.span.centre)):
+            sums = (self.count, self.hits, self.sums, self.squares, self.confusion)
+            processor.tally(z, self.span.points, p, nearest, sums)
+            return nearest
         residual = z - self.span.points[p]
         self.count.index_add_(0, p, z.new_ones(len(z)))
         self.hits.index_add_(0, p, (nearest == p).to(z))

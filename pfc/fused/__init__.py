@@ -61,12 +61,17 @@ class Loops(Protocol):
 
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:
     """Compiled loops that read these features, if there are any."""
-    kinds = {H.device.type for H in batch}
-    if any(H.dtype not in processor.TYPES for H in batch) or sum(H.numel() for H in batch) < LEAST:
+    kinds, numbers = {H.device.type for H in batch}, sum(H.numel() for H in batch)
+    if any(H.dtype not in processor.TYPES for H in batch) or len(kinds) > 1:
         return None
-    if kinds == {"cpu"}:
-        return processor if processor.loops() else None
-    return _on_cuda() if kinds == {"cuda"} else None
+    if kinds == {"cuda"}:
+        return _on_cuda() if numbers >= LEAST else None
+    return processor if on_processor(batch[0].device, numbers) else None
+
+
+def on_processor(device: torch.device, numbers: int) -> bool:
+    """Whether compiled loops of the processor serve batches of so many numbers."""
+    return device.type == "cpu" and numbers >= LEAST and bool(processor.loops())
 
 
 def compiles(numbers: int, device: torch.device) -> bool:

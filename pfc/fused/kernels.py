@@ -21,7 +21,7 @@ def compiled(cache):
     """The kernels, compiled on first use and kept in the folder `cache` from then on."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
-        return {loop.__name__: jit(loop) for loop in (absorb, relate, project)}
+        return {loop.__name__: jit(loop) for loop in (absorb, relate, project, tally)}
     finally:
         numba.config.CACHE_DIR = before
 
@@ -167,6 +167,22 @@ def _products(p, q, u, v, gram, l, m):
             gram[a, b] += product
             if a != b:
                 gram[b, a] += product
+
+
+@no_type_check
+def tally(z, points, place, nearest, count, hits, sums, squares, confusion):
+    """Add up by class: samples, those nearest to their own point, residuals and their squares."""
+    for i in range(len(place)):
+        p, n = place[i], nearest[i]
+        own, total, square = points[p], sums[p], squares[p]
+        count[p] += 1
+        hits[p] += n == p
+        if len(confusion):
+            confusion[p, n] += 1
+        for r in range(points.shape[1]):
+            x = z[i, r] - own[r]
+            total[r] += x
+            square[r] += x * x
 
 
 @no_type_check

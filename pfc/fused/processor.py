@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pfc.folders import cache_folder
@@ -100,6 +100,18 @@ def project(
 
     _side_by_side(rows, len(H), H.numel(), 1)
     return torch.from_numpy(z)[:, :R]
+
+
+def tally(
+    z: Float64[Tensor, "B R"],
+    points: Float64[Tensor, "P R"],
+    place: Int64[Tensor, " B"],
+    nearest: Int64[Tensor, " B"],
+    sums: Sequence[Float64[Tensor, "..."]],
+) -> None:
+    """Add to `sums`, by class: counts, hits, residuals, their squares, confusion if it has room."""
+    parts = (z.contiguous(), points.contiguous(), place, nearest, *sums)
+    loops()["tally"](*(part.numpy() for part in parts))
 
 
 def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
