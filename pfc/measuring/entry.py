@@ -14,6 +14,7 @@ from pfc.measuring.assembly import assemble
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
 from pfc.measuring.opening import Asked, checked_how
+from pfc.measuring.outlook import Outlook
 from pfc.measuring.passes import run_passes
 from pfc.measuring.probe import check_room, look, probe_layers
 from pfc.measuring.reference import Reference
@@ -147,7 +148,8 @@ def measure(
             check_room(looked.layout, ranks.size)
             look(held, batches.device)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
-            found = run_passes(looked, it.first, it.rest, batches, it.how, ranks, step)
+            told = it.outlook.watched(step) if it.first is not None and ranks.is_main else step
+            found = run_passes(looked, it.first, it.rest, batches, it.how, ranks, told)
         shards.check_divided(batches, ranks)
         probed = probe_layers(looked, batches, held, found.sums, enabled=progress)
         tokens = batches.tokens
@@ -221,8 +223,10 @@ def measure_features(
         reference.check(source.layout)
     held = None if probe is None else _held_out(source, probe, reference)
     rest = iter(source)
+    first = next(rest)
+    outlook = Outlook.of(source.layout, first, source, len(source), how, of_model=False)
     with shown("measure", passes * len(source), enabled=progress) as step:
-        found = run_passes(source, next(rest), rest, source, how, ALONE, step)
+        found = run_passes(source, first, rest, source, how, ALONE, outlook.watched(step))
     W = None if source.head is None else source.head.weight
     probed = probe_layers(source, source, held, found.sums, enabled=progress)
     about = {"data": name, "precision": None, "processes": 1, "exchanged": 0}

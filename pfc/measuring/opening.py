@@ -17,6 +17,7 @@ from pfc.measuring import shards
 from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
 from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
+from pfc.measuring.outlook import Outlook
 from pfc.measuring.passes import How
 from pfc.measuring.reference import Reference
 from pfc.measuring.survey import Request, Survey
@@ -49,6 +50,14 @@ class Opened:
     how: How
     request: Request
     ranks: Processes
+
+    @property
+    def outlook(self) -> Outlook:
+        """What measuring takes, told of a first batch."""
+        first, batches = self.first, self.batches
+        assert first is not None, "a process without samples tells nothing"
+        total = batches.expected(len(first))
+        return Outlook.of(self.survey.layout, first, batches, total, self.how, of_model=True)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,7 +96,7 @@ class Asked:
         reference, tokens = self.reference, self.tokens
         with together(self.group) as ranks, workers_told(), ExitStack() as stack:
             device = place_of(model, self.device)
-            how = self._how(reference)
+            how = self.how
             ranks.use_device(device)
             self._agree(model, reference, ranks)
             stack.enter_context(undisturbed(unwrapped(model), device, self.precision))
@@ -100,13 +109,15 @@ class Asked:
             looked, first, rest = _looked(request, batches, self.limit, reference, ranks)
             yield Opened(looked, first, rest, batches, how, request, ranks)
 
-    def _how(self, reference: Reference | None) -> How:
+    @property
+    def how(self) -> How:
+        """How data are measured, if all arguments have a meaning."""
         return checked_how(
             self.passes,
             self.classes,
             self.weighting,
             self.statistics,
-            reference,
+            self.reference,
             intervals=self.intervals,
         )
 
