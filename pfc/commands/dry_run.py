@@ -22,7 +22,7 @@ class Other:
     """
 
     words: str
-    batches: float
+    batches: int | float
 
 
 Others = Mapping[str, Other]

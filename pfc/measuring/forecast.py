@@ -55,7 +55,7 @@ class Seconds:
     once: float = 0.0
     passes: int = 2
 
-    def of(self, batches: float) -> float:
+    def of(self, batches: int | float) -> float:
         """Seconds of so many batches in all passes."""
         each = self.passes * (self.reading + self.forward) + self.first + self.second
         return batches * each + self.once

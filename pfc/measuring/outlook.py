@@ -16,6 +16,7 @@ from pfc.warning import CostWarning, warn
 
 LONG = 600.0  # seconds above which it is said what would take less; ours
 ENOUGH = 10.0  # seconds of batches by which the others are foretold; ours
+CLOCK = time.monotonic
 EACH = 100  # samples a class of the limit that is named: PFC1 is then 1 % too small; ours
 
 
@@ -33,16 +34,16 @@ def bytes_needed(layout: Layout, classes: int, rows: int, how: How) -> int:
     return told.peak + told.batch * rows
 
 
-def in_bytes(size: float) -> str:
+def in_bytes(size: int | float) -> str:
     """A number of bytes in words."""
     unit, name = next((u for u in UNITS if size >= u[0]), UNITS[-1])
-    return f"{size / unit:.3g} {name}"
+    return f"{size / unit:.{max(3, len(str(int(size / unit))))}g} {name}"
 
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
-def in_time(seconds: float) -> str:
+def in_time(seconds: int | float) -> str:
     """A time in words, as exact as an estimate is."""
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:.0f} s"
@@ -145,12 +146,12 @@ class Outlook:
             saved = self.bytes - self.needed(self.unpaired)
             yield f"segments=False pairs no layers and keeps {in_bytes(saved)} less"
 
-    def watched(self, step: Step, clock: Callable[[], float] = time.monotonic) -> Step:
+    def watched(self, step: Step) -> Step:
         """Warn of memory now, and of time as soon as the first batches tell it."""
         if words := self.of_memory(free_memory(self.device)):
             warn(words, CostWarning)
         total = None if self.batches is None else self.how.passes * self.batches
-        return step if total is None else _Watched(step, total, self.of_time, clock)
+        return step if total is None else _Watched(step, total, self.of_time)
 
 
 @dataclass(eq=False)
@@ -160,7 +161,6 @@ class _Watched:
     step: Step
     total: int
     words: Callable[[float], str | None]
-    clock: Callable[[], float]
     began: tuple[float, int] | None = None
     settled: bool = False
 
@@ -168,7 +168,7 @@ class _Watched:
         self.step(done, note)
         if self.settled:
             return
-        now = self.clock()
+        now = CLOCK()
         self.began = self.began or (now, done)
         took, counted = now - self.began[0], done - self.began[1]
         if took >= ENOUGH and counted:
