@@ -1,7 +1,8 @@
 """Where to compute: a device that exists, by name, and on how many of the processor's threads."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
 SYNCHRONOUS_DEVICES = {"cpu"}  # whose numbers can be read without waiting for queued work
+MEMORY = "/proc/meminfo"  # of Linux
 SMALL = 2**20  # numbers in an array up to which a second thread costs more than it brings; ours
 
 
@@ -45,6 +47,31 @@ def device_of(name: str | torch.device | None, model: nn.Module) -> torch.device
     if device.type == "meta":
         raise ValueError("device 'meta' holds no numbers; name one such as 'cpu' or 'cuda'")
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """How much memory a device has free.
+
+    Args:
+        device: The device; `"cpu"` for the host's memory.
+
+    Returns:
+        Bytes; of a host that does not tell what is free, all it has, and `None` where that is not told
+        either. Linux counts as free what it would take back from files that it keeps.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError, ValueError, StopIteration), open(MEMORY, encoding="ascii") as told:
+        return 1024 * int(next(line.split()[1] for line in told if line.startswith("MemAvailable:")))
+    with suppress(AttributeError, OSError, ValueError):  # Windows has no such function
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given, so that a clock can tell how long that took."""
+    if device.type not in SYNCHRONOUS_DEVICES:
+        torch.get_device_module(device).synchronize(device)
 
 
 @contextmanager

@@ -13,6 +13,10 @@ class CollapseWarning(UserWarning):
     """Something about the data or the features makes a metric undefined or meaningless."""
 
 
+class CostWarning(UserWarning):
+    """What was asked for takes long, or more memory than there is."""
+
+
 def warn(message: str, category: type[Warning] = CollapseWarning) -> None:
     """Warn at the line that called into the package."""
     ours = [

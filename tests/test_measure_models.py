@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfc
-from pfc.measuring import calling, entry
+from pfc.measuring import calling, opening
 from pfc.measuring.loader import MeasuredBatches
 from pfc.measuring.survey import Survey
 from pfc.moments import ClassMoments
@@ -749,8 +749,9 @@ def test_wrong_arguments_are_refused(options, match):
 @pytest.mark.parametrize("weighting", ["samples", "both"])
 def test_an_unknown_weighting_is_refused(weighting, monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
-    for name in ("class_weights", "_how", "How"):
-        monkeypatch.setattr(entry, name, unwrap(getattr(entry, name)))
+    for name in ("class_weights", "checked_how"):
+        monkeypatch.setattr(opening, name, unwrap(getattr(opening, name)))
+    monkeypatch.setattr(opening.Asked, "__init__", unwrap(opening.Asked.__init__))
     with pytest.raises(ValueError, match=f"weighting must be 'class' or 'sample', got '{weighting}'"):
         unwrap(pfc.measure)(fc_resnet(), POINTS, weighting=weighting, progress=False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pfc
-from pfc.measuring import entry
+from pfc.measuring import opening
 from tests.models import Plain, batched, randomised, samples, seeded
 from tests.oracles import naive_row
 
@@ -119,7 +119,8 @@ def test_features_are_collected_in_the_precision_that_was_measured():
 
 def test_an_unknown_precision_is_refused(monkeypatch):
     # the types are checked in tests only, and would refuse it before pfc does
-    monkeypatch.setattr(entry, "undisturbed", contextmanager(unwrap(entry.undisturbed)))
+    monkeypatch.setattr(opening, "undisturbed", contextmanager(unwrap(opening.undisturbed)))
+    monkeypatch.setattr(opening.Asked, "__init__", unwrap(opening.Asked.__init__))
     with pytest.raises(ValueError, match="precision must be None, 'bfloat16' or 'float16', got 'half'"):
         unwrap(pfc.measure)(conv_resnet(), IMAGES, precision="half", progress=False)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from scipy.linalg import sqrtm
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
 from pfc.files import write_json
@@ -73,6 +74,30 @@ def positive(D, seed):
 
 
 # --- exact
+
+
+@pytest.mark.parametrize("noise", [0.05, 1.0, 3.0])
+@pytest.mark.parametrize("N", [3, 70, 150])  # in one block of rows and in several
+def test_partners_are_those_of_a_plain_assignment(N, noise):
+    A, B, _ = pair(N, N=N, D=5, noise=noise)
+    A, B = A - A.mean(0), B - B.mean(0)
+    G = A @ B.mT
+    want = linear_sum_assignment(G.numpy(), maximize=True)[1]
+    found = assigning._partners(G, A.norm(dim=1), B.norm(dim=1), 5)
+    assert found.tolist() == want.tolist()
+
+
+def test_nothing_gains_where_no_cycle_does():
+    three = np.array([[0, 0.1, -9], [-9, 0, 0.1], [0.1, -9, 0]])  # only all of them together
+    assert not assigning._nothing_gains(three)
+    assert not assigning._some_pair_gains(three, np.diagonal(three))
+    assert assigning._nothing_gains(three + 0.2 * np.eye(3))
+    A, _, _ = pair(0, N=200, D=4)
+    A -= A.mean(0)
+    assert assigning._nothing_gains((A @ A.mT).numpy()), "a scaling is a gradient"
+    assert assigning._some_pair_gains(-(A @ A.mT).numpy(), -A.square().sum(1).numpy())
+    C = assigning._reduced((A @ A.mT).numpy())
+    assert C.min(0).tolist() == C.min(1).tolist() == [0.0] * 200
 
 
 def test_o10_known_answer():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.device import wait_for
 from pfc.measuring.calling import Form, call
 from pfc.measuring.loader import Batch, cut
 
@@ -47,13 +47,8 @@ def latencies(
 
 
 def _seconds(net: nn.Module, batch: Batch, form: Form, device: torch.device) -> float:
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     call(net, batch, form)
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type not in SYNCHRONOUS_DEVICES:
-        torch.get_device_module(device).synchronize(device)

@@ -9,12 +9,16 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pfc import data as sets
-from pfc.commands.given import Given, OfModel, OfRun
+from pfc.commands import dry_run as dry_runs
+from pfc.commands.given import Given
+from pfc.commands.prepared import Prepared, prepared
 from pfc.commands.theory import NO_THEORY, GapOf, TheoryIfAsked, of_arrays, of_model, predicted
 from pfc.files import check_place, expanded
 from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
+from pfc.measuring.forecast import forecast, forecast_features
 from pfc.measuring.loader import StatisticsPlace
+from pfc.measuring.opening import Asked
 from pfc.models import Samples
 from pfc.processes import Processes, launched
 from pfc.profile import Prediction, Profile, load
@@ -92,6 +96,7 @@ def measure(
     device: str | None = None,
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     theory: TheoryIfAsked = NO_THEORY,
 ) -> None:
     """Measure every layer of a run, of any model on any data, or of features in a file.
@@ -109,6 +114,8 @@ def measure(
         device: Such as cpu or cuda.
         out: Save the profile as this .json file.
         as_json: Print one JSON object and nothing else: the verdict, all numbers, how it was measured.
+        dry_run: Read model and data, measure one batch, and print what all would take in seconds and
+            bytes, and what --no-segments, --pool mean and --limit would save; nothing is saved.
         theory: What theory says.
 
     Raises:
@@ -116,12 +123,16 @@ def measure(
     """
     out = None if out is None else expanded(out)
     beside = _checked(out, batch_size)
-    if Path(source).suffix in FEATURES:
-        found = _of_file(expanded(source), options, about)
-    elif about.labels is not None:
+    of_file = Path(source).suffix in FEATURES
+    if about.labels is not None and not of_file:
         raise ValueError(
             f"--labels belongs to an .npz or .safetensors file of features, not to {source}"
         )
+    if dry_run:
+        print(_dry(source, given, options, about, batch_size, device, out, as_json=as_json))
+        return
+    if of_file:
+        found = _of_file(expanded(source), options, about)
     else:
         with launched(device) as (ranks, device):
             found = _of_model(source, given, options, about, batch_size, device, ranks, out)
@@ -237,51 +248,74 @@ def _of_model(
     out: Path | None,
 ) -> Found:
     """Measure a model, and its test data about the means of what was measured."""
-    if about.probe and about.means is not None:
-        raise ValueError("--probe goes without --means: it is of samples about their own class means")
-    opened = given.opened(source)
-    model, samples = opened.model, opened.samples()
-    opened.describe(samples)
-    apart = opened.held_out() if about.test and about.means is None and options.passes == 2 else None
-    if apart is not None and out is not None:
-        _check_profile(_of_split(out, apart))
-    beside = None if apart is None else _beside(opened, apart, samples.split)
-
-    probe = _held_out(opened, samples.split).batches(batch_size) if about.probe else None
+    ready = _ready(source, given, options, about, out)
+    model, samples = ready.model, ready.samples
+    probe = None if ready.held is None else ready.held.batches(batch_size)
 
     def measured(samples: sets.Images | Samples, means: Profile | None, **more: Any) -> Profile:
         own = samples.part(ranks.rank, ranks.size).batches(batch_size)
-        how = vars(options) | {"pool": options.pool or _usual_pool(samples)}
-        how |= {} if means is None else {"classes": None}
+        how = _how(options, samples, means)
         return measure_layers(model, own, means=means, device=device, **how, **more)
 
-    means = None
-    if about.means is not None:
-        of_file = about.means.endswith(".json")
-        means = load(expanded(about.means)) if of_file else measured(opened.samples(about.means), None)
+    means = _known(about.means) if ready.means is None else measured(ready.means, None)
     profile = measured(samples, means, probe=probe)
     gap = of_model(profile, model, samples, device, batch_size)
-    if beside is not None:
-        return Found(profile, gap, measured(beside, profile), (samples.split, beside.split))
+    if ready.beside is not None:
+        splits = (samples.split, ready.beside.split)
+        return Found(profile, gap, measured(ready.beside, profile), splits)
     return Found(profile, gap)
 
 
-def _beside(opened: OfRun | OfModel, split: str, own: str) -> sets.Images | Samples:
-    """The split kept apart; what is wrong with it is told before anything is measured."""
-    try:
-        return opened.samples(split)
-    except ValueError as error:
-        raise ValueError(
-            f"split {split!r} can't be measured beside {own!r}, --no-test leaves it out: {error}"
-        ) from error
+def _ready(source: str, given: Given, options: Options, about: About, out: Path | None) -> Prepared:
+    """The model and all data that are measured."""
+    if about.probe and about.means is not None:
+        raise ValueError("--probe goes without --means: it is of samples about their own class means")
+    return prepared(
+        given.opened(source),
+        means=about.means,
+        test=about.test and options.passes == 2,
+        probe=about.probe,
+        check=lambda split: None if out is None else _check_profile(_of_split(out, split)),
+    )
 
 
-def _held_out(opened: OfRun | OfModel, own: str) -> sets.Images | Samples:
-    """The data on which a probe is tried."""
-    split = opened.held_out()
-    if split is None:
-        raise ValueError(f"--probe needs a split that is kept apart, and there is none beside {own!r}")
-    return opened.samples(split)
+def _dry(
+    source: str,
+    given: Given,
+    options: Options,
+    about: About,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> str:
+    """What measuring would cost, from one batch."""
+    told = dry_runs.as_json if as_json else dry_runs.told
+    if Path(source).suffix in FEATURES:
+        path = expanded(source)
+        features, means = _features(path, options, about)
+        asked = Asked(means=means, **_of_arrays(options))
+        of = forecast_features(features.layers, features.y, features.classifier, asked)
+        return told(of, path.stem, {})
+    ready = _ready(source, given, options, about, out)
+    means = None if ready.means is not None else _known(about.means)
+    how = _how(options, ready.samples, means)
+    how |= {"segments": options.segments and ready.means is None}
+    batches = ready.samples.batches(batch_size)
+    of = forecast(ready.model, batches, Asked(means=means, device=device, **how))
+    return told(of, batches.name, dry_runs.others(ready, batch_size, options.passes))
+
+
+def _how(options: Options, samples: sets.Images | Samples, means: Profile | None) -> dict[str, Any]:
+    """Arguments of `pfc.measure`: other data's means bring their number of classes."""
+    how = vars(options) | {"pool": options.pool or _usual_pool(samples)}
+    return how if means is None else how | {"classes": None}
+
+
+def _known(means: str | None) -> Profile | None:
+    """A saved profile, about whose class means data are measured; `None` for none."""
+    return None if means is None else load(expanded(means))
 
 
 def _usual_pool(samples: sets.Images | Samples) -> Literal["flatten", "mean"]:
@@ -302,19 +336,31 @@ def print_beside(profile: Profile, test: Profile, splits: tuple[str, str]) -> No
 
 def _of_file(path: Path, options: Options, about: About) -> Found:
     """Measure the features of a file."""
+    given, means = _features(path, options, about)
+    profile = measure_features(
+        given.layers,
+        given.y,
+        classifier=given.classifier,
+        means=means,
+        name=path.stem,
+        **_of_arrays(options),
+    )
+    return Found(profile, of_arrays(profile, given.layers, given.y))
+
+
+def _features(path: Path, options: Options, about: About) -> tuple[sets.Features, Profile | None]:
+    """The features of a file, and the profile about whose class means they are measured."""
     if about.probe:
         raise ValueError(f"--probe belongs to a model and its data, not to the features of {path}")
     if about.labels is None:
         raise ValueError(f"{path} needs --labels: the name of an array in it, or an .npy file")
     if about.means is not None and not about.means.endswith(".json"):
         raise ValueError(f"of features in a file --means must be a profile's .json, got {about.means}")
-    means = None if about.means is None else load(expanded(about.means))
     given = sets.Features.read(path, about.labels, classifier=options.classifier, layers=options.layers)
-    how = {
-        name: getattr(options, name)
-        for name in ("classes", "weighting", "passes", "segments", "intervals")
-    }
-    profile = measure_features(
-        given.layers, given.y, classifier=given.classifier, means=means, name=path.stem, **how
-    )
-    return Found(profile, of_arrays(profile, given.layers, given.y))
+    return given, _known(about.means)
+
+
+def _of_arrays(options: Options) -> dict[str, Any]:
+    """Arguments of `pfc.measure_features`."""
+    names = ("classes", "weighting", "passes", "segments", "intervals")
+    return {name: getattr(options, name) for name in names}

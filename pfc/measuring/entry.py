@@ -1,34 +1,29 @@
 """From a model and a loader, or from arrays, to a profile."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from pfc.data.classes import renamed_classes
-from pfc.evaluation import Precision, undisturbed
-from pfc.foreign import workers_told
+from pfc.evaluation import Precision
 from pfc.layers import Layers
 from pfc.measuring import shards
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.assembly import assemble
-from pfc.measuring.calling import place_of
 from pfc.measuring.head import Classifier
-from pfc.measuring.loader import Batch, MeasuredBatches, StatisticsPlace
-from pfc.measuring.passes import How, run_passes
+from pfc.measuring.loader import MeasuredBatches, StatisticsPlace
+from pfc.measuring.opening import Asked, checked_how
+from pfc.measuring.outlook import Outlook
+from pfc.measuring.passes import run_passes
 from pfc.measuring.probe import check_room, look, probe_layers
 from pfc.measuring.reference import Reference
-from pfc.measuring.survey import Request, Survey
 from pfc.measuring.tokens import Tokens
-from pfc.metrics import Weighting, class_weights
-from pfc.processes import ALONE, Processes, together
+from pfc.metrics import Weighting
+from pfc.processes import ALONE
 from pfc.profile.profile import Profile
 from pfc.progress import shown
-from pfc.taps import Pool, unwrapped
-from pfc.warning import warn
+from pfc.taps import Pool
 
 
 def measure(
@@ -125,48 +120,40 @@ def measure(
             every batch, the data are empty, mislabelled, of one class or not finite, shapes change
             between batches, or the second pass sees different samples from the first.
     """
-    reference = Reference.of(means)
-    names = [*reference.moments] if reference is not None and layers is None else layers
-    tokens = Tokens.asked(pool, shift, classes)
+    asked = Asked(
+        layers=layers,
+        classes=classes,
+        weighting=weighting,
+        passes=passes,
+        segments=segments,
+        intervals=intervals,
+        pool=pool,
+        limit=limit,
+        device=device,
+        classifier=classifier,
+        means=means,
+        shift=shift,
+        statistics=statistics,
+        group=group,
+        precision=precision,
+        probed=probe is not None,
+    )
+    reference = asked.reference
     if probe is not None:
-        _refuse_probe(reference, tokens)
-    with together(group) as ranks, workers_told(), ExitStack() as stack:
-        device = place_of(model, device)
-        how = _how(passes, classes, weighting, statistics, reference, intervals=intervals)
-        ranks.use_device(device)
-        ranks.agree(
-            passes=passes,
-            classes=classes,
-            weighting=weighting,
-            segments=segments,
-            intervals=intervals,
-            limit=limit,
-            precision=precision,
-            pool=pool if isinstance(pool, str) else "callable",
-            shift=shift,
-            means=None if reference is None else reference.digest,
-            network=shards.weights_digest(model) if ranks.size > 1 else None,
-        )
-        stack.enter_context(undisturbed(unwrapped(model), device, precision))
-        shards.share_buffers(unwrapped(model), ranks)
-        batches = _batches(model, data, limit, device, tokens, reference, ranks)
-        if (tokens := batches.tokens) is not None:
-            labels = tuple(tokens.vocabulary.tolist())
-            how = replace(how, classes=len(labels), labels=labels)
-        own = reference is None
-        request = Request(
-            model, names, classifier, pool, segments and own, tokens, own and probe is None
-        )
+        _refuse_probe(reference, asked.tokens)
+    with asked.opened(model, data) as it:
+        looked, batches, ranks = it.survey, it.batches, it.ranks
         total = None if batches.total is None else passes * batches.total
-        looked, first, rest = _looked(request, batches, limit, reference, ranks)
-        held = None if probe is None else (looked, MeasuredBatches(probe, None, device))
+        held = None if probe is None else (looked, MeasuredBatches(probe, None, batches.device))
         if held is not None:
             check_room(looked.layout, ranks.size)
-            look(held, device)
+            look(held, batches.device)
         with shown("measure", total, enabled=progress and ranks.is_main) as step:
-            found = run_passes(looked, first, rest, batches, how, ranks, step)
+            told = it.outlook.watched(step) if it.first is not None and ranks.is_main else step
+            found = run_passes(looked, it.first, it.rest, batches, it.how, ranks, told)
         shards.check_divided(batches, ranks)
         probed = probe_layers(looked, batches, held, found.sums, enabled=progress)
+        tokens = batches.tokens
         about = {
             "data": batches.name,
             "precision": precision,
@@ -232,13 +219,15 @@ def measure_features(
     """
     reference = Reference.of(means)
     source = ArraySource(features, y, classifier, segments=segments and reference is None)
-    how = _how(passes, classes, weighting, None, reference, intervals=intervals)
+    how = checked_how(passes, classes, weighting, None, reference, intervals=intervals)
     if reference is not None:
         reference.check(source.layout)
     held = None if probe is None else _held_out(source, probe, reference)
     rest = iter(source)
+    first = next(rest)
+    outlook = Outlook.of(source.layout, first, source, len(source), how, of_model=False)
     with shown("measure", passes * len(source), enabled=progress) as step:
-        found = run_passes(source, next(rest), rest, source, how, ALONE, step)
+        found = run_passes(source, first, rest, source, how, ALONE, outlook.watched(step))
     W = None if source.head is None else source.head.weight
     probed = probe_layers(source, source, held, found.sums, enabled=progress)
     about = {"data": name, "precision": None, "processes": 1, "exchanged": 0}
@@ -268,79 +257,3 @@ def _refuse_probe(reference: Reference | None, tokens: Tokens | None = None) -> 
     if reference is not None or tokens is not None:
         what = "pool='tokens'" if reference is None else "means="
         raise ValueError(f"probe= goes without {what}: it is of samples about their own class means")
-
-
-def _how(
-    passes: int,
-    classes: int | None,
-    weighting: Weighting,
-    statistics: StatisticsPlace | None,
-    reference: Reference | None,
-    *,
-    intervals: bool,
-) -> How:
-    """How to measure, if all arguments have a meaning."""
-    if passes not in {1, 2}:
-        raise ValueError(f"passes must be 1 or 2, got {passes}")
-    if classes is not None and classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
-    if reference is not None and classes not in {None, reference.classes}:
-        raise ValueError(f"the means are of {reference.classes} classes, got classes={classes}")
-    if reference is not None and passes == 1:
-        raise ValueError("about the means of other data both passes are needed, got passes=1")
-    if intervals and passes == 1:
-        raise ValueError("intervals need both passes, got passes=1")
-    class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)
-    return How(passes, classes, weighting, statistics, reference, intervals=intervals)
-
-
-def _batches(
-    model: nn.Module,
-    data: Iterable[Any],
-    limit: int | None,
-    device: torch.device,
-    tokens: Tokens | None,
-    reference: Reference | None,
-    ranks: Processes,
-) -> MeasuredBatches:
-    """This process's batches, whose classes are known where tokens have them; other names are told."""
-    own = shards.own_limit(limit, data, ranks)
-    batches = MeasuredBatches(data, own, device, tokens, may_be_empty=ranks.size > 1)
-    if tokens is not None:
-        batches.tokens = _vocabulary(batches, tokens, reference, ranks)
-    if ranks.is_main and (how := renamed_classes(unwrapped(model), batches.class_names)):
-        warn(f"the data's classes are not those of the model's id2label: {how}")
-    return batches
-
-
-def _looked(
-    request: Request,
-    batches: MeasuredBatches,
-    limit: int | None,
-    reference: Reference | None,
-    ranks: Processes,
-) -> tuple[Survey, Batch | None, Iterator[Batch]]:
-    """What is measured of a model, the first batch, by which it was found, and the others."""
-    rest = iter(batches)
-    first = next(rest, None)
-    looked = shards.agreed_survey(request, first, ranks)
-    if shards.read_the_same(first, ranks):
-        shards.divide(batches, request, limit, ranks)
-        rest = iter(batches)
-        first = next(rest, None)
-    if reference is not None:
-        reference.check(looked.layout)
-    return looked, first, rest
-
-
-def _vocabulary(
-    batches: MeasuredBatches, tokens: Tokens, reference: Reference | None, ranks: Processes
-) -> Tokens:
-    """The labels that occur, or those of the reference."""
-    if reference is None:
-        found = shards.shared_labels(batches.labels(), ranks)
-    else:
-        found = torch.tensor(reference.about.get("labels", range(reference.classes)), device="cpu")
-    if len(found) < 2:
-        raise ValueError(f"need tokens of at least 2 labels, got {found.tolist()}")
-    return Tokens(tokens.shift, found)

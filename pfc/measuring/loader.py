@@ -128,6 +128,11 @@ class MeasuredBatches:
         """Batches in a pass, where the data know it and no limit cuts them."""
         return None if self.limit is not None else _length(self.data)
 
+    def expected(self, size: int) -> int | None:
+        """Batches of so many samples in a pass, where the data or a limit tell."""
+        known, limit = _length(self.data), self.limit
+        return min((n for n in (known, limit and -(-limit // size)) if n is not None), default=None)
+
     @property
     def dataset_size(self) -> int | None:
         """Rows of the dataset behind a loader, where it knows."""

@@ -93,7 +93,7 @@ def run_passes(
     step: Step,
 ) -> Measured:
     """Run the passes, of which the first goes on from a first batch that was read; merge each."""
-    sums = _empty(source.layout, first, batches, how, ranks)
+    sums = empty_sums(source.layout, first, batches, how, ranks)
     inputs = shards.fingerprint(first, ranks) if how.passes == 2 or ranks.size > 1 else None
     head = [] if first is None else [first]
     read = shards.polled(chain(head, rest), ranks)
@@ -107,7 +107,7 @@ def run_passes(
     sums.check(own=how.reference is None, labels=how.labels)
     if inputs is None or how.passes == 1:
         return Measured(sums)
-    decisions, again, subset = _about(sums, how, ranks), inputs.fresh(), Subset()
+    decisions, again, subset = about_means(sums, how, ranks), inputs.fresh(), Subset()
     second_pass(source, shards.polled(batches, ranks), decisions, again, subset, step, done)
     shards.merge_decisions(decisions, ranks)
     shards.merge_fingerprint(again, len(sums.count), ranks)
@@ -116,20 +116,37 @@ def run_passes(
     return Measured(sums, decisions, subset.points(decisions.spans, ranks))
 
 
-def _empty(layout: Layout, first: Batch | None, batches: Batches, how: How, ranks: Processes) -> Sums:
+def empty_sums(
+    layout: Layout, first: Batch | None, batches: Batches, how: How, ranks: Processes
+) -> Sums:
     """Sums of no samples, where there is room for them."""
-    reference = how.reference
-    K = how.classes or layout.classes or batches.classes if reference is None else reference.classes
-    least = 1 if first is None else first.labels.numbers[-1] + 1
-    size = cost([*layout.shapes.values()], K or least, intervals=how.intervals).peak
-    sums = Sums.empty(layout, K, statistics_device(batches.device, how.statistics, size))
+    reference, K = how.reference, known_classes(layout, batches, how)
+    sums = Sums.empty(layout, K, place_of_sums(layout, K or least_classes(first), batches.device, how))
     if reference is not None:
         reference.prepare(sums)
     shards.number_samples(sums, ranks)
     return sums
 
 
-def _about(sums: Sums, how: How, ranks: Processes) -> Decisions:
+def known_classes(layout: Layout, batches: Batches, how: How) -> int | None:
+    """The number of classes, where it does not depend on labels that are yet to come."""
+    if how.reference is not None:
+        return how.reference.classes
+    return how.classes or layout.classes or batches.classes
+
+
+def least_classes(first: Batch | None) -> int:
+    """The number of classes as far as the first batch tells."""
+    return 1 if first is None else first.labels.numbers[-1] + 1
+
+
+def place_of_sums(layout: Layout, classes: int, device: torch.device, how: How) -> torch.device:
+    """Where the statistics of what is computed on a device are kept."""
+    size = cost([*layout.shapes.values()], classes, intervals=how.intervals).peak
+    return statistics_device(device, how.statistics, size)
+
+
+def about_means(sums: Sums, how: How, ranks: Processes) -> Decisions:
     """No decisions yet, about the data's own means or about the reference's."""
     if how.reference is None:
         moments = sums.moments.items()

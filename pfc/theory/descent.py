@@ -4,6 +4,7 @@ It is kept to be compared with: each metric along the iterations (Figure 4 of ar
 far from the minimum so many steps end.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -160,29 +161,49 @@ def _record(problem: Joint, theta: Vector) -> list[float]:
 
 def _advance(problem: Joint, theta: Vector, step: float, count: int) -> None:
     """Take `count` steps in place, without allocating in the loop."""
+    from scipy.linalg.blas import dgemm  # c <- beta c + alpha a b in one reading, of columns: transposed
+
     W, H, b = problem.split(theta)
-    Y = problem.Y
-    G, dW, dH = np.empty_like(Y), np.empty_like(W), np.empty_like(H)
+    errors, G = _errors(problem, theta, step)
+    before = np.empty_like(W)
+    Wt, Ht, Gt, before_t = W.T, H.T, G.T, before.T
     keep_W, keep_H = 1 - step * problem.weight_decay, 1 - step * problem.pull
     keep_b = 1 - step * (problem.bias or 0.0)
     pull = step * problem.pull * problem.X if problem.X.any() else None
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is told at the next record
         for _ in range(count):
-            np.matmul(W, H, out=G)
-            if len(b):
-                G += b[:, None]
-            if problem.loss == "ce":
-                softmax(G, out=G)
-            G -= Y
-            G *= step / Y.shape[1]
-            np.matmul(G, H.T, out=dW)
-            np.matmul(W.T, G, out=dH)
-            W *= keep_W
-            W -= dW
-            H *= keep_H
-            H -= dH
+            errors()
+            np.copyto(before, W)
+            dgemm(-1.0, Ht, Gt, keep_W, Wt, trans_a=1, overwrite_c=1)
+            dgemm(-1.0, Gt, before_t, keep_H, Ht, trans_b=1, overwrite_c=1)
             if pull is not None:
                 H += pull
             if len(b):
                 b *= keep_b
                 b -= G.sum(1)
+
+
+def _errors(problem: Joint, theta: Vector, step: float) -> tuple[Callable[[], None], np.ndarray]:
+    """What computes the errors at `theta`, times the step over the samples, and where it leaves them."""
+    from scipy.linalg.blas import dgemm
+
+    W, H, b = problem.split(theta)
+    Y, size = problem.Y, step / problem.Y.shape[1]
+    G = np.empty_like(Y)
+    Wt, Ht, Gt = W.T, H.T, G.T
+
+    def squared() -> None:
+        np.copyto(G, Y)
+        dgemm(size, Ht, Wt, -size, Gt, overwrite_c=1)
+        if len(b):
+            np.add(G, size * b[:, None], out=G)
+
+    def crossed() -> None:
+        np.matmul(W, H, out=G)
+        if len(b):
+            np.add(G, b[:, None], out=G)
+        softmax(G, out=G)
+        np.subtract(G, Y, out=G)
+        np.multiply(G, size, out=G)
+
+    return (crossed if problem.loss == "ce" else squared), G

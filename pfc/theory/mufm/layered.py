@@ -70,7 +70,8 @@ class Layered:
 class _Chain:
     """The objective as a function of W, the features being solved for at each W.
 
-    For fixed W they solve a linear system, block-tridiagonal over the layers, with L blocks of D.
+    For fixed W they solve a linear system over the layers, T x I + e_L e_L' x W'W / N: T is tridiagonal
+    and the same for every feature, W only acts on the last layer and has rank K at most.
     """
 
     X: Layer
@@ -98,12 +99,13 @@ class _Chain:
     def curvature(self, theta: Vector) -> Callable[[Vector], Vector]:
         """The product of the Hessian with a vector; the features follow W."""
         W, N = theta.reshape(len(self.Y), -1), self.Y.shape[1]
+        chain, net = self._chain(), self._net(W)
         H = self.features(W)[-1]
         R = W @ H - self.Y
 
         def product(direction: Vector) -> Vector:
             V = direction.reshape(W.shape)
-            dH = self.solve(W, np.zeros_like(H), -(V.T @ R + W.T @ (V @ H)) / N)[-1]
+            dH = chain[-1, 1] * net(np.zeros_like(H), -(V.T @ R + W.T @ (V @ H)) / N)
             dR = V @ H + W @ dH
             return ((dR @ H.T + R @ dH.T) / N + self.weight_decay * V).ravel()
 
@@ -116,26 +118,28 @@ class _Chain:
 
     def solve(self, W: Classifier, first: Layer, last: Layer) -> Float64[np.ndarray, "L D N"]:
         """Solve the system for forces on the first and the last free layer."""
-        from scipy.linalg import cho_solve_banded, cholesky_banded
+        chain = self._chain()[:, :, None, None]
+        return chain[:, 0] * first + chain[:, 1] * self._net(W)(first, last)
 
-        D, N = self.X.shape
-        force = np.zeros((len(self.lams), D, N))
-        force[0] += first
-        force[-1] += last
-        factor = cholesky_banded(self._band(W), check_finite=False)
-        found = cho_solve_banded((factor, False), force.reshape(-1, N), check_finite=False)
-        return np.reshape(found, force.shape)
+    def _chain(self) -> Float64[np.ndarray, "L 2"]:
+        """How far unit forces on the first and the last layer move each, with no classifier."""
+        after = np.append(self.lams[1:], 0.0)
+        T = np.diag(self.lams + after) - np.diag(after[:-1], 1) - np.diag(after[:-1], -1)
+        forces = np.zeros((len(T), 2))
+        forces[0, 0] = forces[-1, 1] = 1
+        return np.linalg.solve(T, forces)
 
-    def _band(self, W: Classifier) -> Float64[np.ndarray, "D1 LD"]:
-        """The system's matrix, upper diagonals in rows, the main one last."""
-        D, N = self.X.shape
-        own = np.repeat(self.lams, D)
-        band = np.zeros((D + 1, len(own)))
-        band[-1], band[0, D:] = own, -own[D:]
-        band[-1, :-D] += own[D:]
-        i, j = np.triu_indices(D)
-        band[D + i - j, band.shape[1] - D + j] += (W.T @ W)[i, j] / N
-        return band
+    def _net(self, W: Classifier) -> Callable[[Layer, Layer], Layer]:
+        """What makes of the forces on the first and last layer the net one on the last, with W's own."""
+        _, s, V = np.linalg.svd(W, full_matrices=False)
+        (far, near), pull = self._chain()[-1], s[:, None] ** 2 / self.Y.shape[1]
+
+        def net(first: Layer, last: Layer) -> Layer:
+            along = V @ last
+            kept = (along - far * pull * (V @ first)) / (1 + near * pull)
+            return last - V.T @ along + V.T @ kept
+
+        return net
 
 
 def solve_layered(
@@ -156,7 +160,7 @@ def solve_layered(
 
     Eq. 12 of arXiv 2405.00985, restored up to its constants; there all layers share one coefficient. By
     Theorem 3 it has the solution of Eq. 13 with $\lambda / L$, or $1 / \sum_l \lambda_l^{-1}$, in place
-    of $\lambda$. Time and memory grow like L D^2 (N + D): for D up to some hundreds.
+    of $\lambda$. Time and memory grow like (L + K) D N.
 
     Args:
         X: The data, N x D, one sample a row.

@@ -1,0 +1,359 @@
+"""What a measurement costs, told beforehand and at its first batches: words and arithmetic."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pfc
+from pfc import device as devices
+from pfc.cli import main
+from pfc.commands import measuring
+from pfc.measuring import cost, forecast, outlook
+from pfc.measuring.forecast import Seconds
+from pfc.measuring.opening import Asked
+from pfc.measuring.outlook import in_bytes, in_time
+from pfc.measuring.sums import GroupSums
+from pfc.nearest import NearestMean
+from pfc.warning import CostWarning
+from tests.models import batched, samples
+
+
+class Clock:
+    """A time that passes only where it is told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def passes(self, seconds, run):
+        """`run`, which takes so long."""
+
+        def taking(*args, **kwargs):
+            self.now += seconds
+            return run(*args, **kwargs)
+
+        return taking
+
+
+class Slow(nn.Module):
+    """Two maps of one shape and a vector; each forward pass takes three seconds."""
+
+    def __init__(self, clock):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.head = nn.Linear(4, 3)
+        self.clock = clock
+
+    def forward(self, x):
+        self.clock.now += 3
+        return self.head(self.b(self.a(x)).mean((2, 3)))
+
+
+class Loader(list):
+    """Batches that take half a second each to come."""
+
+    def __init__(self, batches, clock):
+        super().__init__(batches)
+        self.clock = clock
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.clock.now += 0.5
+            yield batch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock for which a group of layers takes 1 s a layer in pass one, a layer 0.25 s in pass two."""
+    clock = Clock()
+    add, take = GroupSums.add, NearestMean.take
+
+    def added(self, batch, labels, origin):
+        clock.now += len(batch) ** 2
+        add(self, batch, labels, origin)
+
+    monkeypatch.setattr(GroupSums, "add", added)
+    monkeypatch.setattr(NearestMean, "take", clock.passes(0.25, take))
+    return clock
+
+
+def told(clock, size=10, n=40, **asked):
+    data = Loader(batched(*samples(n, (1, 6, 6)), size), clock)
+    asked = Asked(layers=["a", "b", "classifier.input"], **asked)
+    return forecast.forecast(Slow(clock), data, asked, clock=clock)
+
+
+def test_the_parts_are_what_the_clock_says(clock):
+    found = told(clock)
+    each = found.per_batch
+    assert (each.reading, each.forward, each.first, each.second) == (0.5, 3, 4 + 1, 3 * 0.25)
+    assert found.batches == 4
+    assert found.seconds == 4 * (2 * (0.5 + 3) + 5 + 0.75)
+    assert found.savings["segments"].seconds == 4 * (4 - 2), "a layer by itself takes 1 s, two take 4"
+    assert found.savings["pool"].seconds == 0, "which here takes as long"
+    assert "limit" not in found.savings, "of so few samples none"
+
+
+def test_one_pass_has_no_second(clock):
+    found = told(clock, passes=1)
+    assert found.seconds == 4 * (0.5 + 3 + 5)
+    assert Seconds(1.0, 2.0, 3.0, 4.0, 5.0).of(10) == 10 * (2 * 3 + 3 + 4) + 5
+
+
+def test_bytes_are_those_of_the_cost_model(clock):
+    found = told(clock)
+    shapes = [(4, 6, 6), (4, 6, 6), (4,)]
+    want = cost(shapes, 3)
+    assert found.bytes == want
+    assert found.peak == want.peak + 10 * 4 * 2 * 144
+    apart, pooled = cost(shapes, 3, segments=False), cost([(4,), (4,), (4,)], 3)
+    assert found.savings["segments"].bytes == found.peak - apart.peak
+    assert found.savings["pool"].bytes >= found.peak - pooled.peak - 10 * 4 * 3 * 4
+
+
+def test_a_limit_saves_its_share(clock, monkeypatch):
+    monkeypatch.setattr(outlook, "EACH", 5)  # 15 of three classes, less than half of 40
+    found = told(clock)
+    saving = found.savings["limit"]
+    assert (saving.value, saving.bytes) == (15, 0)
+    assert saving.seconds == pytest.approx((4 - 1.5) * (7 + 5.75))
+
+
+def test_the_span_of_more_classes_takes_more(clock):
+    one, more = told(clock), told(clock, classes=9)
+    rank = (144 + 144) * 8 + 4 * 4, (144 + 144 + 4) * 2  # of 9 classes, and of the 3 of the batch
+    assert more.per_batch.second == pytest.approx(one.per_batch.second * rank[0] / rank[1])
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_sorted_data_and_single_samples_have_a_forecast(clock, size):
+    x, y = samples(40, (1, 6, 6))
+    data = Loader(batched(x[y.argsort()], y.sort()[0], size), clock)
+    found = forecast.forecast(Slow(clock), data, Asked(layers=["a", "b"]), clock=clock)
+    each = found.per_batch
+    assert each.second == (each.first if size == 1 else 2 * 0.5), "three classes span twice what two do"
+
+
+def test_about_other_means_nothing_is_paired(clock):
+    x, y = samples(40, (1, 6, 6))
+    data = batched(x, y)
+    means = pfc.measure(Slow(clock), data, layers=["a", "b"], progress=False)
+    found = forecast.forecast(Slow(clock), data, Asked(means=means), clock=clock)
+    assert found.savings == {}
+    assert found.per_batch.second == 0.5
+
+
+def test_what_measure_refuses_is_refused(clock):
+    with pytest.raises(ValueError, match=r"no layer matches 'c\*'"):
+        forecast.forecast(Slow(clock), batched(*samples(40, (1, 6, 6))), Asked(layers=["c*"]))
+    with pytest.raises(ValueError, match="passes must be 1 or 2, got 3"):
+        told(clock, passes=3)
+
+
+def test_an_unknown_length_has_the_time_of_a_batch_only(clock):
+    class Endless:
+        def __iter__(self):
+            yield from batched(*samples(40, (1, 6, 6)))
+
+    found = forecast.forecast(Slow(clock), Endless(), Asked(layers=["a", "b"]), clock=clock)
+    assert (found.batches, found.seconds, found.savings) == (None, None, {})
+    found = forecast.forecast(Slow(clock), Endless(), Asked(layers=["a", "b"], limit=25), clock=clock)
+    assert found.batches == 3
+
+
+NETS = """
+from tests.test_forecast import Clock, Slow
+clock = Clock()
+def slow():
+    net = Slow(clock)
+    net.head = __import__("torch").nn.Linear(4, 10)
+    return net
+"""
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, clock):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slownets.py").write_text(NETS)
+    monkeypatch.setattr(forecast, "free_memory", lambda _: 3 * 2**30)
+    import sys
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    import slownets
+
+    slownets.clock = clock
+    for name in ("forecast", "forecast_features"):
+        monkeypatch.setattr(measuring, name, partial(getattr(forecast, name), clock=clock))
+    common = "--data digits --limit 200 --batch-size 100 --layers a b classifier.input --dry-run"
+    return ["measure", "slownets:slow", *common.split()]
+
+
+OUT = """\
+Slow on digits: 2 batches of 100, 10 classes; layers: named
+                      shape numbers segment
+a                 4 x 8 x 8     256       1
+b                 4 x 8 x 8     256       1
+classifier.input          4       4       -
+memory: {state} of state, {peak} at the peak with a batch's features; 3 GiB are free
+time: about 24 s (reading 0 s, forward passes 12 s, statistics 12 s)
+--no-segments would save about 4 s and {apart}
+--pool mean would save about 0 s and {pooled}
+nothing was measured
+"""
+
+
+def test_the_command_prints_a_table_and_sentences(command, capsys):
+    main(command)
+    shapes = [(4, 8, 8), (4, 8, 8), (4,)]
+    whole, apart = cost(shapes, 10), cost(shapes, 10, segments=False)
+    means, of_batch = cost([(4,)] * 3, 10), 100 * 4 * 512
+    sizes = {
+        "state": whole.state,
+        "peak": whole.peak + of_batch,
+        "apart": whole.peak + of_batch - apart.peak,
+        "pooled": whole.peak + of_batch - means.peak - 100 * means.batch,
+    }
+    assert capsys.readouterr().out == OUT.format(**{k: in_bytes(n) for k, n in sizes.items()})
+
+
+def test_the_command_gives_the_same_as_json(command, capsys):
+    main([*command, "--json", "--no-segments"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["layers"]["a"] == {"shape": [4, 8, 8], "numbers": 256, "segment": None}
+    assert (found["batches"], found["batch_size"], found["classes"]) == (2, 100, 10)
+    assert found["seconds"]["total"] == 2 * (2 * 3 + 3 + 0.75)
+    assert found["seconds"]["of_a_batch"]["forward"] == 3
+    assert found["bytes"]["free"] == 3 * 2**30
+    assert list(found["savings"]) == ["--pool mean"]
+
+
+def test_the_command_counts_what_is_read_besides(command, capsys):
+    fewer = [{"200": "100"}.get(word, word) for word in command]
+    main([*fewer, "--split", "fit", "--probe"])
+    out = capsys.readouterr().out
+    assert "1 batch of 100, 10 classes" in out
+    assert "time: about 12 s more for split 'held-out' beside it, which --no-test leaves out" in out
+    assert "time: about 12 s more for the probe" in out
+    main([*command, "--means", "fit"])
+    out = capsys.readouterr().out
+    assert "more for the class means of split 'fit'" in out
+    assert "--no-segments" not in out, "about other means nothing is paired"
+
+
+def test_nothing_is_saved(command, capsys, tmp_path):
+    main([*command, "--out", "p.json"])
+    assert sorted(p.name for p in tmp_path.glob("p*")) == []
+
+
+def test_features_of_a_file_have_a_forecast(command, capsys, tmp_path):
+    x, y = samples(40, (6,))
+    np.savez(tmp_path / "f.npz", a=x.numpy(), b=x.numpy(), y=y.numpy())
+    main(["measure", str(tmp_path / "f.npz"), "--labels", "y", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "features on f: 1 batch of 40, 3 classes; layers: named"
+    assert lines[5] == "time: about 4.5 s (reading 0 s, forward passes 0 s, statistics 4.5 s)"
+    assert lines[6].startswith("--no-segments would save about 2 s and ")
+    assert lines[7:] == ["nothing was measured"]
+
+
+LAYERS = ("a", "b", "classifier.input")
+
+
+def measured(clock, monkeypatch, **options):
+    """A measurement by this clock."""
+    monkeypatch.setattr(outlook, "CLOCK", clock)
+    data = Loader(batched(*samples(400, (1, 6, 6))), clock)
+    return pfc.measure(Slow(clock), data, layers=LAYERS, progress=False, **options)
+
+
+def test_a_long_measurement_says_so_once(clock, monkeypatch):
+    with pytest.warns(CostWarning) as caught:
+        measured(clock, monkeypatch)
+    assert [str(w.message) for w in caught if w.category is CostWarning] == [
+        "measuring takes about 11 min, by its first batches: pool='mean' has 24.3 times fewer numbers "
+        "to sum, segments=False pairs no layers and keeps 11.3 KiB less"
+    ]
+
+
+def test_a_limit_is_named_where_it_would_do(clock, monkeypatch):
+    monkeypatch.setattr(outlook, "EACH", 5)
+    with pytest.warns(CostWarning, match=r"batches: limit=15 \(5 a class\) takes about 26 s, pool="):
+        measured(clock, monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{"passes": 1}, {"limit": 200}])
+def test_a_short_measurement_says_nothing(clock, monkeypatch, options):
+    measured(clock, monkeypatch, **options)  # pytest makes an error of any warning
+
+
+def test_the_first_batch_does_not_count(clock, monkeypatch):
+    net, calls = Slow(clock), []
+    monkeypatch.setattr(outlook, "CLOCK", clock)
+
+    def loads(*_):
+        clock.now += 500 * (len(calls) == 1)  # the first call is the look at two samples
+        calls.append(1)
+
+    net.register_forward_pre_hook(loads)
+    pfc.measure(net, batched(*samples(40, (1, 6, 6))), layers=LAYERS, progress=False)
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_a_lack_of_memory_is_told_before_it_is_met(clock, monkeypatch, arrays):
+    x, y = samples(40, (1, 6, 6))
+    features = {"a": torch.randn(40, 4, 6, 6), "b": torch.randn(40, 4, 6, 6)}
+    of_arrays = partial(pfc.measure_features, features, y)
+    run = of_arrays if arrays else partial(pfc.measure, Slow(clock), batched(x, y), layers=["a", "b"])
+    rows = 40 if arrays else 10
+    shapes = [(4, 6, 6)] * 2
+    need = cost(shapes, 3).peak + rows * 4 * 288
+    monkeypatch.setattr(outlook, "free_memory", lambda _: need)
+    run(progress=False)
+    monkeypatch.setattr(outlook, "free_memory", lambda _: need - 1)
+    apart = cost(shapes, 3, segments=False).peak
+    pooled = cost([(4,)] * 2, 3).peak + rows * 4 * 8
+    helps = "" if arrays else f"pool='mean' needs about {in_bytes(pooled)}, "
+    want = (
+        f"measuring needs about {in_bytes(need)} of memory, and {in_bytes(need - 1)} are free: {helps}"
+        f"segments=False needs about {in_bytes(apart)}"
+    )
+    with pytest.warns(CostWarning) as caught:
+        run(progress=False)
+    assert [str(w.message) for w in caught if w.category is CostWarning] == [want]
+    monkeypatch.setattr(outlook, "free_memory", lambda _: 1)
+    with pytest.warns(CostWarning, match=r": name fewer layers with layers=$"):
+        pfc.measure_features({"a": x}, y, progress=False)
+
+
+def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:  90 kB\nMemFree:   7 kB\nMemAvailable:  12 kB\n")
+    monkeypatch.setattr(devices, "MEMORY", str(told))
+    assert devices.free_memory(torch.device("cpu")) == 12 * 1024
+    monkeypatch.setattr(devices, "MEMORY", str(tmp_path / "none"))
+    monkeypatch.setattr(devices.os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get)
+    assert devices.free_memory(torch.device("cpu")) == 40960
+    monkeypatch.delattr(devices.os, "sysconf")
+    assert devices.free_memory(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 s"), (0.0234, "0.023 s"), (99.7, "100 s"), (119, "119 s"), (150, "2 min"), (9000, "2.5 h")],
+)
+def test_times_in_words(number, words):
+    assert in_time(number) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (2**41, "2048 GiB")]
+)
+def test_sizes_in_words(number, words):
+    assert in_bytes(number) == words
