@@ -7,9 +7,8 @@ Where two means pass through each other on the way, F has a double root, known t
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,15 +16,17 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from pfc.crossings import Gaps, intervals
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
-from pfc.prototypes import EPS, ROUNDING, Prototypes, by_class
+from pfc.pairs import ROUNDING
+from pfc.prototypes import Prototypes, by_class
+from pfc.tiles import rows_at_once
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
-TINY = float(np.finfo(np.float64).tiny)
 FINE = 2**20  # times rounding: above it a gap has digits enough; ours
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
@@ -99,7 +100,7 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[End, "Gaps"]] = field(default_factory=list)
+    _waiting: list[tuple[End, Gaps]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -133,19 +134,33 @@ class LineCrossings:
             y: The samples' classes.
         """
         self.samples += len(y)
-        A, p = self.first.prototypes, self.first.place[y]
+        p = self.first.place[y]
+        order = p.argsort()  # samples of a class one after the other, as they share its mean
+        for rows in order.split(rows_at_once(len(self.first.points), z_A)):
+            self._waiting.extend(self._gaps(z_A[rows], z_B[rows], p[rows]))
+            waiting = sum(gaps.coefficients.numel() for _, gaps in self._waiting)
+            if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
+                self.fetch()
+
+    def _gaps(
+        self, x: Float64[Tensor, "B R"], y: Float64[Tensor, "B R"], own: Int64[Tensor, " B"]
+    ) -> Iterator[tuple[End, Gaps]]:
+        """The gaps of some samples for each end; what two ends have in common is computed once."""
+        A, r = self.first.prototypes, self.first.points.shape[1]
+        first, each, over = A.gaps(x[:, :r]), _each(own), None
         for end, (a, b) in self.points.items():
             B = self.prototypes[end]
-            gaps = _gaps((A, B), (a, b), (z_A, z_B if end == "measured" else b[p]), p)
-            self._waiting.append((end, gaps))
-        waiting = sum(gaps.coefficients.numel() for _, gaps in self._waiting)
-        if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
-            self.fetch()
+            over = x[:, r:] @ b[:, r:].mT if over is None or end == "etf" else over
+            ends, share = (y, slice(None)) if end == "measured" else (b[each[0]], each[1])
+            f = torch.stack([first, (a[:, r:] * b[:, r:]).sum(1) - over, B.gaps(ends[:, r:])[share]])
+            f[1] -= (ends[:, :r] @ a[:, :r].mT)[share]
+            z = (x, y if end == "measured" else b[own])
+            yield end, _about_own(f, (A, B), (a, b), z, own)
 
     def fetch(self) -> None:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
         for end, gaps in self._waiting:
-            self.found.setdefault(end, []).append(_intervals(gaps))
+            self.found.setdefault(end, []).append(intervals(gaps))
         self._waiting.clear()
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
@@ -171,39 +186,24 @@ class LineCrossings:
         return curves
 
 
-@dataclass(frozen=True, eq=False)
-class Gaps:
-    """Squared distances to each mean along the line, less that to the own.
-
-    Args:
-        coefficients: Of (1-t)^2, 2 t (1-t) and t^2.
-        own: Class of each sample.
-        distance: Of each sample from its own mean, at both ends.
-        rounding: What computing may have rounded in each coefficient.
-        floors: How far rounding may have moved the means of the two ends.
-    """
-
-    coefficients: Float64[Tensor, "3 B K"]
-    own: Int64[Tensor, " B"]
-    distance: Float64[Tensor, "2 B"]
-    rounding: Float64[Tensor, "3 B"]
-    floors: Float64[Tensor, "2"]
-
-    def arrays(self) -> Iterator[np.ndarray]:
-        """All of them on the processor."""
-        return (getattr(self, part.name).cpu().numpy() for part in fields(self))
-
-
-def _gaps(
+def _about_own(
+    f: Float64[Tensor, "3 B K"],
     ends: tuple[Prototypes, Prototypes],
     points: Sequence[Float64[Tensor, "K R"]],
     z: Sequence[Float64[Tensor, "B R"]],
     own: Int64[Tensor, " B"],
 ) -> Gaps:
-    """The gaps between means and samples of two ends, each given in both bases side by side."""
+    """The gaps of squared distances about the origin, with all their digits where points are crowded.
+
+    Args:
+        f: Squared distances along the line but for what all classes share; they are used up.
+        ends: The class points of both ends.
+        points: The same in both bases side by side.
+        z: The samples at both ends, likewise.
+        own: Class of each sample.
+    """
     A, B = ends
     r = A.points.shape[1]
-    f = _coefficients(points, z, r)
     f -= f.gather(2, own.expand(3, -1)[..., None])
     x, y = (H.norm(dim=1) for H in z)
     across = A.largest * (B.largest + y) + B.largest * (A.largest + x)
@@ -235,6 +235,16 @@ def _coefficients(
     return f
 
 
+def _each(
+    own: Int64[Tensor, " B"],
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " B"] | slice]:
+    """The classes of sorted samples, and the place of each sample's; of a device not asked, as given."""
+    if own.device.type in SYNCHRONOUS_DEVICES:
+        classes, place = own.unique_consecutive(return_inverse=True)
+        return classes, place
+    return own, slice(None)
+
+
 def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
     """The simplex equiangular tight frame nearest to class means; `None` if they span less than K - 1.
 
@@ -245,75 +255,9 @@ def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | No
         The frame around the same centre, of the nearest size, or `None`.
     """
     K, centre = len(points), points.mean(0)
+    if points.shape[1] < K - 1:
+        return None
     V, S, U = torch.linalg.svd(points - centre, full_matrices=False)
-    if len(S) < K - 1 or S[K - 2] <= torch.finfo(S.dtype).eps * max(points.shape) * S[0]:
+    if S[K - 2] <= torch.finfo(S.dtype).eps * max(points.shape) * S[0]:
         return None
     return centre + S[: K - 1].sum() / (K - 1) * V[:, : K - 1] @ U[: K - 1]
-
-
-def _intervals(gaps: Gaps) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of where another mean is nearer than the own, or as near and of a lower class."""
-    f, own, distance, rounding, floors = gaps.arrays()
-    room = rounding.max() + 8 * floors.max() * (distance.max() + floors.max())  # above every tie
-    least = np.minimum(np.minimum(f[0], f[2]), f[1])
-    least[np.arange(len(own)), own] = np.inf
-    flat = np.flatnonzero(least <= room)
-    sample = flat // f.shape[2]
-    c = f.reshape(3, -1)[:, flat]
-    first, last = c[0] < 0, c[2] < 0
-    near = np.flatnonzero(np.minimum(np.abs(c[0]), np.abs(c[2])) <= room)
-    if len(near):
-        s = sample[near]
-        settled = _settled(c[:, near], distance[:, s], rounding[:, s], floors)
-        settled[:, (lower := flat[near] % f.shape[2] < own[s]) & ~settled.any(axis=0)] = -1  # all along
-        c[:, near] = settled
-        first[near], last[near] = ((e < 0) | (lower & (e == 0)) for e in settled[::2])
-    c0, c1, c2 = _near_one(c)
-    kept = first | last | (c1**2 > c0 * c2)
-    sample, first, last, c0, c1, c2 = (part[kept] for part in (sample, first, last, c0, c1, c2))
-    pieces = []
-    for start, stop in pairwise(_cuts(c0, c1, c2)):
-        start = np.maximum(start, TINY)  # 0 is an end
-        bad = (stop > start) & (_value(c0, c1, c2, (start + stop) / 2) < 0)
-        pieces.append(np.stack([sample, start, stop])[:, bad])
-    for t, after, bad in ((0.0, TINY, first), (1.0, 1 + EPS, last)):  # however near a root is
-        pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, bad])
-    return _union(np.concatenate(pieces, axis=1))
-
-
-def _settled(
-    c: np.ndarray, distance: np.ndarray, rounding: np.ndarray, floors: np.ndarray
-) -> np.ndarray:
-    """Coefficients, zero where they are within what the means' and the arithmetic's rounding explain."""
-    far = distance + np.sqrt(np.maximum(c[::2] + distance**2, 0))  # from both means together
-    a, b = 4 * floors
-    tie = np.stack([a * (far[0] + a), a * far[1] + b * far[0], b * (far[1] + b)]) + rounding
-    return np.where(np.abs(c) <= tie, 0, c)
-
-
-def _near_one(c: np.ndarray) -> np.ndarray:
-    """Coefficients over a power of two, column by column, so that their products are numbers."""
-    return np.ldexp(c, -np.frexp(np.abs(c).max(axis=0))[1])
-
-
-def _value(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, t: np.ndarray) -> np.ndarray:
-    return c0 * (1 - t) ** 2 + 2 * c1 * t * (1 - t) + c2 * t**2
-
-
-def _cuts(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray) -> list[np.ndarray]:
-    """0, the roots in (0, 1) in ascending order, 1; a root that is not there stands at 1."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        q = -(c1 + np.copysign(np.sqrt(c1**2 - c0 * c2), c1))
-        roots = np.stack([q / (q + c2), c0 / (c0 + q)])
-    roots = np.sort(np.where((roots > 0) & (roots < 1), roots, 1.0), axis=0)
-    return [np.zeros_like(c0), *roots, np.ones_like(c0)]
-
-
-def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of the union of each sample's intervals [start, stop)."""
-    sample, start, stop = pieces
-    t, change = np.concatenate([start, stop]), np.repeat([1, -1], len(sample))
-    order = np.lexsort((-change, t, np.concatenate([sample, sample])))
-    t, change = t[order], change[order]
-    open_now = np.cumsum(change)
-    return t[(change > 0) & (open_now == 1)], t[(change < 0) & (open_now == 0)]
