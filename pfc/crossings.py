@@ -1,117 +1,99 @@
-"""Where on a straight line samples change sides, as roots of quadratics of which few are needed.
+"""Where on a straight line samples change sides: roots of quadratics, and the union of stretches.
 
 Of a sample and a wrong class, F(t) = c0 (1-t)^2 + 2 c1 t (1-t) + c2 t^2 is the squared distance to that
-class's mean less the one to the own. It is negative nowhere between two times where it is positive,
-unless c1 is below -sqrt(c0 c2), with the coefficients of that part of the line. Pairs of which this is
-sure, by more than rounding, have no root there; those that are negative only where another class of the
-sample is known to be nearer change nothing. What is left is solved.
+class's mean less the one to the own. Between two times where it is positive it can only be negative
+where c1, of that part of the line, is below -sqrt(c0 c2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from pfc.pairs import EPS
 
 TINY = float(np.finfo(np.float64).tiny)
-MANY = 0.02  # share of pairs that may be negative from which on those of others are sorted out; ours
-MARGIN = 2.0**-30  # of a sample's largest coefficient, far above rounding; ours
-SURE = 1 - 2.0**-16  # of a discriminant's terms, whose coefficients are known to MARGIN; ours
+SURE = 1 - 2.0**-16  # of a discriminant's terms, far from what their products round; ours
 
-Coefficients = tuple[Float64[Tensor, "B K"], Float64[Tensor, "B K"], Float64[Tensor, "B K"]]
+Coefficients = tuple[Float[Tensor, "B K"], Float[Tensor, "B K"], Float[Tensor, "B K"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Gaps:
-    """Squared distances to each mean along the line, less that to the own.
+class Pairs:
+    """Samples and wrong classes, with squared distances along the line less those to the own mean.
 
     Args:
         coefficients: Of (1-t)^2, 2 t (1-t) and t^2.
-        own: Class of each sample.
-        distance: Of each sample from its own mean, at both ends.
-        rounding: What computing may have rounded in each coefficient.
+        sample: Which sample each is of.
+        lower: Whether its class comes before the own.
+        distance: Of its sample from the own mean, at both ends.
+        rounding: Up to where a coefficient counts as none.
         floors: How far rounding may have moved the means of the two ends.
     """
 
-    coefficients: Float64[Tensor, "3 B K"]
-    own: Int64[Tensor, " B"]
-    distance: Float64[Tensor, "2 B"]
-    rounding: Float64[Tensor, "3 B"]
+    coefficients: Float64[Tensor, "3 n"]
+    sample: Int64[Tensor, " n"]
+    lower: Bool[Tensor, " n"]
+    distance: Float64[Tensor, "2 n"]
+    rounding: Float64[Tensor, "3 n"]
     floors: Float64[Tensor, "2"]
 
+    @classmethod
+    def of(cls, *parts: "Pairs") -> "Pairs":
+        """All of these together."""
+        names = [part.name for part in fields(cls)][:-1]
+        joined = {name: torch.cat([getattr(p, name) for p in parts], -1) for name in names}
+        return cls(**joined, floors=parts[0].floors)
+
     @property
-    def room(self) -> Float64[Tensor, ""]:
-        """A number above every tie."""
+    def room(self) -> float:
+        """A number above every tie; 0 of no pairs."""
+        if not len(self.sample):
+            return 0.0
         most, floor = self.distance.max(), self.floors.max()
-        return self.rounding.max() + 8 * floor * (most + floor)
+        return float(self.rounding.max() + 8 * floor * (most + floor))
 
 
-def intervals(gaps: Gaps) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of where another mean is nearer than the own, or as near and of a lower class."""
-    found = wanted(gaps.coefficients, gaps.room)
-    flat = found.scatter_(1, gaps.own[:, None], value=False).flatten().nonzero()[:, 0]
-    c = gaps.coefficients.flatten(1)[:, flat].cpu().numpy()
-    K, place = found.shape[1], flat.cpu().numpy()
-    return _solved(c, place // K, place % K, gaps)
+def may_fall(
+    c0: Float[Tensor, "*B"], c1: Float[Tensor, "*B"], c2: Float[Tensor, "*B"]
+) -> Bool[Tensor, "*B"]:
+    """Whether lower bounds of the coefficients leave it open that F is negative somewhere."""
+    sure = (torch.minimum(c0, c2) > 0) & ((c1 > 0) | (c1.square() < c0 * c2 * SURE))
+    return ~sure
 
 
-def wanted(f: Float64[Tensor, "3 B K"], room: Float64[Tensor, ""]) -> Bool[Tensor, "B K"]:
-    """Pairs that may be negative, and not only where another class of the sample is."""
-    found = _may_fall((f[0], f[1], f[2]), room)
-    if int(found.sum()) <= MANY * found.numel():
-        return found
-    nearest = torch.stack([f[0].argmin(1), f[2].argmin(1)])
-    first, last = (f.gather(2, k.expand(3, -1)[..., None])[..., 0].cpu().numpy() for k in nearest)
-    e, s = _leaves(first, float(room)), 1 - _leaves(last[::-1], float(room))
-    largest = torch.maximum(f.amax((0, 2)), -f.amin((0, 2)))
-    times = (torch.from_numpy(t).to(f)[:, None] for t in (e, s))
-    found = _may_fall(_part((f[0], f[1], f[2]), *times), (2 * room + MARGIN * largest)[:, None])
-    found &= torch.from_numpy(e < s).to(found.device)[:, None]
-    return found.scatter_(1, nearest.mT, value=True)
-
-
-def _may_fall(c: Coefficients, room: Float64[Tensor, "..."]) -> Bool[Tensor, "B K"]:
-    """Whether these coefficients leave it open that F is negative between the times they are of."""
-    found = torch.minimum(c[0], c[2]) <= room
-    return found.logical_or_((c[1] < 0).logical_and_(c[1].square() >= (c[0] * c[2]).mul_(SURE)))
-
-
-def _part(f: Coefficients, e: Float64[Tensor, "B 1"], s: Float64[Tensor, "B 1"]) -> Coefficients:
-    """The coefficients of the part of the line from e to s (de Casteljau)."""
-    start, middle = torch.lerp(f[0], f[1], e), torch.lerp(f[1], f[2], e)
+def part(c: Coefficients, e: Float[Tensor, "B 1"], u: Float[Tensor, "B 1"]) -> Coefficients:
+    """The coefficients of a part of the line: from e on, and of that the share u (de Casteljau)."""
+    start, middle = torch.lerp(c[0], c[1], e), torch.lerp(c[1], c[2], e)
     start.lerp_(middle, e)
-    u = torch.where(e < 1, (s - e) / (1 - e), 1.0)
-    across, last = torch.lerp(start, middle, u), middle.lerp_(f[2], u)
+    across, last = torch.lerp(start, middle, u), middle.lerp_(c[2], u)
     return start, across, torch.lerp(across, last, u)
 
 
-def _leaves(c: np.ndarray, room: float) -> np.ndarray:
-    """When a pair that is negative at 0 first is not: 1 if never; 0 if rounding might decide that."""
-    c0, c1, c2 = _near_one(c)
+def leaves(c: Float64[Tensor, "3 n"], room: float) -> Float64[Tensor, " n"]:
+    """When F, negative at 0, first is not: 1 if never, 0 if rounding might decide that."""
+    f = c.cpu().numpy()
+    c0, c1, c2 = _near_one(f)
     root = _cuts(c0, c1, c2)[1]
-    sure = (c[0] < -room) & (np.abs(c[2]) > room) & ((root < 1) | (c[2] < 0))
-    return np.where(sure, root, 0.0)
+    sure = (f[0] < -room) & (np.abs(f[2]) > room) & ((root < 1) | (f[2] < 0))
+    return torch.from_numpy(np.where(sure, root, 0.0)).to(c)
 
 
-def _solved(
-    c: np.ndarray, sample: np.ndarray, other: np.ndarray, gaps: Gaps
-) -> tuple[np.ndarray, np.ndarray]:
-    """The union of the stretches of these pairs, sample by sample."""
-    own, distance, rounding, floors = (
-        part.cpu().numpy() for part in (gaps.own, gaps.distance, gaps.rounding, gaps.floors)
+def intervals(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops of where another mean is nearer than the own, or as near and of a lower class."""
+    c, sample, lower, distance, rounding, floors = (
+        getattr(pairs, part.name).cpu().numpy() for part in fields(pairs)
     )
     first, last = c[0] < 0, c[2] < 0
-    near = np.flatnonzero(np.minimum(np.abs(c[0]), np.abs(c[2])) <= float(gaps.room))
+    near = np.flatnonzero(np.minimum(np.abs(c[0]), np.abs(c[2])) <= pairs.room)
     if len(near):
-        s = sample[near]
-        settled = _settled(c[:, near], distance[:, s], rounding[:, s], floors)
-        settled[:, (lower := other[near] < own[s]) & ~settled.any(axis=0)] = -1  # all along
+        settled = _settled(c[:, near], distance[:, near], rounding[:, near], floors)
+        settled[:, lower[near] & ~settled.any(axis=0)] = -1  # all along
         c[:, near] = settled
-        first[near], last[near] = ((e < 0) | (lower & (e == 0)) for e in settled[::2])
+        first[near], last[near] = ((e < 0) | (lower[near] & (e == 0)) for e in settled[::2])
     c0, c1, c2 = _near_one(c)
     kept = first | last | (c1**2 > c0 * c2)
     sample, first, last, c0, c1, c2 = (part[kept] for part in (sample, first, last, c0, c1, c2))

@@ -6,7 +6,6 @@ is to know. The curve of a whole data set is a step function with a few breakpoi
 Where two means pass through each other on the way, F has a double root, known to half of the digits.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,18 +15,17 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.crossings import Gaps, intervals
+from pfc.crossings import intervals
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
-from pfc.pairs import ROUNDING
-from pfc.prototypes import Prototypes, by_class
+from pfc.prototypes import Prototypes
+from pfc.screening import Ends, Tile
 from pfc.tiles import rows_at_once
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
-FINE = 2**20  # times rounding: above it a gap has digits enough; ours
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
@@ -100,7 +98,7 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[End, Gaps]] = field(default_factory=list)
+    _waiting: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -116,15 +114,22 @@ class LineCrossings:
         return {"measured": b, "means": b, **etf}
 
     @cached_property
-    def points(self) -> dict[End, tuple[Float64[Tensor, "K R"], Float64[Tensor, "K R"]]]:
+    def ends(self) -> dict[End, Ends]:
         """Class points of the first layer and of each end, in both bases side by side."""
-        overlap = self.first.basis.mT @ self.last.basis
-        a = torch.cat([self.first.points, self.first.points @ overlap], 1)
-        ends = {end: B.points for end, B in self.prototypes.items()}
-        return {end: (a, torch.cat([b @ overlap.mT, b], 1)) for end, b in ends.items()}
+        A, overlap = self.first.prototypes, self.first.basis.mT @ self.last.basis
+        a = torch.cat([A.points, A.points @ overlap], 1)
+        unit = 2.0 ** torch.frexp(torch.maximum(A.largest, self.last.prototypes.largest)).exponent
+        return {
+            end: Ends(A, B, a, torch.cat([B.points @ overlap.mT, B.points], 1), unit.to(a))
+            for end, B in self.prototypes.items()
+        }
 
     def update(
-        self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
+        self,
+        z_A: Float64[Tensor, "B R"],
+        z_B: Float64[Tensor, "B R"],
+        y: Int64[Tensor, " B"],
+        nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -132,36 +137,32 @@ class LineCrossings:
             z_A: Centred features of the first layer in `bases`.
             z_B: Those of the last layer.
             y: The samples' classes.
+            nearest: The nearest class points at both layers, where they are known.
         """
         self.samples += len(y)
-        p = self.first.place[y]
-        order = p.argsort()  # samples of a class one after the other, as they share its mean
-        for rows in order.split(rows_at_once(len(self.first.points), z_A)):
-            self._waiting.extend(self._gaps(z_A[rows], z_B[rows], p[rows]))
-            waiting = sum(gaps.coefficients.numel() for _, gaps in self._waiting)
-            if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
-                self.fetch()
-
-    def _gaps(
-        self, x: Float64[Tensor, "B R"], y: Float64[Tensor, "B R"], own: Int64[Tensor, " B"]
-    ) -> Iterator[tuple[End, Gaps]]:
-        """The gaps of some samples for each end; what two ends have in common is computed once."""
-        A, r = self.first.prototypes, self.first.points.shape[1]
-        first, each, over = A.gaps(x[:, :r]), _each(own), None
-        for end, (a, b) in self.points.items():
-            B = self.prototypes[end]
-            over = x[:, r:] @ b[:, r:].mT if over is None or end == "etf" else over
-            ends, share = (y, slice(None)) if end == "measured" else (b[each[0]], each[1])
-            f = torch.stack([first, (a[:, r:] * b[:, r:]).sum(1) - over, B.gaps(ends[:, r:])[share]])
-            f[1] -= (ends[:, :r] @ a[:, :r].mT)[share]
-            z = (x, y if end == "measured" else b[own])
-            yield end, _about_own(f, (A, B), (a, b), z, own)
+        r = self.first.points.shape[1]
+        A, B = self.first.prototypes, self.last.prototypes
+        nearest = nearest or (A.nearest(z_A[:, :r].contiguous()), B.nearest(z_B[:, r:].contiguous()))
+        self._waiting.append((z_A, z_B, self.first.place[y], *nearest))
+        waiting = sum(x.numel() + y.numel() for x, y, *_ in self._waiting)
+        if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
+            self.fetch()
 
     def fetch(self) -> None:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
-        for end, gaps in self._waiting:
-            self.found.setdefault(end, []).append(intervals(gaps))
+        for batch in self._waiting:
+            order = batch[2].argsort()  # samples of a class one after the other, as they share its mean
+            for rows in order.split(rows_at_once(len(self.first.points), order)):
+                self._find(*(part[rows] for part in batch))
         self._waiting.clear()
+
+    def _find(self, x: Tensor, y: Tensor, own: Tensor, first: Tensor, last: Tensor) -> None:
+        """Find the intervals of some samples for each end; what ends have in common is computed once."""
+        products: dict[str, Tensor] = {}
+        for end, ends in self.ends.items():
+            measured, at_last = end == "measured", end if end == "etf" else "means"
+            tile = Tile(x, y if measured else None, own, (first, last if measured else own), products)
+            self.found.setdefault(end, []).append(intervals(tile.pairs(ends, at_last)))
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""
@@ -184,65 +185,6 @@ class LineCrossings:
             starts, stops = map(torch.from_numpy, events)
             curves[end] = StepCurve(self.samples, starts, stops)
         return curves
-
-
-def _about_own(
-    f: Float64[Tensor, "3 B K"],
-    ends: tuple[Prototypes, Prototypes],
-    points: Sequence[Float64[Tensor, "K R"]],
-    z: Sequence[Float64[Tensor, "B R"]],
-    own: Int64[Tensor, " B"],
-) -> Gaps:
-    """The gaps of squared distances about the origin, with all their digits where points are crowded.
-
-    Args:
-        f: Squared distances along the line but for what all classes share; they are used up.
-        ends: The class points of both ends.
-        points: The same in both bases side by side.
-        z: The samples at both ends, likewise.
-        own: Class of each sample.
-    """
-    A, B = ends
-    r = A.points.shape[1]
-    f -= f.gather(2, own.expand(3, -1)[..., None])
-    x, y = (H.norm(dim=1) for H in z)
-    across = A.largest * (B.largest + y) + B.largest * (A.largest + x)
-    first, last = A.rounding(z[0]), B.rounding(z[1])
-    rounding = torch.stack([first, ROUNDING / 2 * across, last])
-    if A.crowded or B.crowded:
-        least = torch.minimum(f[0].abs(), f[2].abs()).scatter(1, own[:, None], torch.inf)
-        for rows, k in by_class(own, least.amin(1) <= FINE * torch.maximum(first, last)):
-            moved = [M - M[k] for M in points]
-            f[:, rows] = _coefficients(
-                moved, [H[rows] - M[k] for H, M in zip(z, points, strict=True)], r
-            )
-            f[:, rows] -= f[:, rows, k, None]
-            rounding[:, rows] = 0
-    x, y = (H - M[own] for H, M in zip(z, points, strict=True))
-    distance = torch.stack([x[:, :r].norm(dim=1), y[:, r:].norm(dim=1)])
-    return Gaps(f, own, distance, rounding, torch.stack([A.floor, B.floor]))
-
-
-def _coefficients(
-    points: Sequence[Float64[Tensor, "K R"]], z: Sequence[Float64[Tensor, "B R"]], r: int
-) -> Float64[Tensor, "3 B K"]:
-    """Squared distances along the line but for what all classes share; the first r axes are A's."""
-    (a, b), (x, y), A, B = points, z, slice(None, r), slice(r, None)
-    f = x.new_empty(3, len(x), len(a))
-    torch.addmm(a[:, A].square().sum(1), x[:, A], a[:, A].mT, alpha=-2, out=f[0])
-    f[1] = (a[:, B] * b[:, B]).sum(1) - x[:, B] @ b[:, B].mT - y[:, A] @ a[:, A].mT
-    torch.addmm(b[:, B].square().sum(1), y[:, B], b[:, B].mT, alpha=-2, out=f[2])
-    return f
-
-
-def _each(
-    own: Int64[Tensor, " B"],
-) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " B"] | slice]:
-    """The classes of sorted samples, and the place of each sample's; of a device not asked, as given."""
-    if own.device.type in SYNCHRONOUS_DEVICES:
-        classes, place = own.unique_consecutive(return_inverse=True)
-        return classes, place
-    return own, slice(None)
 
 
 def nearest_frame(points: Float64[Tensor, "K R"]) -> Float64[Tensor, "K R"] | None:
