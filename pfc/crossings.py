@@ -65,12 +65,10 @@ def may_fall(
     return ~sure
 
 
-def part(c: Coefficients, e: Float[Tensor, "B 1"], u: Float[Tensor, "B 1"]) -> Coefficients:
-    """The coefficients of a part of the line: from e on, and of that the share u (de Casteljau)."""
-    start, middle = torch.lerp(c[0], c[1], e), torch.lerp(c[1], c[2], e)
-    start.lerp_(middle, e)
-    across, last = torch.lerp(start, middle, u), middle.lerp_(c[2], u)
-    return start, across, torch.lerp(across, last, u)
+def beyond(c: Coefficients, e: Float[Tensor, "B 1"]) -> Coefficients:
+    """The coefficients of the part of the line from e on (de Casteljau)."""
+    first, last = torch.lerp(c[0], c[1], e), torch.lerp(c[1], c[2], e)
+    return first.lerp_(last, e), last, c[2]
 
 
 def leaves(c: Float64[Tensor, "3 n"], room: float) -> Float64[Tensor, " n"]:

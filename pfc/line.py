@@ -22,10 +22,10 @@ from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
 from pfc.prototypes import Prototypes
 from pfc.screening import Ends, Tile
-from pfc.tiles import rows_at_once
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
+PAIRS = 2**20  # of samples and classes that are seen at once; ours
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
@@ -152,17 +152,16 @@ class LineCrossings:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
         for batch in self._waiting:
             order = batch[2].argsort()  # samples of a class one after the other, as they share its mean
-            for rows in order.split(rows_at_once(len(self.first.points), order)):
+            for rows in order.split(max(32, PAIRS // len(self.first.points))):
                 self._find(*(part[rows] for part in batch))
         self._waiting.clear()
 
     def _find(self, x: Tensor, y: Tensor, own: Tensor, first: Tensor, last: Tensor) -> None:
-        """Find the intervals of some samples for each end; what ends have in common is computed once."""
-        products: dict[str, Tensor] = {}
+        """Find the intervals of some samples for each end."""
         for end, ends in self.ends.items():
-            measured, at_last = end == "measured", end if end == "etf" else "means"
-            tile = Tile(x, y if measured else None, own, (first, last if measured else own), products)
-            self.found.setdefault(end, []).append(intervals(tile.pairs(ends, at_last)))
+            at_last = (y, last) if end == "measured" else (None, own)
+            tile = Tile(x, at_last[0], own, (first, at_last[1]))
+            self.found.setdefault(end, []).append(intervals(tile.pairs(ends)))
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""

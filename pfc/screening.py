@@ -14,12 +14,49 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.crossings import Coefficients, Pairs, leaves, may_fall, part
+from pfc.crossings import Coefficients, Pairs, beyond, leaves, may_fall
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
 from pfc.tiles import rows_at_once
 
 WIDER = 2.0**-20  # by which the part of the line that is asked about is stretched, for single precision
+LEAST = 1e-30  # of a coefficient over the square of the unit: below it single precision ends
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A coefficient as one product of what is known of samples and of classes.
+
+    Args:
+        classes: What samples are multiplied with, less what that may round, and a 1 for the own class.
+        sizes: What it may round of each class: of all samples, and times the samples' norms.
+    """
+
+    classes: Float[Tensor, "K C"]
+    sizes: Float[Tensor, "K M"]
+
+    @classmethod
+    def of(
+        cls,
+        factors: Float64[Tensor, "K c"],
+        constant: Float64[Tensor, " K"],
+        *sizes: Float64[Tensor, " K"],
+    ) -> "Form":
+        """From factors of the samples' coordinates, what is added, and the sizes of all that."""
+        share = (factors.shape[1] + 16) * torch.finfo(_coarse(constant).dtype).eps
+        off, one = share * torch.stack(sizes, 1), torch.ones_like(constant)[:, None]
+        return cls(_coarse(torch.cat([factors, constant[:, None], -off, one], 1)), _coarse(off))
+
+    def bounds(
+        self, z: Float64[Tensor, "B c"], norms: Float64[Tensor, "B m"], own: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B K"]:
+        """Lower bounds of the coefficient of each class less that of the own."""
+        one = z.new_ones(len(z), 1)
+        off = _coarse(torch.cat([one, norms], 1))
+        v = torch.cat([_coarse(torch.cat([z, one], 1)), off], 1)
+        most = (v * self.classes[own, :-1]).sum(1) + 2 * (off * self.sizes[own]).sum(1) + LEAST
+        return _times(torch.cat([v, -most[:, None]], 1), self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +84,16 @@ class Ends:
         return slice(None, r), slice(r, None)
 
     @cached_property
-    def sizes(self) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
-        """The largest norms at both ends."""
-        return self.a.norm(dim=1).max(), self.b.norm(dim=1).max()
-
-    @cached_property
-    def coarse(self) -> tuple[Float[Tensor, "K S"], Float[Tensor, "K S"]]:
-        """The points of both ends over the unit."""
-        return _coarse(self.a / self.unit), _coarse(self.b / self.unit)
-
-    @cached_property
-    def constants(self) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, " K"]]:
-        """What a class has in the coefficients by itself."""
-        A, B = self.axes
-        a, b = self.a / self.unit, self.b / self.unit
-        pairs = (a[:, A], a[:, A]), (a[:, B], b[:, B]), (b[:, B], b[:, B])
-        first, across, last = (_coarse((p * q).sum(1)) for p, q in pairs)
-        return first, across, last
+    def forms(self) -> tuple[Form, Form, Form]:
+        """The three coefficients, over the square of the unit."""
+        (A, B), a, b = self.axes, self.a / self.unit, self.b / self.unit
+        p, q = a.norm(dim=1), b.norm(dim=1)
+        across = torch.cat([-b[:, B], -a[:, A]], 1)
+        return (
+            Form.of(-2 * a[:, A], a[:, A].square().sum(1), p.square(), 2 * p),
+            Form.of(across, (a[:, B] * b[:, B]).sum(1), p * q, q, p),
+            Form.of(-2 * b[:, B], b[:, B].square().sum(1), q.square(), 2 * q),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,33 +105,25 @@ class Tile:
         y: At the last end; `None` for those that lie in their class points there.
         own: Class of each.
         nearest: That of the nearest point at the first and at the last end.
-        products: With the points of an end, for all ends that have them in common.
     """
 
     x: Float64[Tensor, "B S"]
     y: Float64[Tensor, "B S"] | None
     own: Int64[Tensor, " B"]
     nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]
-    products: dict[str, Tensor]
-
-    def product(self, name: str, points: Float[Tensor, "K R"], unit: Tensor, axes: slice) -> Tensor:
-        """Inner products of the first end with points, computed once under this name."""
-        if name not in self.products:
-            self.products[name] = _times(_coarse(self.x[:, axes] / unit), points[:, axes])
-        return self.products[name]
 
     def last(self, ends: Ends) -> Float64[Tensor, "B S"]:
         """The samples at the last end."""
         return ends.b[self.own] if self.y is None else self.y
 
-    def pairs(self, ends: Ends, name: str) -> Pairs:
+    def pairs(self, ends: Ends) -> Pairs:
         """The pairs of samples and classes that may matter, and their coefficients."""
         known = [self._exact(ends, *self._wrong(places)) for places in self.nearest]
         e, s = (self.x.new_full((len(self.x),), float(t)) for t in (0, 1))
         e[known[0].sample] = leaves(known[0].coefficients, known[0].room)
         s[known[1].sample] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
         rest = (e < s).nonzero()[:, 0]
-        i, j = self._open(ends, name, rest, e[rest, None], s[rest, None])
+        i, j = self._open(ends, rest, e[rest, None], s[rest, None])
         return Pairs.of(self._exact(ends, i, j), *known)
 
     def _wrong(self, places: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
@@ -111,7 +133,6 @@ class Tile:
     def _open(
         self,
         ends: Ends,
-        name: str,
         rest: Int64[Tensor, " b"],
         e: Float64[Tensor, "b 1"],
         s: Float64[Tensor, "b 1"],
@@ -119,45 +140,30 @@ class Tile:
         """Pairs of the rows in `rest` that the coarse bounds leave open between their times e and s."""
         if not len(rest):
             return rest, rest
-        c = self._bounds(ends, name, rest)
-        if bool((e > 0).any() | (s < 1).any()):
-            e = e * (1 - WIDER)
-            u = ((s - e) / (1 - e) * (1 + WIDER)).clamp(max=1)
-            c = part(c, e.to(c[0]), u.to(c[0]))
+        c = self._bounds(ends, rest)
+        if bool((e > 0).any()):
+            c = beyond(c, (e * (1 - WIDER)).to(c[0]))
+        if bool((s < 1).any()):
+            u = ((1 - s) / (1 - e)) * (1 - WIDER)
+            c = beyond(c[::-1], u.to(c[0]))[::-1]
         asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
         asked = asked.logical_not_().scatter_(1, self.own[rest, None], value=False)
         flat = asked.flatten().nonzero()[:, 0]
         flat = flat[may_fall(*(each.flatten()[flat] for each in c))]
         return rest[flat // asked.shape[1]], flat % asked.shape[1]
 
-    def _bounds(self, ends: Ends, name: str, rest: Int64[Tensor, " b"]) -> Coefficients:
+    def _bounds(self, ends: Ends, rest: Int64[Tensor, " b"]) -> Coefficients:
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
-        (A, B), (a, b) = ends.axes, ends.coarse
-        x, y, own = self.x[rest], self.last(ends)[rest], self.own[rest]
-        some = slice(None) if len(rest) == len(self.x) else rest
-        first = self.product("first", a, ends.unit, A)[some]
-        over = self.product(name, b, ends.unit, B)[some]
-        if self.y is None and y.device.type == "cpu":
-            k, each = own.unique_consecutive(return_inverse=True)
-            z = b[k]
-        else:
-            z, each = _coarse(y / ends.unit), slice(None)
-        back, last = _times(z[:, A], a[:, A])[each], _times(z[:, B], b[:, B])[each]
-        zero, one, two = ends.constants
-        c = zero - 2 * first, (one - over).sub_(back), two - 2 * last
-        for f, off in zip(c, self._rounded(ends, x, y, c[0].dtype), strict=True):
-            f.sub_(f.gather(1, own[:, None]) + off[:, None])
-        return c
-
-    @staticmethod
-    def _rounded(ends: Ends, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """What coarse sums of products may be off at most, each term rounded as often as there are."""
-        a, b = (size / ends.unit for size in ends.sizes)
-        x, y = (H.norm(dim=1) / ends.unit for H in (x, y))
-        most = 2 * torch.finfo(dtype).eps * (ends.a.shape[1] + 16)
-        sizes = a * (a + 2 * x), a * (b + y) + b * (a + x), b * (b + 2 * y)
-        first, across, last = ((most * size).to(dtype) + 1e-30 for size in sizes)
-        return first, across, last
+        (A, B), own, (first, across, last) = ends.axes, self.own[rest], ends.forms
+        x, y = self.x[rest] / ends.unit, self.last(ends)[rest] / ends.unit
+        p, q = x.norm(dim=1)[:, None], y.norm(dim=1)[:, None]
+        c0 = first.bounds(x[:, A], p, own)
+        c1 = across.bounds(torch.cat([x[:, B], y[:, A]], 1), torch.cat([p, q], 1), own)
+        if self.y is not None or own.device.type not in SYNCHRONOUS_DEVICES:
+            return c0, c1, last.bounds(y[:, B], q, own)
+        k, each, count = own.unique_consecutive(return_inverse=True, return_counts=True)
+        one = count.cumsum(0) - 1  # of each class, as its samples lie in one point
+        return c0, c1, last.bounds(y[one, B], q[one], k)[each]
 
     def _exact(self, ends: Ends, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs about the own class, and what decides their ties."""
@@ -203,11 +209,11 @@ def _about_own(
 ) -> Float64[Tensor, "3 n"]:
     """Coefficients of pairs from the samples' residuals and from the classes' differences."""
     A, B = ends.axes
-    p, q = ends.a[j] - ends.a[own[i]], ends.b[j] - ends.b[own[i]]
-    x, y = x[i], y[i]
+    a, b = ends.a, ends.b[:, B]
+    p, q, x = a[j] - a[own[i]], b[j] - b[own[i]], x[i]
     first = (p[:, A] * (p[:, A] - 2 * x[:, A])).sum(1)
-    across = (q[:, B] * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[:, A]).sum(1)
-    last = (q[:, B] * (q[:, B] - 2 * y[:, B])).sum(1)
+    across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[i, A]).sum(1)
+    last = (q * (q - 2 * y[i, B])).sum(1)
     return torch.stack([first, across, last])
 
 
