@@ -160,8 +160,8 @@ class LineCrossings:
         """Find the intervals of some samples for each end."""
         for end, ends in self.ends.items():
             at_last = (y, last) if end == "measured" else (None, own)
-            tile = Tile(x, at_last[0], own, (first, at_last[1]))
-            self.found.setdefault(end, []).append(intervals(tile.pairs(ends)))
+            tile = Tile(ends, x, at_last[0], own, (first, at_last[1]))
+            self.found.setdefault(end, []).append(intervals(tile.pairs()))
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""

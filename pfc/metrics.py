@@ -161,11 +161,9 @@ def _gram(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T S S"]:
 
 
 def _off_frame(G: Float[Tensor, "*T S S"], M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
-    """Distance of the Gram matrix of means, of norm 1, from that of a simplex ETF, of norm 1.
-
-    The latter is the same number on all of the K - 1 directions there are: in D < K - 1 coordinates it
-    is that number times the identity, and what it has in the others is missed.
-    """
+    """Distance of the Gram matrix of means, of norm 1, from that of a simplex ETF, of norm 1."""
+    # the frame's is one number on all its K - 1 directions: times the identity in D < K - 1 coordinates,
+    # which miss what it has in the others
     K, S = M.shape[-2], G.shape[-1]
     centre = 1 / K if S == K else 0.0
     frame = (torch.eye(S, device="cpu").to(M) - centre) / (K - 1) ** 0.5

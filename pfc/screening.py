@@ -101,62 +101,86 @@ class Tile:
     """Samples on their lines, in both bases side by side; those of a class one after the other.
 
     Args:
-        x: At the first end.
+        ends: The class points.
+        x: The samples at the first end.
         y: At the last end; `None` for those that lie in their class points there.
         own: Class of each.
         nearest: That of the nearest point at the first and at the last end.
     """
 
+    ends: Ends
     x: Float64[Tensor, "B S"]
     y: Float64[Tensor, "B S"] | None
     own: Int64[Tensor, " B"]
     nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]
 
-    def last(self, ends: Ends) -> Float64[Tensor, "B S"]:
+    @cached_property
+    def last(self) -> Float64[Tensor, "B S"]:
         """The samples at the last end."""
-        return ends.b[self.own] if self.y is None else self.y
+        return self.ends.b[self.own] if self.y is None else self.y
 
-    def pairs(self, ends: Ends) -> Pairs:
+    @cached_property
+    def residuals(self) -> tuple[Float64[Tensor, "B S"], Float64[Tensor, "B S"]]:
+        """The samples less their class points, at both ends."""
+        return self.x - self.ends.a[self.own], self.last - self.ends.b[self.own]
+
+    @cached_property
+    def norms(self) -> tuple[Float64[Tensor, "B 1"], Float64[Tensor, "B 1"]]:
+        """The samples' norms at both ends."""
+        return self.x.norm(dim=1, keepdim=True), self.last.norm(dim=1, keepdim=True)
+
+    @cached_property
+    def distance(self) -> Float64[Tensor, "2 B"]:
+        """The samples' distances from their class points, at both ends."""
+        parts = zip(self.residuals, self.ends.axes, strict=True)
+        return torch.stack([residual[:, axes].norm(dim=1) for residual, axes in parts])
+
+    @cached_property
+    def rounding(self) -> Float64[Tensor, "3 B"]:
+        """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
+        (A, B), (p, q) = (self.ends.first, self.ends.last), self.norms
+        if A.crowded or B.crowded:
+            return self.x.new_zeros(3, len(self.x))
+        a, b = A.largest, B.largest
+        sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
+        return ROUNDING / 2 * torch.cat(sizes, 1).mT
+
+    def pairs(self) -> Pairs:
         """The pairs of samples and classes that may matter, and their coefficients."""
-        known = [self._exact(ends, *self._wrong(places)) for places in self.nearest]
-        e, s = (self.x.new_full((len(self.x),), float(t)) for t in (0, 1))
-        e[known[0].sample] = leaves(known[0].coefficients, known[0].room)
-        s[known[1].sample] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
-        rest = (e < s).nonzero()[:, 0]
-        i, j = self._open(ends, rest, e[rest, None], s[rest, None])
-        return Pairs.of(self._exact(ends, i, j), *known)
+        known = [self._exact(*self._wrong(places)) for places in self.nearest]
+        e, s = (self.x.new_full((len(self.x), 1), float(t)) for t in (0, 1))
+        e[known[0].sample, 0] = leaves(known[0].coefficients, known[0].room)
+        s[known[1].sample, 0] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
+        rest = (e < s).nonzero()[:, 0].split(rows_at_once(len(self.ends.a), self.x))
+        i, j = zip(*(self._open(rows, e[rows], s[rows]) for rows in rest), strict=True)
+        return Pairs.of(self._exact(torch.cat(i), torch.cat(j)), *known)
 
     def _wrong(self, places: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+        """The samples that are in another place than their own, and that place."""
         rows = (places != self.own).nonzero()[:, 0]
         return rows, places[rows]
 
     def _open(
-        self,
-        ends: Ends,
-        rest: Int64[Tensor, " b"],
-        e: Float64[Tensor, "b 1"],
-        s: Float64[Tensor, "b 1"],
+        self, rows: Int64[Tensor, " b"], e: Float64[Tensor, "b 1"], s: Float64[Tensor, "b 1"]
     ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-        """Pairs of the rows in `rest` that the coarse bounds leave open between their times e and s."""
-        if not len(rest):
-            return rest, rest
-        c = self._bounds(ends, rest)
+        """Pairs of some rows that the coarse bounds leave open between their times e and s."""
+        if not len(rows):
+            return rows, rows
+        c = self._bounds(rows)
         if bool((e > 0).any()):
             c = beyond(c, (e * (1 - WIDER)).to(c[0]))
         if bool((s < 1).any()):
-            u = ((1 - s) / (1 - e)) * (1 - WIDER)
-            c = beyond(c[::-1], u.to(c[0]))[::-1]
+            c = beyond(c[::-1], ((1 - s) / (1 - e) * (1 - WIDER)).to(c[0]))[::-1]
         asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
-        asked = asked.logical_not_().scatter_(1, self.own[rest, None], value=False)
+        asked = asked.logical_not_().scatter_(1, self.own[rows, None], value=False)
         flat = asked.flatten().nonzero()[:, 0]
         flat = flat[may_fall(*(each.flatten()[flat] for each in c))]
-        return rest[flat // asked.shape[1]], flat % asked.shape[1]
+        return rows[flat // asked.shape[1]], flat % asked.shape[1]
 
-    def _bounds(self, ends: Ends, rest: Int64[Tensor, " b"]) -> Coefficients:
+    def _bounds(self, rows: Int64[Tensor, " b"]) -> Coefficients:
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
-        (A, B), own, (first, across, last) = ends.axes, self.own[rest], ends.forms
-        x, y = self.x[rest] / ends.unit, self.last(ends)[rest] / ends.unit
-        p, q = x.norm(dim=1)[:, None], y.norm(dim=1)[:, None]
+        (A, B), own, (first, across, last) = self.ends.axes, self.own[rows], self.ends.forms
+        x, y, p, q = (H[rows] / self.ends.unit for H in (self.x, self.last, *self.norms))
         c0 = first.bounds(x[:, A], p, own)
         c1 = across.bounds(torch.cat([x[:, B], y[:, A]], 1), torch.cat([p, q], 1), own)
         if self.y is not None or own.device.type not in SYNCHRONOUS_DEVICES:
@@ -165,56 +189,28 @@ class Tile:
         one = count.cumsum(0) - 1  # of each class, as its samples lie in one point
         return c0, c1, last.bounds(y[one, B], q[one], k)[each]
 
-    def _exact(self, ends: Ends, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
-        """The coefficients of some pairs about the own class, and what decides their ties."""
-        y = self.last(ends)
-        x, y = self.x - ends.a[self.own], y - ends.b[self.own]
-        height = rows_at_once(4 * x.shape[1], x)
-        parts = [
-            _about_own(ends, x, y, self.own, *p)
-            for p in zip(i.split(height), j.split(height), strict=True)
-        ]
-        (A, B), own = ends.axes, self.own[i]
-        distance = torch.stack([x[:, A].norm(dim=1), y[:, B].norm(dim=1)])[:, i]
+    def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
+        """The coefficients of some pairs, and what decides their ties."""
+        height = rows_at_once(2 * self.x.shape[1], self.x)
+        parts = zip(i.split(height), j.split(height), strict=True)
         return Pairs(
-            coefficients=torch.cat(parts, 1),
+            coefficients=torch.cat([self._about_own(*part) for part in parts], 1),
             sample=i,
-            lower=j < own,
-            distance=distance,
-            rounding=self._rounding(ends)[:, i],
-            floors=torch.stack([ends.first.floor, ends.last.floor]),
+            lower=j < self.own[i],
+            distance=self.distance[:, i],
+            rounding=self.rounding[:, i],
+            floors=torch.stack([self.ends.first.floor, self.ends.last.floor]),
         )
 
-    def _rounding(self, ends: Ends) -> Float64[Tensor, "3 B"]:
-        """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
-        x, y = self.x, self.last(ends)
-        if ends.first.crowded or ends.last.crowded:
-            return x.new_zeros(3, len(x))
-        a, b = ends.first.largest, ends.last.largest
-        across = a * (b + y.norm(dim=1)) + b * (a + x.norm(dim=1))
-        return torch.stack([
-            ends.first.rounding(x),
-            ROUNDING / 2 * across,
-            ends.last.rounding(y),
-        ])
-
-
-def _about_own(
-    ends: Ends,
-    x: Float64[Tensor, "B S"],
-    y: Float64[Tensor, "B S"],
-    own: Int64[Tensor, " B"],
-    i: Int64[Tensor, " n"],
-    j: Int64[Tensor, " n"],
-) -> Float64[Tensor, "3 n"]:
-    """Coefficients of pairs from the samples' residuals and from the classes' differences."""
-    A, B = ends.axes
-    a, b = ends.a, ends.b[:, B]
-    p, q, x = a[j] - a[own[i]], b[j] - b[own[i]], x[i]
-    first = (p[:, A] * (p[:, A] - 2 * x[:, A])).sum(1)
-    across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[i, A]).sum(1)
-    last = (q * (q - 2 * y[i, B])).sum(1)
-    return torch.stack([first, across, last])
+    def _about_own(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Float64[Tensor, "3 n"]:
+        """Coefficients from the samples' residuals and from the classes' differences."""
+        (A, B), (x, y), k = self.ends.axes, self.residuals, self.own[i]
+        a, b, x = self.ends.a, self.ends.b[:, B], x[i]
+        p, q = a[j] - a[k], b[j] - b[k]
+        first = (p[:, A] * (p[:, A] - 2 * x[:, A])).sum(1)
+        across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[i, A]).sum(1)
+        last = (q * (q - 2 * y[i, B])).sum(1)
+        return torch.stack([first, across, last])
 
 
 def _coarse(H: Float64[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -70,7 +70,7 @@ class Evidence:
 
     @cached_property
     def angles(self) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
-        """What the cosines between class means come to: their variation, their distance from a frame's."""
+        """Of the cosines between class means: their variation, and their distance from a frame's."""
         return metrics.angles(self.M)
 
     def has(self, needs: Needs) -> bool:
