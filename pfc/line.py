@@ -21,7 +21,7 @@ from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
 from pfc.prototypes import Prototypes
-from pfc.screening import Ends, Tile
+from pfc.screening import Ends, Start, Tile
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
@@ -158,9 +158,10 @@ class LineCrossings:
 
     def _find(self, x: Tensor, y: Tensor, own: Tensor, first: Tensor, last: Tensor) -> None:
         """Find the intervals of some samples for each end."""
+        start = Start(x, own, self.ends["measured"].unit)
         for end, ends in self.ends.items():
-            at_last = (y, last) if end == "measured" else (None, own)
-            tile = Tile(ends, x, at_last[0], own, (first, at_last[1]))
+            y_end, nearest = (y, last) if end == "measured" else (None, own)
+            tile = Tile(ends, start, y_end, (first, nearest), end == "etf")
             self.found.setdefault(end, []).append(intervals(tile.pairs()))
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:

@@ -332,7 +332,7 @@ def class_distance_variance(M: Float[Tensor, "K D"], variance: Float[Tensor, " K
         A number in [0, inf]; 0 at perfect collapse.
     """
     over, K = _over(M), len(M)
-    M, variance = _centred(M), variance * over[0] * over[0]
+    M, variance = M * over, variance * over[0] * over[0]
     total = M.new_zeros(())
     for rows, rest in blocks(M):
         square = squared_distances(M[rows], M[rest])

@@ -6,7 +6,7 @@ holds a sample to a known time, only the rest of the line is asked about. What i
 double precision about the own class, to all digits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -49,12 +49,12 @@ class Form:
         return cls(_coarse(torch.cat([factors, constant[:, None], -off, one], 1)), _coarse(off))
 
     def bounds(
-        self, z: Float64[Tensor, "B c"], norms: Float64[Tensor, "B m"], own: Int64[Tensor, " B"]
+        self, z: Float[Tensor, "B c"], norms: Float[Tensor, " B"], own: Int64[Tensor, " B"]
     ) -> Float[Tensor, "B K"]:
         """Lower bounds of the coefficient of each class less that of the own."""
         one = z.new_ones(len(z), 1)
-        off = _coarse(torch.cat([one, norms], 1))
-        v = torch.cat([_coarse(torch.cat([z, one], 1)), off], 1)
+        off = torch.cat([one, norms[:, None]], 1)
+        v = torch.cat([z, one, off], 1)
         most = (v * self.classes[own, :-1]).sum(1) + 2 * (off * self.sizes[own]).sum(1) + LEAST
         return _times(torch.cat([v, -most[:, None]], 1), self.classes)
 
@@ -84,74 +84,92 @@ class Ends:
         return slice(None, r), slice(r, None)
 
     @cached_property
-    def forms(self) -> tuple[Form, Form, Form]:
-        """The three coefficients, over the square of the unit."""
+    def norms(self) -> tuple[Float64[Tensor, " K"], Float64[Tensor, " K"]]:
+        """Of the points in both bases."""
+        return self.a.norm(dim=1), self.b.norm(dim=1)
+
+    @cached_property
+    def forms(self) -> tuple[Form, Form, Form, Form]:
+        """The first coefficient, the second's two parts, and the third, over the square of the unit."""
         (A, B), a, b = self.axes, self.a / self.unit, self.b / self.unit
-        p, q = a.norm(dim=1), b.norm(dim=1)
-        across = torch.cat([-b[:, B], -a[:, A]], 1)
+        p, q = (norms / self.unit for norms in self.norms)
         return (
             Form.of(-2 * a[:, A], a[:, A].square().sum(1), p.square(), 2 * p),
-            Form.of(across, (a[:, B] * b[:, B]).sum(1), p * q, q, p),
+            Form.of(-b[:, B], (a[:, B] * b[:, B]).sum(1), p * q, q),
+            Form.of(-a[:, A], 0 * p, 0 * p, p),
             Form.of(-2 * b[:, B], b[:, B].square().sum(1), q.square(), 2 * q),
         )
+
+    @cached_property
+    def coarse_last(self) -> tuple[Float[Tensor, "K S"], Float[Tensor, " K"]]:
+        """The last end's points over the unit, and their norms, in single precision."""
+        return _coarse(self.b / self.unit), _coarse(self.norms[1] / self.unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Samples at the first end, in both bases side by side; those of a class one after the other.
+
+    Args:
+        x: The samples.
+        own: Class of each.
+        unit: That of the ends.
+        products: What ends have in common, by name.
+    """
+
+    x: Float64[Tensor, "B S"]
+    own: Int64[Tensor, " B"]
+    unit: Float64[Tensor, ""]
+    products: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def norms(self) -> Float64[Tensor, " B"]:
+        """The samples' norms."""
+        return self.x.norm(dim=1)
+
+    def bounds(self, name: str, form: Form, axes: slice) -> Float[Tensor, "B K"]:
+        """Lower bounds of a form of some axes, computed once under this name."""
+        if name not in self.products:
+            norms = _coarse(self.norms / self.unit)
+            self.products[name] = form.bounds(_coarse(self.x[:, axes] / self.unit), norms, self.own)
+        return self.products[name]
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Samples on their lines, in both bases side by side; those of a class one after the other.
+    """Samples on their lines to an end.
 
     Args:
         ends: The class points.
-        x: The samples at the first end.
+        start: The samples at the first end.
         y: At the last end; `None` for those that lie in their class points there.
-        own: Class of each.
         nearest: That of the nearest point at the first and at the last end.
+        frame: Whether the last end's points are other than the last layer's.
     """
 
     ends: Ends
-    x: Float64[Tensor, "B S"]
+    start: Start
     y: Float64[Tensor, "B S"] | None
-    own: Int64[Tensor, " B"]
     nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]
+    frame: bool = False
+
+    @property
+    def own(self) -> Int64[Tensor, " B"]:
+        """Class of each sample."""
+        return self.start.own
 
     @cached_property
-    def last(self) -> Float64[Tensor, "B S"]:
-        """The samples at the last end."""
-        return self.ends.b[self.own] if self.y is None else self.y
-
-    @cached_property
-    def residuals(self) -> tuple[Float64[Tensor, "B S"], Float64[Tensor, "B S"]]:
-        """The samples less their class points, at both ends."""
-        return self.x - self.ends.a[self.own], self.last - self.ends.b[self.own]
-
-    @cached_property
-    def norms(self) -> tuple[Float64[Tensor, "B 1"], Float64[Tensor, "B 1"]]:
-        """The samples' norms at both ends."""
-        return self.x.norm(dim=1, keepdim=True), self.last.norm(dim=1, keepdim=True)
-
-    @cached_property
-    def distance(self) -> Float64[Tensor, "2 B"]:
-        """The samples' distances from their class points, at both ends."""
-        parts = zip(self.residuals, self.ends.axes, strict=True)
-        return torch.stack([residual[:, axes].norm(dim=1) for residual, axes in parts])
-
-    @cached_property
-    def rounding(self) -> Float64[Tensor, "3 B"]:
-        """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
-        (A, B), (p, q) = (self.ends.first, self.ends.last), self.norms
-        if A.crowded or B.crowded:
-            return self.x.new_zeros(3, len(self.x))
-        a, b = A.largest, B.largest
-        sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
-        return ROUNDING / 2 * torch.cat(sizes, 1).mT
+    def last_norms(self) -> Float64[Tensor, " B"]:
+        """The samples' norms at the last end."""
+        return self.ends.norms[1][self.own] if self.y is None else self.y.norm(dim=1)
 
     def pairs(self) -> Pairs:
         """The pairs of samples and classes that may matter, and their coefficients."""
         known = [self._exact(*self._wrong(places)) for places in self.nearest]
-        e, s = (self.x.new_full((len(self.x), 1), float(t)) for t in (0, 1))
+        e, s = (torch.full_like(self.start.norms[:, None], float(t)) for t in (0, 1))
         e[known[0].sample, 0] = leaves(known[0].coefficients, known[0].room)
         s[known[1].sample, 0] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
-        rest = (e < s).nonzero()[:, 0].split(rows_at_once(len(self.ends.a), self.x))
+        rest = (e < s).nonzero()[:, 0].split(rows_at_once(len(self.ends.a), e))
         i, j = zip(*(self._open(rows, e[rows], s[rows]) for rows in rest), strict=True)
         return Pairs.of(self._exact(torch.cat(i), torch.cat(j)), *known)
 
@@ -167,10 +185,11 @@ class Tile:
         if not len(rows):
             return rows, rows
         c = self._bounds(rows)
+        e = (e * (1 - WIDER)).to(c[0])  # the time that is asked from, as single precision has it
         if bool((e > 0).any()):
-            c = beyond(c, (e * (1 - WIDER)).to(c[0]))
+            c = beyond(c, e)
         if bool((s < 1).any()):
-            c = beyond(c[::-1], ((1 - s) / (1 - e) * (1 - WIDER)).to(c[0]))[::-1]
+            c = beyond(c[::-1], ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(c[0]))[::-1]
         asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
         asked = asked.logical_not_().scatter_(1, self.own[rows, None], value=False)
         flat = asked.flatten().nonzero()[:, 0]
@@ -179,38 +198,52 @@ class Tile:
 
     def _bounds(self, rows: Int64[Tensor, " b"]) -> Coefficients:
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
-        (A, B), own, (first, across, last) = self.ends.axes, self.own[rows], self.ends.forms
-        x, y, p, q = (H[rows] / self.ends.unit for H in (self.x, self.last, *self.norms))
-        c0 = first.bounds(x[:, A], p, own)
-        c1 = across.bounds(torch.cat([x[:, B], y[:, A]], 1), torch.cat([p, q], 1), own)
-        if self.y is not None or own.device.type not in SYNCHRONOUS_DEVICES:
-            return c0, c1, last.bounds(y[:, B], q, own)
-        k, each, count = own.unique_consecutive(return_inverse=True, return_counts=True)
-        one = count.cumsum(0) - 1  # of each class, as its samples lie in one point
-        return c0, c1, last.bounds(y[one, B], q[one], k)[each]
+        (A, B), (first, over, back, last) = self.ends.axes, self.ends.forms
+        c0 = self.start.bounds("first", first, A)[rows]
+        c1 = self.start.bounds("frame" if self.frame else "means", over, B)[rows]
+        own, each = self.own[rows], None
+        if self.y is None:  # samples of a class lie in one point
+            if own.device.type in SYNCHRONOUS_DEVICES:
+                own, each = own.unique_consecutive(return_inverse=True)
+            y, q = (part[own] for part in self.ends.coarse_last)
+        else:
+            y, q = (_coarse(part[rows] / self.ends.unit) for part in (self.y, self.last_norms))
+        c = back.bounds(y[:, A], q, own), last.bounds(y[:, B], q, own)
+        c1_last, c2 = c if each is None else (part[each] for part in c)
+        return c0, c1.add_(c1_last), c2
 
     def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs, and what decides their ties."""
-        height = rows_at_once(2 * self.x.shape[1], self.x)
+        height = rows_at_once(2 * self.start.x.shape[1], self.start.x)
         parts = zip(i.split(height), j.split(height), strict=True)
+        found = torch.cat([self._about_own(*part) for part in parts], 1)
         return Pairs(
-            coefficients=torch.cat([self._about_own(*part) for part in parts], 1),
+            coefficients=found[:3],
             sample=i,
             lower=j < self.own[i],
-            distance=self.distance[:, i],
-            rounding=self.rounding[:, i],
+            distance=found[3:].sqrt(),
+            rounding=self._rounding(i),
             floors=torch.stack([self.ends.first.floor, self.ends.last.floor]),
         )
 
-    def _about_own(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Float64[Tensor, "3 n"]:
-        """Coefficients from the samples' residuals and from the classes' differences."""
-        (A, B), (x, y), k = self.ends.axes, self.residuals, self.own[i]
-        a, b, x = self.ends.a, self.ends.b[:, B], x[i]
-        p, q = a[j] - a[k], b[j] - b[k]
+    def _about_own(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Float64[Tensor, "5 n"]:
+        """Coefficients from residuals and from the classes' differences; the squared residuals."""
+        (A, B), k, a, b = self.ends.axes, self.own[i], self.ends.a, self.ends.b
+        x, p, q = self.start.x[i] - a[k], a[j] - a[k], (b[j] - b[k])[:, B]
+        y = torch.zeros_like(x) if self.y is None else self.y[i] - b[k]
         first = (p[:, A] * (p[:, A] - 2 * x[:, A])).sum(1)
-        across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[i, A]).sum(1)
-        last = (q * (q - 2 * y[i, B])).sum(1)
-        return torch.stack([first, across, last])
+        across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[:, A]).sum(1)
+        last = (q * (q - 2 * y[:, B])).sum(1)
+        return torch.stack([first, across, last, x[:, A].square().sum(1), y[:, B].square().sum(1)])
+
+    def _rounding(self, i: Int64[Tensor, " n"]) -> Float64[Tensor, "3 n"]:
+        """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
+        A, B, p, q = self.ends.first, self.ends.last, self.start.norms[i], self.last_norms[i]
+        if A.crowded or B.crowded:
+            return p.new_zeros(3, len(i))
+        a, b = A.largest, B.largest
+        sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
+        return ROUNDING / 2 * torch.stack(sizes)
 
 
 def _coarse(H: Float64[Tensor, "*B"]) -> Float[Tensor, "*B"]:
