@@ -10,7 +10,6 @@ seconds are a multiple of them, what is of pairs of classes does not depend on t
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from memory import FRANK
 from record import cpu_seconds, keep, one_thread, peak_memory, side_by_side
 from torch import Tensor, nn
 
@@ -116,7 +114,7 @@ def case(kind: str, *given: object) -> None:
 def measured(*given: object) -> dict[str, object]:
     """A case in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(given)]
-    result = subprocess.run(command, env=os.environ | FRANK, stdout=subprocess.PIPE, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
