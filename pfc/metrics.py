@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.moments import ClassMoments
+from pfc.pairs import blocks, squared_distances
 
 Weighting = Literal["class", "sample"]
 
@@ -147,17 +148,27 @@ def etf_distance(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
         >>> bool(etf_distance(triangle) < 1e-6)
         True
     """
-    K = M.shape[-2]
-    _two_classes(K)
+    _two_classes(M.shape[-2])
     M = _centred(M)
-    G = M @ M.mT
-    return torch.linalg.matrix_norm(G / torch.linalg.matrix_norm(G, keepdim=True) - _etf_gram(M))
+    G = _gram(M)
+    size = torch.linalg.matrix_norm(G)
+    return torch.where(size > 0, _off_frame(G / size[..., None, None], M), torch.nan)
 
 
-def _etf_gram(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "K K"]:
-    """The Gram matrix of a simplex ETF of as many means, of norm 1."""
-    K = M.shape[-2]
-    return (torch.eye(K, device="cpu").to(M) - 1 / K) / (K - 1) ** 0.5
+def _gram(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T S S"]:
+    """The smaller of the two Gram matrices of centred means, whose eigenvalues above 0 are the same."""
+    return M @ M.mT if M.shape[-2] <= M.shape[-1] else M.mT @ M
+
+
+def _off_frame(G: Float[Tensor, "*T S S"], M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T"]:
+    """Distance of the Gram matrix of means, of norm 1, from that of a simplex ETF, of norm 1."""
+    # the frame's is one number on all its K - 1 directions: times the identity in D < K - 1 coordinates,
+    # which miss what it has in the others
+    K, S = M.shape[-2], G.shape[-1]
+    centre = 1 / K if S == K else 0.0
+    frame = (torch.eye(S, device="cpu").to(M) - centre) / (K - 1) ** 0.5
+    missed = max(0, K - 1 - S) / (K - 1)
+    return torch.hypot(torch.linalg.matrix_norm(G - frame), frame.new_tensor(missed**0.5))
 
 
 def etf_distance_gradient(M: Float64[Tensor, "K D"]) -> Float64[Tensor, "K D"]:
@@ -165,11 +176,12 @@ def etf_distance_gradient(M: Float64[Tensor, "K D"]) -> Float64[Tensor, "K D"]:
     over, M = _over(M), _centred(M)
     if len(M) == 2:
         return torch.zeros_like(M)
-    G, etf = M @ M.mT, _etf_gram(M)
+    G, frame = _gram(M), (len(M) - 1) ** -0.5  # the frame's Gram matrix is a number times the means
     size = torch.linalg.matrix_norm(G)
     G = G / size
-    along = (etf - (G * etf).sum() * G) / (size * torch.linalg.matrix_norm(G - etf))
-    return -2 * over * (along @ M)
+    turned = G @ M if len(M) <= M.shape[1] else M @ G
+    along = frame * (M - G.trace() * turned) / (size * _off_frame(G, M))
+    return -2 * over * along
 
 
 def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
@@ -183,8 +195,7 @@ def participation_ratio(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     Returns:
         A number in [1, K - 1]; NaN if all the means coincide.
     """
-    M = _centred(M)
-    G = M @ M.mT
+    G = _gram(_centred(M))
     return G.trace().square() / G.square().sum()
 
 
@@ -244,12 +255,21 @@ def equinorm(M: Float[Tensor, "K D"], ddof: int = 1) -> Float[Tensor, ""]:
     return norms.std(correction=ddof) / norms.mean()
 
 
-def _cosines(M: Float[Tensor, "K D"]) -> Float[Tensor, " pairs"]:
-    M = _centred(M)
+def angles(M: Float[Tensor, "K D"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """`equiangle` and `maximal_angle_distance` at once, which see the same K (K - 1) / 2 cosines."""
+    K, M = len(M), _centred(M)
     norms = M.norm(dim=1)
-    norms = torch.where(norms > len(M) * torch.finfo(M.dtype).eps * norms.max(), norms, torch.nan)
-    cosines = (M @ M.mT) / (norms[:, None] * norms)
-    return cosines[~torch.eye(len(M), dtype=torch.bool, device=M.device)]
+    norms = torch.where(norms > K * torch.finfo(M.dtype).eps * norms.max(), norms, torch.nan)
+    U, pairs = M / norms[:, None], K * (K - 1) / 2
+    mean = (U.sum(0).square().sum() - K) / (2 * pairs)
+    sums = U.new_zeros(3)
+    for rows, rest in blocks(U):
+        cosines = U[rows] @ U[rest].mT
+        off = (cosines - mean).triu_(1)
+        far = cosines.add_(1 / (K - 1)).triu_(1)
+        sums += torch.stack([off.sum(), off.square_().sum(), far.abs_().sum()])
+    first, second, distance = sums / pairs
+    return (second - first.square()).clamp(min=0).sqrt(), distance
 
 
 def _centred(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T K D"]:
@@ -270,7 +290,7 @@ def _over(M: Float[Tensor, "*T K D"]) -> Float[Tensor, "*T 1 1"]:
 
 def equiangle(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     """Standard deviation of the cosines between centred class means (NC2); 0 at perfect collapse."""
-    return _cosines(M).std(correction=0)
+    return angles(M)[0]
 
 
 def maximal_angle_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
@@ -284,7 +304,7 @@ def maximal_angle_distance(M: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
     Returns:
         A number in [0, 2]; NaN if a mean is the mean of the means.
     """
-    return (_cosines(M) + 1 / (len(M) - 1)).abs().mean()
+    return angles(M)[1]
 
 
 def self_duality(*, M: Float[Tensor, "K D"], W: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
@@ -311,11 +331,13 @@ def class_distance_variance(M: Float[Tensor, "K D"], variance: Float[Tensor, " K
     Returns:
         A number in [0, inf]; 0 at perfect collapse.
     """
-    apart = ~torch.eye(len(M), dtype=torch.bool, device=M.device)
-    over = _over(M)
+    over, K = _over(M), len(M)
     M, variance = M * over, variance * over[0] * over[0]
-    distance = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")[apart]
-    return ((variance[:, None] + variance)[apart] / (2 * distance.square())).mean()
+    total = M.new_zeros(())
+    for rows, rest in blocks(M):
+        square = squared_distances(M[rows], M[rest])
+        total += ((variance[rows, None] + variance[rest]) / square).triu(1).sum()
+    return total / (K * (K - 1))
 
 
 def effective_depth(errors: Sequence[float], eps: float = 0.01) -> int | None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from pfc.fused import loops_for, on_processor, processor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
-from pfc.prototypes import EPS, Prototypes
-from pfc.tiles import column_tiles, row_tiles, upcast
+from pfc.pairs import EPS
+from pfc.prototypes import Prototypes
+from pfc.tiles import column_tiles, row_tiles, rows_at_once, upcast
 
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
@@ -163,10 +164,17 @@ def _rounding(means: ClassMoments) -> Float64[Tensor, ""]:
 
 def _together(points: Float64[Tensor, "P R"], floor: Float64[Tensor, ""]) -> Float64[Tensor, "P R"]:
     """The points, those within rounding of a point of a lower class moved onto it."""
-    if not points.shape[1] or bool((points.sum(1).sort().values.diff() > points.shape[1] * floor).all()):
-        return points  # what is apart along one direction is apart
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return points[(distance <= floor).double().argmax(1)]
+    along, order = points.sum(1).sort()  # what is apart along one direction is apart
+    close = along.diff() <= points.shape[1] * floor
+    if not bool(close.any()):
+        return points
+    some = torch.zeros_like(order, dtype=torch.bool)
+    some[order[1:][close]] = some[order[:-1][close]] = True
+    near, moved = some.nonzero()[:, 0], points.clone()
+    for rows in near.split(rows_at_once(len(near), points)):
+        apart = torch.cdist(points[rows], points[near], compute_mode="donot_use_mm_for_euclid_dist")
+        moved[rows] = points[near[(apart <= floor).byte().argmax(1)]]
+    return moved
 
 
 @dataclass(eq=False)

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-EPS = torch.finfo(torch.float64).eps
+from pfc.pairs import ROUNDING, blocks
+from pfc.tiles import rows_at_once
+
 CROWDED = 0.01  # of the largest norm: a distance below it needs anchors; ours
-ROUNDING = 16 * EPS  # of a squared distance about the origin, over its terms; ours
-ROWS = 2**10  # of a matrix of distances between points at once; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,38 +44,39 @@ class Prototypes:
     @cached_property
     def crowded(self) -> bool:
         """Whether two points differ, but by so little that rounding about the origin might hide it."""
-        p, squares = self.points, self._squares
-        if not p.shape[1]:
-            return False
-        same = torch.unique(p, dim=0, return_inverse=True)[1]
-        for rows in torch.arange(len(p), device=p.device).split(ROWS):
-            apart = squares[rows, None] + squares - 2 * p[rows] @ p.mT
-            if ((apart < (CROWDED * self.largest) ** 2) & (same[rows, None] != same)).any():
-                return True
-        return False
+        p = self.points
+        return any(
+            bool((p[i] != p[j]).any(1).any())
+            for rows, rest in blocks(p)
+            for i, j in _near_pairs(p, self._squares, rows, rest, (CROWDED * self.largest) ** 2)
+        )
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """The nearest point of each sample."""
-        near = self._near(z, self.points, self._squares, self.rounding(z))
+        return torch.cat([self._nearest(rows) for rows in z.split(rows_at_once(len(self.points), z))])
+
+    def _nearest(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
+        """That of samples whose distances to all points fit in a tile."""
+        near = self._near(z, self.gaps(z), self.rounding(z))
         found = near.argmax(1)
         if self.crowded:
             for rows, k in by_class(found, near.sum(1) > 1):
                 r, q = z[rows] - self.points[k], self.points - self.points[k]
-                found[rows] = self._near(r, q, q.square().sum(1)).argmax(1)
+                gaps = torch.addmm(q.square().sum(1), r, q.mT, alpha=-2)
+                found[rows] = self._near(r, gaps).argmax(1)
         return found
 
+    def gaps(self, z: Float64[Tensor, "b R"]) -> Float64[Tensor, "b P"]:
+        """Squared distances of samples to all points, less those to the origin."""
+        return torch.addmm(self._squares, z, self.points.mT, alpha=-2)
+
     def _near(
-        self,
-        r: Float64[Tensor, "b R"],
-        q: Float64[Tensor, "P R"],
-        squares: Float64[Tensor, " P"],
-        rounding: Tensor | float = 0.0,
+        self, r: Float64[Tensor, "b R"], gaps: Float64[Tensor, "b P"], rounding: Tensor | float = 0.0
     ) -> UInt8[Tensor, "b P"]:
         """Which points are the nearest to within rounding, as 1."""
-        gap = torch.addmm(squares, r, q.mT, alpha=-2)
-        least = gap.amin(1)
+        least = gaps.amin(1)
         tie = self.tie((least + r.square().sum(1)).clamp(min=0).sqrt()) + rounding
-        return (gap <= (least + tie)[:, None]).byte()
+        return (gaps <= (least + tie)[:, None]).byte()
 
     def tie(self, distance: Float64[Tensor, "*B"]) -> Float64[Tensor, "*B"]:
         """How far moved points may move the difference of two squared distances of this size."""
@@ -86,9 +87,21 @@ class Prototypes:
         return ROUNDING * self.largest * (self.largest + z.norm(dim=1))
 
 
+def _near_pairs(
+    p: Float64[Tensor, "P R"], squares: Float64[Tensor, " P"], rows: slice, rest: slice, within: Tensor
+) -> Iterator[tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]]:
+    """Points among some rows and others after them whose squared distance may be less than this."""
+    apart = torch.addmm(squares[rest], p[rows], p[rest].mT, alpha=-2) + squares[rows, None]
+    i, j = (apart < within).triu_(1).nonzero().unbind(1)
+    for part in torch.arange(len(i), device=p.device).split(len(p)):
+        yield i[part] + rows.start, j[part] + rows.start
+
+
 def by_class(
     classes: Int64[Tensor, " B"], among: Bool[Tensor, " B"]
 ) -> Iterator[tuple[Int64[Tensor, " b"], Int64[Tensor, ""]]]:
     """The rows of each class, among some rows; they wait for the device."""
-    for k in classes[among].unique():
-        yield ((classes == k) & among).nonzero()[:, 0], k
+    rows = among.nonzero()[:, 0]
+    rows = rows[classes[rows].argsort(stable=True)]
+    known, count = classes[rows].unique_consecutive(return_counts=True)
+    yield from zip(rows.split(count.tolist()), known, strict=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
+FEWEST = 32  # rows of a product, so that reading the other factor does not cost the most; ours
 
 
 def column_tiles(H: Shaped[Tensor, "B D"]) -> Iterator[slice]:
@@ -22,6 +23,11 @@ def row_tiles(H: Shaped[Tensor, "B D"], columns: slice) -> Iterator[slice]:
     width = columns.stop - columns.start
     height = max(1, TILE.get(H.device.type, TILE["cpu"]) // width)
     return (slice(start, min(start + height, len(H))) for start in range(0, len(H), height))
+
+
+def rows_at_once(width: int, like: Tensor) -> int:
+    """Rows of so many numbers that are worked on at once; never so few that a product gets slow."""
+    return max(FEWEST, TILE.get(like.device.type, TILE["cpu"]) // max(1, width))
 
 
 class _Kept(threading.local):

@@ -246,8 +246,8 @@ def test_queued_numbers_are_the_same(options, queued):
 def test_what_waits_on_a_device_is_fetched_before_it_is_much(queued, monkeypatch):
     H, y = problems.features(1)
     spans = [MeansSpan.of(ClassMoments.of(H * s, y)) for s in (1, 2)]
-    monkeypatch.setattr("pfc.line.WAITING", 3 * 3 * len(y) * 4)
     line, known = LineCrossings(*spans), LineCrossings(*spans)
+    monkeypatch.setattr("pfc.line.WAITING", 2 * len(y) * line.bases.shape[1])
     z = [project(H, span, line.bases) for span in spans]
     line.update(*z, y)
     assert not line.found

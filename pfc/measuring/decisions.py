@@ -165,7 +165,9 @@ class _Deciding:
     decisions: Decisions
     labels: BatchLabels
     ends: Mapping[str, tuple[str, str]]
-    starts: dict[str, Tensor] = field(default_factory=dict)  # projected first layers of the segments
+    starts: dict[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict
+    )  # first layers of the segments, projected, and the nearest means there
     decided: list[Tensor] = field(default_factory=list)  # at the classifier's input
 
     def see(self, name: str, H: Float[Tensor, "B D"]) -> None:
@@ -187,11 +189,14 @@ class _Deciding:
         line, nearest, y = self.decisions.lines[ends], self.decisions.nearest[name], self.labels.y
         r = line.first.basis.shape[1]
         z = project(H, nearest.span, line.bases)
+        own = slice(None, r) if name == first else slice(r, None)
+        found = nearest.take(z[:, own], y, H.dtype)
         if name == first:
-            self.starts[name] = z
-            return nearest.take(z[:, :r], y, H.dtype)
-        line.update(self.starts.pop(first), z, y)
-        return nearest.take(z[:, r:], y, H.dtype)
+            self.starts[name] = z, found
+        else:
+            start, before = self.starts.pop(first)
+            line.update(start, z, y, (before, found))
+        return found
 
     def answered(self, answers: Int64[Tensor, " B"]) -> None:
         """Compare what the classifier answered."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from pfc.prototypes import ROUNDING
+from pfc.pairs import nearest_others
 from pfc.schema import Array, check_arrays
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class ClassGeometry:
         """Read it from class means in any orthonormal coordinates; pairs of at most so many classes."""
         M = M - M.mean(0)
         norm = torch.linalg.vector_norm(M, dim=1)
-        apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist")
-        least = apart.fill_diagonal_(torch.inf).amin(1, keepdim=True)
-        place = (apart <= least + ROUNDING * norm.max()).byte().argmax(1)
+        place = nearest_others(M)
         few = len(M) <= most
         return cls(
             number=number.cpu(),

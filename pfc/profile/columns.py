@@ -7,6 +7,7 @@ Assembly, files, figures, the README's table and the tests read it. A new metric
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -66,6 +67,11 @@ class Evidence:
         """Moments about the class means, or about those of other data."""
         own = ClassMoments(self.count, self.M, self.scatter, torch.zeros_like(self.M))
         return own if self.reference is None else self.reference
+
+    @cached_property
+    def angles(self) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+        """Of the cosines between class means: their variation, and their distance from a frame's."""
+        return metrics.angles(self.M)
 
     def has(self, needs: Needs) -> bool:
         """Whether a column's need is met."""
@@ -166,10 +172,10 @@ _ROWS = (
     Column("nc2_norm", lambda e: metrics.equinorm(e.M),
            "coefficient of variation of the norms of the centred class means", main=False,
            title="variation of the means' norms", tex="standard deviation over mean"),
-    Column("nc2_angle", lambda e: metrics.equiangle(e.M),
+    Column("nc2_angle", lambda e: e.angles[0],
            "standard deviation of the cosines between centred class means", highest=1.0, main=False,
            title="variation of the means' cosines", tex="standard deviation"),
-    Column("nc2_max_angle", lambda e: metrics.maximal_angle_distance(e.M),
+    Column("nc2_max_angle", lambda e: e.angles[1],
            "mean distance of these cosines from -1/(K-1), the simplex ETF's", highest=2.0, main=False,
            title="cosines' distance from ETF", tex="mean absolute distance"),
     Column("nc3", _self_duality,

@@ -1,0 +1,62 @@
+"""Pairs of points, tile by tile: no matrix of all of them is in memory at once.
+
+A squared distance is one product of matrices; where points are so near that its terms cancel, the
+distance is taken from their difference, to all digits.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pfc.tiles import rows_at_once
+
+EPS = torch.finfo(torch.float64).eps
+ROUNDING = 16 * EPS  # of a squared distance about the origin, over its terms; ours
+NEAR = 0.01  # of the terms of a squared distance: below it they cost digits; ours
+OFTEN = 0.05  # share of near pairs above which all of a tile are taken from differences; ours
+
+
+def blocks(M: Float[Tensor, "P R"]) -> Iterator[tuple[slice, slice]]:
+    """Rows of a matrix, and those from the first of them on: each pair once, and some twice over."""
+    height = rows_at_once(len(M), M)
+    for start in range(0, len(M), height):
+        yield slice(start, start + height), slice(start, None)
+
+
+def squared_distances(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a b"]:
+    """Squared distances of rows to rows, to all digits; `A` is few."""
+    a, b = A.square().sum(1)[:, None], B.square().sum(1)
+    found = torch.addmm(b, A, B.mT, alpha=-2).add_(a)
+    near = found <= NEAR * (a + b)
+    i, j = near.nonzero().unbind(1)
+    if len(i) > OFTEN * found.numel():
+        return torch.cdist(A, B, compute_mode="donot_use_mm_for_euclid_dist").square()
+    for part in torch.arange(len(i), device=i.device).split(rows_at_once(A.shape[1], A)):
+        found[i[part], j[part]] = (A[i[part]] - B[j[part]]).square().sum(1)
+    return found
+
+
+def nearest_others(M: Float[Tensor, "P R"]) -> Int64[Tensor, " P"]:
+    """The other point that is the nearest to each, the lowest of those at one distance."""
+    largest = M.norm(dim=1).max()
+    unsure = 2 * ROUNDING * (2 * largest) ** 2  # both what a product rounds and what counts as one
+    found = []
+    for rows in torch.arange(len(M), device=M.device).split(rows_at_once(len(M), M)):
+        square = squared_distances(M[rows], M).scatter_(1, rows[:, None], torch.inf)
+        place = square.argmin(1)
+        tied = (square <= square.amin(1, keepdim=True) + unsure).sum(1) > 1
+        if tied.any():
+            place[tied] = _first_nearest(M, rows[tied], ROUNDING * largest)
+        found.append(place)
+    return torch.cat(found)
+
+
+def _first_nearest(
+    M: Float[Tensor, "P R"], rows: Int64[Tensor, " b"], one: Float[Tensor, ""]
+) -> Int64[Tensor, " b"]:
+    """The first of the other points whose distance is the least, but for so much."""
+    apart = torch.cdist(M[rows], M, compute_mode="donot_use_mm_for_euclid_dist")
+    least = apart.scatter_(1, rows[:, None], torch.inf).amin(1, keepdim=True)
+    return (apart <= least + one).byte().argmax(1)
