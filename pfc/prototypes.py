@@ -9,14 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.pairs import ROUNDING, blocks
-from pfc.tiles import rows_at_once
+from pfc.tiles import coarse, inner, rows_at_once
 
 CROWDED = 0.01  # of the largest norm: a distance below it needs anchors; ours
+
+MANY = 2**15  # numbers of points from which single precision, and a second look, cost less; ours
+HIGHER = 4  # times the rows that are worked on at once there; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +58,46 @@ class Prototypes:
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:
         """The nearest point of each sample."""
-        return torch.cat([self._nearest(rows) for rows in z.split(rows_at_once(len(self.points), z))])
+        height = rows_at_once(len(self.points), z)
+        if self.points.numel() < MANY or z.device.type not in SYNCHRONOUS_DEVICES:
+            return torch.cat([self._exactly(rows) for rows in z.split(height)])
+        return torch.cat([self._nearest(rows) for rows in z.split(HIGHER * height)])
 
     def _nearest(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
-        """That of samples whose distances to all points fit in a tile."""
+        """That of samples by single precision, and exactly where that may err."""
+        found, unsure = self._coarsely(z)
+        rows = unsure.nonzero()[:, 0]
+        for few in rows.split(rows_at_once(len(self.points), z)):
+            found[few] = self._exactly(z[few])
+        return found
+
+    def _coarsely(self, z: Float64[Tensor, "b R"]) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
+        """The nearest point as single precision has it, and whether another may be as near."""
+        points, largest = self._coarse
+        x, n = z / self._unit, z.norm(dim=1) / self._unit
+        gaps = inner(coarse(torch.cat([x, torch.ones_like(n)[:, None]], 1)), points)
+        found = torch.from_numpy(gaps.numpy().argmin(1))
+        least = gaps.gather(1, found[:, None])[:, 0]
+        # what two gaps may round: in their factors, in sums of R + 1 terms, and in their difference
+        rounded = (4 * points.shape[1] + 32) * torch.finfo(gaps.dtype).eps * largest * (n + largest)
+        distance = self._unit * (least + rounded + n.square()).clamp(min=0).sqrt()
+        most = rounded + (self.tie(distance) + self.rounding(z)) / self._unit**2
+        near = gaps <= (least + 1.001 * most).to(gaps)[:, None]
+        return found, torch.from_numpy(np.count_nonzero(near.numpy(), axis=1)) != 1
+
+    @cached_property
+    def _unit(self) -> Float64[Tensor, ""]:
+        """A power of two near the largest norm, over which single precision has room."""
+        return torch.exp2(self.largest.log2().nan_to_num(neginf=0.0).floor())
+
+    @cached_property
+    def _coarse(self) -> tuple[Float[Tensor, "P S"], Float64[Tensor, ""]]:
+        """Factors of the gaps over the square of the unit in single precision, and the largest norm."""
+        p = self.points / self._unit
+        return coarse(torch.cat([-2 * p, p.square().sum(1)[:, None]], 1)), self.largest / self._unit
+
+    def _exactly(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
+        """That of few samples in double precision, and where points are crowded to all digits."""
         near = self._near(z, self.gaps(z), self.rounding(z))
         found = near.argmax(1)
         if self.crowded:

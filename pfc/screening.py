@@ -9,7 +9,6 @@ double precision about the own class, to all digits.
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -18,7 +17,7 @@ from pfc.crossings import Coefficients, Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
-from pfc.tiles import rows_at_once
+from pfc.tiles import coarse, inner, rows_at_once
 
 WIDER = 2.0**-20  # by which the part of the line that is asked about is stretched, for single precision
 LEAST = 1e-30  # of a coefficient over the square of the unit: below it single precision ends
@@ -44,9 +43,9 @@ class Form:
         *sizes: Float64[Tensor, " K"],
     ) -> "Form":
         """From factors of the samples' coordinates, what is added, and the sizes of all that."""
-        share = (factors.shape[1] + 16) * torch.finfo(_coarse(constant).dtype).eps
+        share = (factors.shape[1] + 16) * torch.finfo(coarse(constant).dtype).eps
         off, one = share * torch.stack(sizes, 1), torch.ones_like(constant)[:, None]
-        return cls(_coarse(torch.cat([factors, constant[:, None], -off, one], 1)), _coarse(off))
+        return cls(coarse(torch.cat([factors, constant[:, None], -off, one], 1)), coarse(off))
 
     def bounds(
         self, z: Float[Tensor, "B c"], norms: Float[Tensor, " B"], own: Int64[Tensor, " B"]
@@ -56,7 +55,7 @@ class Form:
         off = torch.cat([one, norms[:, None]], 1)
         v = torch.cat([z, one, off], 1)
         most = (v * self.classes[own, :-1]).sum(1) + 2 * (off * self.sizes[own]).sum(1) + LEAST
-        return _times(torch.cat([v, -most[:, None]], 1), self.classes)
+        return inner(torch.cat([v, -most[:, None]], 1), self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +102,7 @@ class Ends:
     @cached_property
     def coarse_last(self) -> tuple[Float[Tensor, "K S"], Float[Tensor, " K"]]:
         """The last end's points over the unit, and their norms, in single precision."""
-        return _coarse(self.b / self.unit), _coarse(self.norms[1] / self.unit)
+        return coarse(self.b / self.unit), coarse(self.norms[1] / self.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +129,8 @@ class Start:
     def bounds(self, name: str, form: Form, axes: slice) -> Float[Tensor, "B K"]:
         """Lower bounds of a form of some axes, computed once under this name."""
         if name not in self.products:
-            norms = _coarse(self.norms / self.unit)
-            self.products[name] = form.bounds(_coarse(self.x[:, axes] / self.unit), norms, self.own)
+            norms = coarse(self.norms / self.unit)
+            self.products[name] = form.bounds(coarse(self.x[:, axes] / self.unit), norms, self.own)
         return self.products[name]
 
 
@@ -207,7 +206,7 @@ class Tile:
                 own, each = own.unique_consecutive(return_inverse=True)
             y, q = (part[own] for part in self.ends.coarse_last)
         else:
-            y, q = (_coarse(part[rows] / self.ends.unit) for part in (self.y, self.last_norms))
+            y, q = (coarse(part[rows] / self.ends.unit) for part in (self.y, self.last_norms))
         c = back.bounds(y[:, A], q, own), last.bounds(y[:, B], q, own)
         c1_last, c2 = c if each is None else (part[each] for part in c)
         return c0, c1.add_(c1_last), c2
@@ -244,15 +243,3 @@ class Tile:
         a, b = A.largest, B.largest
         sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
         return ROUNDING / 2 * torch.stack(sizes)
-
-
-def _coarse(H: Float64[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """In single precision on the processor, where it is twice as fast."""
-    return H.float() if H.device.type == "cpu" else H
-
-
-def _times(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a b"]:
-    """Inner products of rows; by numpy, as torch can be told to compute them more coarsely."""
-    if A.device.type != "cpu":
-        return A @ B.mT
-    return torch.from_numpy(np.matmul(A.numpy(), B.numpy().T))

@@ -9,6 +9,7 @@ import pfc.moments
 import pfc.nearest
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.prototypes import Prototypes
 from tests import problems
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -148,3 +149,33 @@ def test_coordinates_lose_nothing_to_a_common_offset(offset, dtype, few, monkeyp
     found = project(H, span, span.basis)
     torch.testing.assert_close(found, known, rtol=0, atol=1e-13)
     assert found.is_contiguous()
+
+
+def awkward(seed):
+    """Points and samples at many scales: random, repeated, on a grid, crowded, with outliers."""
+    g = torch.Generator().manual_seed(seed)
+    P = int(torch.randint(2, 40, (1,), generator=g))
+    R = int(torch.randint(1, P + 1, (1,), generator=g))
+    M = torch.randn(P, R, generator=g, dtype=torch.float64) * 10.0 ** (seed % 9 * 4 - 16)
+    kind = seed % 5
+    M = [M, M[torch.randint(0, P, (P,), generator=g)], M.sign(), M * 1e-9 + M[:1], M][kind]
+    noise = torch.randn(150, R, generator=g, dtype=torch.float64) * 10.0 ** -(seed % 7)
+    z = M[torch.randint(0, P, (150,), generator=g)] + noise * M.std()
+    if kind == 2:
+        z = torch.randint(-2, 3, (150, R), generator=g).double() / 2
+    if kind == 4:
+        z[::3] *= 1e25
+        z[1::3] *= 1e-20
+    return M, z
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_single_precision_decides_only_what_it_can(monkeypatch, seed):
+    M, z = awkward(seed)
+    points = Prototypes(M, M.abs().max() * 1e-15)
+    monkeypatch.setattr("pfc.prototypes.MANY", 2**60)
+    known = points.nearest(z)
+    monkeypatch.setattr("pfc.prototypes.MANY", 0)
+    assert points.nearest(z).equal(known)
+    if seed % 5 == 0:
+        assert not points._coarsely(z)[1].all()
