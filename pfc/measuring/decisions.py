@@ -12,11 +12,12 @@ from pfc.labels import BatchLabels
 from pfc.line import LineCrossings
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Scale
-from pfc.measuring.sums import See, Sums
+from pfc.measuring.sums import Sums
 from pfc.moments import Gather, Total
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.warning import warn
 
+Decide = Callable[[str, Float[Tensor, "B D"]], Float64[Tensor, "B R"]]  # gives where features are
 Answered = Callable[[Int64[Tensor, " B"]], None]  # takes the classifier's answers
 
 
@@ -122,7 +123,7 @@ class Decisions:
         """The span of the means at each layer."""
         return {name: nearest.span for name, nearest in self.nearest.items()}
 
-    def batch(self, labels: BatchLabels, number: int) -> tuple[See, Answered]:
+    def batch(self, labels: BatchLabels, number: int) -> tuple[Decide, Answered]:
         """Take a batch: what is to be called with each layer's features, then with the answers."""
         if not self.known.issuperset(labels.numbers):
             raise ValueError(
@@ -170,33 +171,37 @@ class _Deciding:
     )  # first layers of the segments, projected, and the nearest means there
     decided: list[Tensor] = field(default_factory=list)  # at the classifier's input
 
-    def see(self, name: str, H: Float[Tensor, "B D"]) -> None:
-        """Decide by the features of a layer."""
+    def see(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
+        """Decide by the features of a layer; their coordinates in the span of its means."""
         of = self.decisions
         H = of.scales[name].rescaled(H)
         if name in of.influences:
             of.influences[name].update(H, self.labels.y)
         if name in self.ends:
-            nearest = self._end_of_line(name, H)
+            z, nearest = self._end_of_line(name, H)
         else:
-            nearest = of.nearest[name].update(H, self.labels.y)
+            z = project(H, (mean := of.nearest[name]).span, mean.span.basis)
+            nearest = mean.take(z, self.labels.y, H.dtype)
         if name == of.layout.classifier_row:
             self.decided.append(nearest)
+        return z
 
-    def _end_of_line(self, name: str, H: Float[Tensor, "B D"]) -> Int64[Tensor, " B"]:
+    def _end_of_line(
+        self, name: str, H: Float[Tensor, "B D"]
+    ) -> tuple[Float64[Tensor, "B R"], Int64[Tensor, " B"]]:
         """An end of a line is projected on the means of both ends at once."""
         first, _ = ends = self.ends[name]
         line, nearest, y = self.decisions.lines[ends], self.decisions.nearest[name], self.labels.y
         r = line.first.basis.shape[1]
         z = project(H, nearest.span, line.bases)
-        own = slice(None, r) if name == first else slice(r, None)
-        found = nearest.take(z[:, own], y, H.dtype)
+        own = z[:, :r] if name == first else z[:, r:]
+        found = nearest.take(own, y, H.dtype)
         if name == first:
             self.starts[name] = z, found
         else:
             start, before = self.starts.pop(first)
             line.update(start, z, y, (before, found))
-        return found
+        return own, found
 
     def answered(self, answers: Int64[Tensor, " B"]) -> None:
         """Compare what the classifier answered."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.labels import BatchLabels
 from pfc.measuring.costs import MOST, SKETCH
-from pfc.measuring.decisions import Decisions
+from pfc.measuring.decisions import Decide, Decisions
 from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.sums import See
-from pfc.nearest import MeansSpan, project
+from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 
@@ -32,26 +32,30 @@ class Subset:
         self.kept: dict[str, Tensor] = {}  # hashes, labels, of each layer coordinates and residuals
         self._new: dict[str, Tensor] = {}
 
-    def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, see: See) -> See:
-        """Note where the samples of a batch are, besides what `see` does; `settle` ends the batch."""
+    def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, decide: Decide) -> See:
+        """Note where the samples of a batch are, as `decide` finds it; `settle` ends the batch."""
         hashes = hashes_of(batch).to(labels.y.device)
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
         if hashes.device.type in SYNCHRONOUS_DEVICES and len(self.kept.get("hash", ())) == MOST:
             rows = (hashes < self.kept["hash"][-1]).nonzero().flatten()
         known = identities_of(batch, hashes, rows)
         self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
-        return partial(self._follow, rows, decisions, see)
+        return partial(self._follow, rows, decisions, decide)
 
     def _follow(
-        self, rows: slice | Tensor, decisions: Decisions, see: See, name: str, H: Float[Tensor, "B D"]
+        self,
+        rows: slice | Tensor,
+        decisions: Decisions,
+        decide: Decide,
+        name: str,
+        H: Float[Tensor, "B D"],
     ) -> None:
-        see(name, H)
-        if len(self._new["hash"]):
-            self._note(name, decisions.scales[name].rescaled(H[rows]), decisions.spans[name])
-
-    def _note(self, name: str, H: Float[Tensor, "b D"], span: MeansSpan) -> None:
-        z = project(H, span, span.basis[:, :2])
+        z = decide(name, H)[rows, :2]
+        if not len(z):
+            return
+        span = decisions.nearest[name].span
         if span.basis.shape[1] == 1:
+            H = decisions.scales[name].rescaled(H[rows])
             across = (H.double() - span.centre) - span.centre_error - z @ span.basis.mT
             self._new[f"across/{name}"] = _sketch(across)
         self._new[f"at/{name}"] = _two(z)
