@@ -9,6 +9,7 @@ import pfc.tiles
 from pfc import metrics, pairs
 from pfc.crossings import Pairs, intervals
 from pfc.line import LineCrossings
+from pfc.measuring import costs
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.prototypes import Prototypes
@@ -210,3 +211,27 @@ def test_crowded_points_are_seen_unless_they_are_the_same():
     assert not Prototypes(points, floor).crowded
     points[40] += 1e-9
     assert Prototypes(points, floor).crowded
+
+
+def _bytes(found, seen):
+    """Bytes of the tensors that an object keeps, each once."""
+    if isinstance(found, torch.Tensor):
+        new = found.data_ptr() not in seen
+        seen.add(found.data_ptr())
+        return found.numel() * found.element_size() if new else 0
+    if isinstance(found, dict):
+        return sum(_bytes(each, seen) for each in found.values())
+    if isinstance(found, tuple | list):
+        return sum(_bytes(each, seen) for each in found)
+    return _bytes(vars(found), seen) if hasattr(found, "__dict__") else 0
+
+
+@pytest.mark.parametrize(("K", "D"), [(60, 100), (120, 30)])
+def test_the_cost_counts_what_a_line_keeps(K, D):
+    H, y = problems.features(3, N=4 * K, D=D, K=K)
+    spans = [MeansSpan.of(ClassMoments.of(X, y)) for X in (H, H.sin())]
+    line = LineCrossings(*spans)
+    seen = set()
+    _bytes(spans, seen)
+    line.update(project(H, spans[0], line.bases), project(H.sin(), spans[1], line.bases), y)
+    assert 0.8 < _bytes(vars(line), seen) / (8 * costs._line(K, D)) < 1.1

@@ -22,7 +22,9 @@ class Cost:
 
     Args:
         state: Kept through both passes: of each layer the means, what rounding took from them, and the
-            basis of their span, three times K x D float64 numbers, and much less besides.
+            basis of their span, three times K x D float64 numbers; of a segment with the second pass as
+            much again, of few features a dozen times that, for the line between its ends; and much less
+            besides.
         peak: `state`, and four times the largest layer's means while the first process finds a basis.
         exchanged: Given into exchanges with the other processes, three times K x D float64 numbers a
             layer and much less besides; a ring sends about twice as much. Not counted: what is of single
@@ -74,7 +76,7 @@ def cost(
         >>> stages = [(256,)] * 3 + [(512,)] * 4 + [(1024,)] * 6 + [(2048,)] * 3  # ResNet-50, pooled
         >>> pooled = cost(stages, 1000, processes=8)
         >>> round(pooled.state / 2**20), round(pooled.exchanged / 2**20)
-        (605, 605)
+        (958, 605)
     """
     K, R = classes, processes
     runs = [[prod(shape) for shape in run] for _, run in groupby(shapes)] if segments else []
@@ -84,6 +86,7 @@ def cost(
     steps = sum(K * (len(run) - 1) ** 2 for run in runs)
     spans = sum(D * r + r + K * r for D, r in zip(features, ranks, strict=True))
     state = sum(2 * K * D + 2 * K + 2 * D for D in features) + steps + spans
+    state += sum(_line(K, run[0]) for run in runs) if passes == 2 else 0
     pairs = K * K * len(features) if K <= MOST_PAIRED else 0
     state += pairs + sum(2 * K + 2 * K * r for r in ranks) if passes == 2 else 0
     state += sum(2 * K * D + 3 * K for D in features) if intervals else 0
@@ -105,6 +108,12 @@ def cost(
         of_samples=of_paths + of_subset + 2 * FLOAT * samples if R > 1 else 0,
         batch=4 * max((sum(run) for run in runs), default=0),
     )
+
+
+def _line(K: int, D: int) -> int:
+    """Numbers kept of a segment's line: bases of its ends, class points in both, the same coarsely."""
+    r, ends = min(K - 1, D), 2 + (D >= K - 1)
+    return 2 * r * D + 2 * r * K + ends * (2 * r * K + K * (5 * r + 16) // 2)
 
 
 def probe_width(shape: tuple[int, ...]) -> int:
