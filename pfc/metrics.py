@@ -268,7 +268,7 @@ def angles(M: Float[Tensor, "K D"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""
         off = (cosines - mean).triu_(1)
         far = cosines.add_(1 / (K - 1)).triu_(1)
         sums += torch.stack([off.sum(), off.square_().sum(), far.abs_().sum()])
-    first, second, distance = sums / pairs
+    first, second, distance = torch.where(norms.isnan().any(), torch.nan, sums / pairs)
     return (second - first.square()).clamp(min=0).sqrt(), distance
 
 

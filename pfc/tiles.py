@@ -74,4 +74,5 @@ def inner(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a 
     """Inner products of rows; by numpy, as torch can be told to compute them more coarsely."""
     if A.device.type != "cpu":
         return A @ B.mT
-    return torch.from_numpy(np.matmul(A.numpy(), B.numpy().T))
+    with np.errstate(all="ignore"):  # infinity and NaN are told elsewhere, if they are to be told
+        return torch.from_numpy(np.matmul(A.numpy(), B.numpy().T))
