@@ -196,7 +196,7 @@ def test_o4_a_small_transport_cost_does_not_make_pfc2_monotone():
 
 
 @given(problems.seeds)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_all_ends_equal_brute_force(seed):
     K, D = 3 + seed % 3, 2 + seed // 3 % 6
     A, y = problems.features(seed, N=30, D=D, K=K)
@@ -219,7 +219,7 @@ def test_all_ends_equal_brute_force(seed):
 
 
 @given(problems.seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_turning_points_are_where_a_fine_grid_turns(seed):
     A, y = problems.features(seed, N=30, D=6, K=4)
     B, _ = problems.features(seed + 1, N=30, D=6, K=4, spread=0.4)

@@ -60,7 +60,7 @@ def test_theorem_3(layers):
 
 
 @given(problems.seeds)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_layered_is_mufm_with_the_coefficient_over_the_layers(seed):
     X, y = problems.features(seed, N=8, D=1 + seed % 5, K=3)
     lam, layers = 10.0 ** (-3 + seed % 4), 1 + seed % 7
@@ -84,7 +84,7 @@ def naive_pulls(W, H, X, y, lW, lams):
 
 
 @given(problems.seeds)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_layers_of_different_coefficients_lie_where_theorem_3_puts_them(seed):
     rng = np.random.default_rng(seed)
     X, y = problems.features(seed, N=8, D=1 + seed % 5, K=3)

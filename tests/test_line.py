@@ -47,7 +47,7 @@ def brute(A, B, y, t, end):
 
 
 @given(problems.seeds, st.sampled_from(["class", "sample"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_curves_equal_brute_force(seed, weighting):
     K, D = 3 + seed % 3, 2 + seed // 3 % 6
     A, y = problems.features(seed, N=40, D=D, K=K, spread=1.0)
