@@ -191,6 +191,35 @@ def test_compiled_loops_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
 
 
 @needs_numba
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError("Ran out of input")])
+def test_a_full_disk_or_a_damaged_file_costs_time_only(monkeypatch, tmp_path, error):
+    from numba.core.caching import FunctionCache
+
+    from pfc.fused import kernels
+
+    def fails(*_):
+        raise error
+
+    name = "save_overload" if isinstance(error, OSError) else "load_overload"
+    monkeypatch.setattr(FunctionCache, name, fails)
+    loops = kernels.compiled(str(tmp_path))
+    count = np.zeros(1)
+    place, empty = np.zeros(1, np.int64), np.zeros((0, 0))
+    for n in (1, 2):
+        loops["tally"](
+            np.ones((1, 1)), np.ones((1, 1)), place, place, count, np.zeros(1), np.zeros((1, 1)),
+            np.zeros((1, 1)), empty,
+        )  # fmt: skip
+        assert count.tolist() == [n]
+
+
+def test_with_numbas_compiler_turned_off_torch_serves(monkeypatch):
+    numba = pytest.importorskip("numba", reason="no numba here")
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert processor.loops.__wrapped__() == {}
+
+
+@needs_numba
 def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
     import numba
 

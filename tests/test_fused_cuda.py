@@ -107,10 +107,16 @@ def test_where_a_device_fails_torch_serves(cuda, monkeypatch):
         raise RuntimeError("no such instruction\nand more")
 
     monkeypatch.setattr(cuda, "check", fails)
-    fused._on_cuda.cache_clear()
+    fused._tried.cache_clear()
     with pytest.warns(UserWarning, match=r"torch serves instead \(RuntimeError: no such instruction\)"):
         assert fused._on_cuda() is None
-    fused._on_cuda.cache_clear()
+    fused._tried.cache_clear()
+
+
+def test_many_layers_at_once_are_left_to_torch(cuda, monkeypatch):
+    monkeypatch.setattr(fused, "_tried", lambda: cuda)
+    assert fused._on_cuda(cuda.DEEPEST) is cuda
+    assert fused._on_cuda(cuda.DEEPEST + 1) is None
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ tile by tile.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -65,7 +66,7 @@ def loops_for(batch: Sequence[Tensor]) -> Loops | None:
     if any(H.dtype not in processor.TYPES for H in batch) or len(kinds) > 1:
         return None
     if kinds == {"cuda"}:
-        return _on_cuda() if numbers >= LEAST else None
+        return _on_cuda(len(batch)) if numbers >= LEAST else None
     return processor if on_processor(batch[0].device, numbers) else None
 
 
@@ -79,8 +80,14 @@ def compiles(numbers: int, device: torch.device) -> bool:
     return device.type == "cpu" and numbers >= LEAST and processor.uncompiled()
 
 
+def _on_cuda(depth: int = 1) -> Loops | None:
+    """The loops for CUDA devices, where they work, of not too many layers at once."""
+    found = _tried()
+    return found if found is not None and depth <= found.DEEPEST else None
+
+
 @cache
-def _on_cuda() -> Loops | None:
+def _tried() -> ModuleType | None:
     """The loops for CUDA devices, if they can be compiled and keep their digits there."""
     try:
         from pfc.fused import cuda

@@ -1,6 +1,7 @@
 """The loops on CUDA devices, by Triton's compiler, which comes with the CUDA wheels of torch."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from pfc.fused import programs
 from pfc.labels import BatchLabels
 
 COLUMNS = 128  # that a program has at once; ours
+DEEPEST = 33  # layers whose increments' products a program has at once; compiling more takes minutes
 ROWS = 4  # that a program projects at once; ours
 
 Found = TypeVar("Found")
@@ -49,6 +51,7 @@ def absorb(
             error,
             gained,
             COLUMNS=COLUMNS,
+            enable_fp_fusion=True,
         )
     return gained.sum(1), step, error
 
@@ -80,6 +83,7 @@ def relate(
             steps,
             SIDE=side,
             COLUMNS=max(16, COLUMNS // side),
+            enable_fp_fusion=True,
         )
     by_class = labels.count.new_zeros(len(labels.present)).index_add_(0, labels.place, cross)
     return by_class, steps
@@ -104,6 +108,7 @@ def project(
             ROWS=ROWS,
             SIDE=side,
             COLUMNS=max(16, COLUMNS // side),
+            enable_fp_fusion=True,
         )
     return z
 
@@ -113,7 +118,8 @@ def _rows(batch: Sequence[Tensor]) -> list[Tensor]:
     dtype = batch[0].dtype
     for H in batch:
         dtype = torch.promote_types(dtype, H.dtype)
-    return [H.to(dtype) if H.stride(1) == 1 else H.to(dtype).contiguous() for H in batch]
+    layers = [H.to(dtype).resolve_neg() for H in batch]
+    return [H if H.stride(1) == 1 else H.contiguous() for H in layers]
 
 
 def check(device: str) -> None:
@@ -126,14 +132,15 @@ def check(device: str) -> None:
     labels = BatchLabels.of(torch.tensor([0, 1, 0, 0], device="cpu"), H.device)
     means, errors = (torch.zeros(2, 3, dtype=torch.float64, device=device) for _ in range(2))
     absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3))
-    grams = relate([H, H.cos()], labels, [means, means], slice(0, 3))[1]
+    layers = [H, H.cos(), H.sin(), H.tan()]
+    grams = relate(layers, labels, [means, means], slice(0, 3))[1]
     z = project(H, means[0], means)
     X = H.double()
     known = torch.stack([X[[0, 2, 3]].mean(0), X[1]])
-    steps = (H.cos().double() - X).square().sum(1)
+    steps = torch.stack([b.double() - a.double() for a, b in pairwise(layers)], 1)
     found, right = (
         torch.cat([part.flatten() for part in parts])
-        for parts in ((means + errors, grams, z), (known, steps, (X - known[0]) @ known.mT))
+        for parts in ((means + errors, grams, z), (known, steps @ steps.mT, (X - known[0]) @ known.mT))
     )
     if not torch.allclose(found, right, rtol=1e-12, atol=1e-12):
         raise ArithmeticError(f"off by {float((found - right).abs().max()):.1e}")

@@ -21,19 +21,33 @@ def compiled(cache):
     """The kernels, compiled on first use and kept in the folder `cache` from then on."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
-        return {loop.__name__: jit(loop) for loop in (absorb, relate, project, tally)}
+        return {loop.__name__: _kept(loop) for loop in (absorb, relate, project, tally)}
     finally:
         numba.config.CACHE_DIR = before
 
 
 @no_type_check
-def jit(loop):
-    """A loop that is compiled on first use; anew in each process where no folder can be written to."""
+def _kept(loop):
+    """A loop that is compiled on first use; anew in this process where its folder does not serve."""
     how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    anew = numba.njit(**how)(loop)
     try:
-        return numba.njit(**how, cache=True)(loop)
-    except RuntimeError:
-        return numba.njit(**how)(loop)
+        serving = numba.njit(**how, cache=True)(loop)
+    except RuntimeError:  # there is no folder to write to
+        return anew
+
+    @no_type_check
+    def run(*args):
+        nonlocal serving
+        try:
+            return serving(*args)
+        except Exception:  # of a full disk or a damaged file; what is wrong with the loop comes again
+            if serving is anew:
+                raise
+            serving = anew
+            return anew(*args)
+
+    return run
 
 
 @no_type_check

@@ -34,10 +34,12 @@ Found = TypeVar("Found")
 def loops() -> dict[str, Callable[..., None]]:
     """The loops by name, kept compiled in the user's cache folder; none without numba."""
     try:
+        import numba
+
         from pfc.fused.kernels import compiled
     except ImportError:  # also of a numba that does not fit the numpy that is here
         return {}
-    return compiled(_kept())
+    return {} if getattr(numba.config, "DISABLE_JIT", 0) else compiled(_kept())
 
 
 def _kept() -> str:
@@ -137,7 +139,8 @@ class _Read:
     def of(cls, batch: Sequence[Float[Tensor, "B C"]]) -> "_Read":
         """Layers of one type, in the widest of theirs; rows of numbers side by side."""
         dtype = reduce(torch.promote_types, (H.dtype for H in batch))
-        layers = [H.to(dtype) if H.stride(1) == 1 else H.to(dtype).contiguous() for H in batch]
+        layers = [H.to(dtype).resolve_neg() for H in batch]
+        layers = [H if H.stride(1) == 1 else H.contiguous() for H in layers]
         addresses = np.array([H.data_ptr() for H in layers])
         return cls(layers, np.empty(0, TYPES[dtype]), addresses, np.array([H.stride(0) for H in layers]))
 
