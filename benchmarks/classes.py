@@ -106,8 +106,8 @@ def network(
 def case(kind: str, *given: object) -> None:
     """A case in this process; prints what was found."""
     one_thread()
-    warm = {name: torch.randn(8, 3) for name in "ab"}
-    pfc.measure_features(warm, torch.arange(8) % 2, progress=False)  # loads the libraries
+    warm = {name: torch.randn(128, 1024) for name in "ab"}
+    pfc.measure_features(warm, torch.arange(128) % 2, progress=False)  # loads the libraries
     print(json.dumps({"layers": two_layers, "network": network}[kind](*given)))
 
 

@@ -95,9 +95,9 @@ def main() -> None:
     def measured(passes: int) -> Callable[[], pfc.Profile]:
         return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
 
-    few = [(torch.randn(8, 4), torch.arange(8) % 2)]
+    some = [(torch.randn(128, 1024), torch.arange(128) % 2)]
     pfc.measure(
-        nn.Sequential(nn.Linear(4, 2)), few, progress=False
+        nn.Sequential(nn.Linear(1024, 2)), some, progress=False
     )  # loads the libraries, which are no one's state
     memory = {f"passes={p}": peak_memory(measured(p)) for p in (2, 1)}
     error = errors(measured(1)(), features, y)
@@ -116,7 +116,7 @@ def main() -> None:
         "cpu_seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
         "ratio": ratios(plain, "floor"),
         "ratio_to_the_fastest_floor": ratios(fastest, "fastest floor"),
-        "aim": {"passes=1": 1.2, "passes=2": 1.8, "extra_memory_mb": 20, "relative_error": 1e-9},
+        "aim": {"passes=1": 0.3, "passes=2": 0.8, "extra_memory_mb": 20, "relative_error": 1e-9},
         "extra_memory_mb": memory,
         "relative_error_of_pfc1": error,
     }
