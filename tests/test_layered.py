@@ -156,6 +156,54 @@ def test_gradients_of_the_chain_are_those_of_the_definition():
     )
 
 
+def naive_solve(W, first, last, lams):
+    """The linear system of the features, written out layer by layer and solved as it stands."""
+    L, (D, N) = len(lams), first.shape
+    M, force, same = np.zeros((L, D, L, D)), np.zeros((L, D, N)), np.eye(D)
+    for k, lam in enumerate(lams):
+        M[k, :, k] += lam * same
+        if k > 0:
+            M[k - 1, :, k - 1] += lam * same
+            M[k, :, k - 1] -= lam * same
+            M[k - 1, :, k] -= lam * same
+    M[-1, :, -1] += W.T @ W / N
+    force[0] += first
+    force[-1] += last
+    return np.linalg.solve(M.reshape(L * D, L * D), force.reshape(L * D, N)).reshape(L, D, N)
+
+
+def soft(D, lams):
+    """A chain with next to no pull beside that of a well-conditioned classifier, and that classifier."""
+    rng, K, N = np.random.default_rng(0), 4, 12
+    chain = _Chain(rng.normal(size=(D, N)), np.eye(K)[np.arange(N) % K].T, np.array(lams), 0.01)
+    return chain, np.linalg.qr(rng.normal(size=(K, D)))[0] @ np.diag(rng.uniform(1, 2, size=D)), rng
+
+
+@pytest.mark.parametrize("lams", [[1e-10], [1e-10] * 3, [1e-9, 1e-5, 1e-7], [1e-2, 1e-9]])
+@pytest.mark.parametrize("D", [1, 3, 4])
+def test_small_coefficients_cost_no_digits(D, lams):
+    chain, W, rng = soft(D, lams)
+    H, N = chain.features(W), 12
+    known = naive_solve(W, lams[0] * chain.X, W.T @ chain.Y / N, lams)
+    assert H[1:] == pytest.approx(known, rel=1e-12, abs=1e-13)
+    V, R = rng.normal(size=W.shape), W @ H[-1] - chain.Y
+    dH = naive_solve(W, 0 * chain.X, -(V.T @ R + W.T @ V @ H[-1]) / N, lams)[-1]
+    dR = V @ H[-1] + W @ dH
+    product = (dR @ H[-1].T + R @ dH.T) / N + chain.weight_decay * V
+    assert chain.curvature(W.ravel())(V.ravel()) == pytest.approx(product.ravel(), rel=1e-11, abs=1e-12)
+
+
+@pytest.mark.parametrize("lams", [[1e-10], [1e-10] * 3, [1e-9, 1e-5, 1e-7]])
+@pytest.mark.parametrize("size", [1, 1e3])
+def test_features_no_class_has_use_for_stay_those_of_the_data(size, lams):
+    rng = np.random.default_rng(1)
+    W, idle = np.split(np.linalg.qr(rng.normal(size=(9, 9)))[0], [4])
+    chain = _Chain(size * rng.normal(size=(9, 12)), np.eye(4)[np.arange(12) % 4].T, np.array(lams), 0.01)
+    H = chain.features(W)
+    assert idle @ H[-1] == pytest.approx(idle @ chain.X, rel=1e-12, abs=1e-12 * size)
+    assert np.abs(chain.at(W, H)[2]).max() < 1e-15 * max(size, 10)
+
+
 def test_the_gradient_norm_is_that_of_the_definition():
     X, y = problems.features(6, N=7, D=3, K=3)
     chain = _Chain(X.numpy().T.copy(), np.eye(3)[y.numpy()].T, np.full(2, 0.3), 0.01)

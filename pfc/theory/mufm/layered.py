@@ -99,13 +99,13 @@ class _Chain:
     def curvature(self, theta: Vector) -> Callable[[Vector], Vector]:
         """The product of the Hessian with a vector; the features follow W."""
         W, N = theta.reshape(len(self.Y), -1), self.Y.shape[1]
-        chain, net = self._chain(), self._net(W)
+        near, held = self._reach()[1], self._held(W)
         H = self.features(W)[-1]
         R = W @ H - self.Y
 
         def product(direction: Vector) -> Vector:
             V = direction.reshape(W.shape)
-            dH = chain[-1, 1] * net(np.zeros_like(H), -(V.T @ R + W.T @ (V @ H)) / N)
+            dH = held(-near / N * (V.T @ R), -V @ H)
             dR = V @ H + W @ dH
             return ((dR @ H.T + R @ dH.T) / N + self.weight_decay * V).ravel()
 
@@ -113,33 +113,42 @@ class _Chain:
 
     def features(self, W: Classifier) -> Float64[np.ndarray, "L1 D N"]:
         """The best features of every layer for a classifier, the data first."""
-        free = self.solve(W, self.lams[0] * self.X, W.T @ self.Y / self.Y.shape[1])
-        return np.concatenate([self.X[None], free])
+        force = self.lams[0] * self.X
+        end = self._held(W)(self._reach()[0] * force, self.Y)
+        between = self._between()[:, :, None, None]
+        return np.concatenate([self.X[None], between[:, 0] * force + between[:, 1] * end])
 
-    def solve(self, W: Classifier, first: Layer, last: Layer) -> Float64[np.ndarray, "L D N"]:
-        """Solve the system for forces on the first and the last free layer."""
-        chain = self._chain()[:, :, None, None]
-        return chain[:, 0] * first + chain[:, 1] * self._net(W)(first, last)
-
-    def _chain(self) -> Float64[np.ndarray, "L 2"]:
-        """How far unit forces on the first and the last layer move each, with no classifier."""
+    def _links(self) -> Float64[np.ndarray, "L L"]:
+        """The tridiagonal T."""
         after = np.append(self.lams[1:], 0.0)
-        T = np.diag(self.lams + after) - np.diag(after[:-1], 1) - np.diag(after[:-1], -1)
-        forces = np.zeros((len(T), 2))
-        forces[0, 0] = forces[-1, 1] = 1
-        return np.linalg.solve(T, forces)
+        return np.diag(self.lams + after) - np.diag(after[:-1], 1) - np.diag(after[:-1], -1)
 
-    def _net(self, W: Classifier) -> Callable[[Layer, Layer], Layer]:
-        """What makes of the forces on the first and last layer the net one on the last, with W's own."""
-        _, s, V = np.linalg.svd(W, full_matrices=False)
-        (far, near), pull = self._chain()[-1], s[:, None] ** 2 / self.Y.shape[1]
+    def _reach(self) -> tuple[float, float]:
+        """How far unit forces on the first and on the last layer move the last, with no classifier."""
+        force = np.zeros(len(self.lams))
+        force[-1] = 1
+        moved = np.linalg.solve(self._links(), force)
+        return moved[0], moved[-1]
 
-        def net(first: Layer, last: Layer) -> Layer:
-            along = V @ last
-            kept = (along - far * pull * (V @ first)) / (1 + near * pull)
-            return last - V.T @ along + V.T @ kept
+    def _between(self) -> Float64[np.ndarray, "L 2"]:
+        """What each layer takes of a force on the first and of the place of the last, which is held."""
+        T, given = self._links(), np.zeros((len(self.lams), 2))
+        given[0, 0] = 1
+        T[-1, :], T[-1, -1], given[-1] = 0, 1, (0, 1)
+        return np.linalg.solve(T, given)
 
-        return net
+    def _held(self, W: Classifier) -> Callable[[Layer, Float64[np.ndarray, "K N"]], Layer]:
+        """Where the last layer rests, from where it would without W and what W is to make of it."""
+        U, s, V = np.linalg.svd(W, full_matrices=False)
+        N, near, s = self.Y.shape[1], self._reach()[1], s[:, None]
+
+        def held(free: Layer, aim: Float64[np.ndarray, "K N"]) -> Layer:
+            along = V @ free
+            rest = free - V.T @ along
+            rest -= V.T @ (V @ rest)  # the rounding that a large `free` has left along V
+            return rest + V.T @ ((along + near / N * s * (U.T @ aim)) / (1 + near / N * s**2))
+
+        return held
 
 
 def solve_layered(
