@@ -174,7 +174,7 @@ class Rehearsal:
             most = (most + 1) // 2
         return None if most == whole else most
 
-    def _fits(self, layout: Layout, classes: int, room: float) -> bool:
+    def _fits(self, layout: Layout, classes: int, room: int | float) -> bool:
         """Whether to rehearse so much takes little memory and little time."""
         how, shapes = self.outlook.how, [*layout.shapes.values()]
         size = cost(
@@ -223,6 +223,8 @@ class Rehearsal:
         wait_for(sums.device)
         began = self.clock()
         decisions = about_means(sums, how, ALONE)
+        for line in decisions.lines.values():
+            _ = line.ends  # the frames nearest to the means
         wait_for(sums.device)
         return self.clock() - began, decisions
 
