@@ -162,9 +162,10 @@ def test_points_at_random_are_as_far_apart_as_those_there_are():
 def test_what_only_the_first_batch_takes_is_not_of_all(clock):
     net, calls = Slow(clock), []
 
-    def compiles(*_):
-        clock.now += 100 * (len(calls) == 1)  # the first call is the look at two samples
-        calls.append(1)
+    def compiles(_, args):
+        if len(args[0]) == 10:  # no look at two samples
+            clock.now += 100 * (not calls)
+            calls.append(1)
 
     net.register_forward_pre_hook(compiles)
     data = batched(*samples(40, (1, 6, 6)))
@@ -360,10 +361,11 @@ def test_the_command_says_what_is_scaled_up(command, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_the_command_refuses_one_pass_about_other_means(command, capsys, dry):
+def test_the_command_refuses_one_pass_about_other_means(command, capsys, clock, dry):
     with pytest.raises(SystemExit):
         main([*(command if dry else command[:-1]), "--means", "fit", "--passes", "1"])
     assert "about the means of other data both passes are needed" in capsys.readouterr().err
+    assert clock.now == 0, "before anything is measured"
 
 
 def test_nothing_is_saved(command, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""What a measurement will cost, told beforehand: one batch is measured as all will be, and timed."""
+"""What a measurement will cost, told beforehand: one batch is rehearsed and timed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
