@@ -12,13 +12,13 @@ import pfc
 from pfc import device as devices
 from pfc.cli import main
 from pfc.commands import measuring
-from pfc.measuring import cost, forecast, outlook
+from pfc.measuring import cost, forecast, outlook, passes, rehearsal
 from pfc.measuring.forecast import Seconds
 from pfc.measuring.opening import Asked
 from pfc.measuring.outlook import in_bytes, in_time
-from pfc.measuring.sums import GroupSums
+from pfc.measuring.sums import GroupSums, Sums
 from pfc.nearest import NearestMean
-from pfc.warning import CostWarning
+from pfc.warning import CollapseWarning, CostWarning
 from tests.models import batched, samples
 
 
@@ -126,10 +126,17 @@ def test_a_limit_saves_its_share(clock, monkeypatch):
     assert saving.seconds == pytest.approx((4 - 1.5) * (7 + 5.75))
 
 
-def test_the_span_of_more_classes_takes_more(clock):
-    one, more = told(clock), told(clock, classes=9)
-    rank = (144 + 144) * 8 + 4 * 4, (144 + 144 + 4) * 2  # of 9 classes, and of the 3 of the batch
-    assert more.per_batch.second == pytest.approx(one.per_batch.second * rank[0] / rank[1])
+def test_a_batch_is_timed_about_the_means_of_all_classes(clock, monkeypatch):
+    take = NearestMean.take
+
+    def taking(self, z, *rest):
+        clock.now += z.shape[1]
+        return take(self, z, *rest)
+
+    monkeypatch.setattr(NearestMean, "take", taking)
+    of_three = 2 * 3  # the rank of three means is 2 at each of three layers
+    assert told(clock).per_batch.second == pytest.approx(of_three + 3 * 0.25)
+    assert told(clock, size=1, classes=9).per_batch.second == pytest.approx(2 * 8 + 4 + 3 * 0.25)
 
 
 @pytest.mark.parametrize("size", [1, 10])
@@ -137,8 +144,85 @@ def test_sorted_data_and_single_samples_have_a_forecast(clock, size):
     x, y = samples(40, (1, 6, 6))
     data = Loader(batched(x[y.argsort()], y.sort()[0], size), clock)
     found = forecast.forecast(Slow(clock), data, Asked(layers=["a", "b"]), clock=clock)
+    assert found.per_batch.second == 2 * 0.25
+
+
+def test_points_at_random_are_as_far_apart_as_those_there_are():
+    M = 5 + 2 * torch.randn(50, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = torch.random.get_rng_state()
+    found = rehearsal._strewn(M, 60)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert found.std().item() == pytest.approx(2, rel=0.05)
+    assert found.mean().item() == pytest.approx(5, rel=0.05)
+    alone = rehearsal._strewn(M[:1], 60) - M[:1]
+    assert alone.std().item() == pytest.approx(M[0].square().mean().sqrt().item(), rel=0.05)
+    assert rehearsal._strewn(torch.zeros_like(M), 60).std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_what_only_the_first_batch_takes_is_not_of_all(clock):
+    net, calls = Slow(clock), []
+
+    def compiles(_, args):
+        if len(args[0]) == 10:  # no look at two samples
+            clock.now += 100 * (not calls)
+            calls.append(1)
+
+    net.register_forward_pre_hook(compiles)
+    data = batched(*samples(40, (1, 6, 6)))
+    assert forecast.forecast(net, data, Asked(layers=["a"]), clock=clock).per_batch.forward == 3
+
+
+def whole(*widths, classes):
+    """What the seconds of pass one, pass two, and the bases are proportional to."""
+    second = sum((D + classes) * min(D, classes) for D in widths)
+    return sum(widths), second, sum(D * classes * min(D, classes) for D in widths)
+
+
+@pytest.mark.parametrize(("classes", "most"), [(3, 36), (500, 63), (500, 8)])
+def test_what_has_no_room_is_timed_in_part(clock, monkeypatch, classes, most):
+    K, D = min(most, classes), min(most, 144)
+    of_part = cost([(D,), (D,), (4, 1)], K)
+    monkeypatch.setattr(rehearsal, "free_memory", lambda _: 10 * of_part.peak)
+    shapes, empty = [], Sums.empty
+    monkeypatch.setattr(
+        Sums, "empty", lambda layout, K, *a: shapes.append((layout.features, K)) or empty(layout, K, *a)
+    )
+    about_means = clock.passes(7, rehearsal.about_means)
+    monkeypatch.setattr(rehearsal, "about_means", about_means)
+    found = told(clock, classes=classes)
+    assert shapes[0] == ({"a": D, "b": D, "classifier.input": 4}, K)
+    assert found.bytes == cost([(4, 6, 6), (4, 6, 6), (4,)], classes), "told of all"
+    assert (found.most, found.classes) == (most, classes)
+    pairs = zip(whole(144, 144, 4, classes=classes), whole(D, D, 4, classes=K), strict=True)
+    first, second, once = (a / b for a, b in pairs)
     each = found.per_batch
-    assert each.second == (each.first if size == 1 else 2 * 0.5), "three classes span twice what two do"
+    assert (each.forward, each.reading) == (3, 0.5)
+    assert each.first == pytest.approx(5 * first)
+    assert each.second == pytest.approx(0.75 * second)
+    assert each.once == pytest.approx(7 * once)
+
+
+def test_what_has_no_room_about_other_means_is_timed_in_part(clock, monkeypatch):
+    data = batched(*samples(40, (1, 6, 6)))
+    means = pfc.measure(Slow(clock), data, layers=["a", "b"], progress=False)
+    monkeypatch.setattr(rehearsal, "free_memory", lambda _: 10 * cost([(2,), (2,)], 2).peak)
+    found = forecast.forecast(Slow(clock), data, Asked(means=means), clock=clock)
+    assert found.most == 2
+    assert found.per_batch.second == pytest.approx(0.5 * (147 * 3) / (4 * 2))
+
+
+def test_where_nobody_tells_what_is_free_there_is_some_room(clock, monkeypatch):
+    monkeypatch.setattr(rehearsal, "free_memory", lambda _: None)
+    assert told(clock).most is None
+    monkeypatch.setattr(rehearsal, "BYTES", 1)
+    assert told(clock).most == 2
+    assert told(clock, passes=1).most == 2
+
+
+def test_the_bases_take_seconds_at_most(clock, monkeypatch):
+    monkeypatch.setattr(rehearsal, "WORK", 2 * 72 * 3 * 3 + 4 * 3 * 3)
+    assert told(clock).most == 72
+    assert told(clock, passes=1).most is None
 
 
 def test_about_other_means_nothing_is_paired(clock):
@@ -155,6 +239,22 @@ def test_what_measure_refuses_is_refused(clock):
         forecast.forecast(Slow(clock), batched(*samples(40, (1, 6, 6))), Asked(layers=["c*"]))
     with pytest.raises(ValueError, match="passes must be 1 or 2, got 3"):
         told(clock, passes=3)
+
+
+def test_labels_that_measure_refuses_are_refused(clock):
+    x, y = samples(40, (1, 6, 6))
+    data = batched(x, torch.full_like(y, 7))  # sorted
+    words = r"batch 0 has the label 7, but there are 3 classes \(0..2\)"
+    with pytest.raises(ValueError, match=words):
+        forecast.forecast(Slow(clock), data, Asked(layers=["a"]))
+    features = {"a": x.flatten(1)}
+    with pytest.raises(ValueError, match=words):
+        forecast.forecast_features(features, data[0][1].repeat(4), torch.ones(3, 36), Asked())
+    few = [(x[y < 2], y[y < 2])]
+    with pytest.warns(CollapseWarning, match="have no sample"):
+        means = pfc.measure(Slow(clock), few, layers=["a"], progress=False)
+    with pytest.raises(ValueError, match=r"classes \[2\] have samples here, but none behind the means"):
+        forecast.forecast(Slow(clock), batched(x, y), Asked(means=means))
 
 
 def test_an_unknown_length_has_the_time_of_a_batch_only(clock):
@@ -247,6 +347,27 @@ def test_the_command_counts_what_is_read_besides(command, capsys):
     assert "--no-segments" not in out, "about other means nothing is paired"
 
 
+def test_the_command_says_what_is_scaled_up(command, capsys, monkeypatch):
+    monkeypatch.setattr(rehearsal, "WORK", 1)
+    main(command)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("time: "))
+    assert lines[at + 1] == (
+        "time: statistics of at most 2 classes and numbers a layer were tried, to be brief and spare "
+        "memory; their time is scaled up from those, and rough"
+    )
+    main([*command, "--json"])
+    assert json.loads(capsys.readouterr().out)["seconds"]["tried_at_most"] == 2
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_the_command_refuses_one_pass_about_other_means(command, capsys, clock, dry):
+    with pytest.raises(SystemExit):
+        main([*(command if dry else command[:-1]), "--means", "fit", "--passes", "1"])
+    assert "about the means of other data both passes are needed" in capsys.readouterr().err
+    assert clock.now == 0, "before anything is measured"
+
+
 def test_nothing_is_saved(command, capsys, tmp_path):
     main([*command, "--out", "p.json"])
     assert sorted(p.name for p in tmp_path.glob("p*")) == []
@@ -303,6 +424,20 @@ def test_the_first_batch_does_not_count(clock, monkeypatch):
 
     net.register_forward_pre_hook(loads)
     pfc.measure(net, batched(*samples(40, (1, 6, 6))), layers=LAYERS, progress=False)
+
+
+def test_compiling_does_not_count(clock, monkeypatch):
+    add, calls = GroupSums.add, []
+
+    def compiling(*args):
+        clock.now += 500 * (not calls)
+        calls.append(1)
+        add(*args)
+
+    monkeypatch.setattr(GroupSums, "add", compiling)
+    monkeypatch.setattr(passes.fused, "compiles", lambda *_: True)
+    monkeypatch.setattr(outlook, "CLOCK", clock)
+    pfc.measure(Slow(clock), batched(*samples(40, (1, 6, 6))), layers=LAYERS, progress=False)
 
 
 @pytest.mark.parametrize("arrays", [False, True])

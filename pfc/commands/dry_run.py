@@ -54,6 +54,7 @@ def told(forecast: Forecast, name: str, others: Others) -> str:
         f"memory: {in_bytes(forecast.bytes.state)} of state, {in_bytes(forecast.peak)} at the peak with "
         f"a batch's features{_free(forecast)}",
         f"time: {_time(forecast)}",
+        *_scaled(forecast),
         *(f"time: {words}" for words in _of_others(forecast, others)),
         *_savings(forecast),
         "nothing was measured",
@@ -66,6 +67,7 @@ def as_json(forecast: Forecast, name: str, others: Others) -> str:
     seconds = {
         "total": forecast.seconds,
         "of_a_batch": asdict(forecast.per_batch),
+        "tried_at_most": forecast.most,
         "others": {what: forecast.per_batch.of(each.batches) for what, each in others.items()},
     }
     memory = {**asdict(forecast.bytes), "peak": forecast.peak, "free": forecast.free}
@@ -130,6 +132,16 @@ def _time(forecast: Forecast) -> str:
     split = ", ".join(f"{name} {in_time(seconds)}" for name, seconds in parts.items())
     whole = "a batch takes about" if batches is None else "about"
     return f"{whole} {in_time(each.of(n))} ({split})"
+
+
+def _scaled(forecast: Forecast) -> list[str]:
+    """That the seconds of the statistics are not of all of them."""
+    if (most := forecast.most) is None:
+        return []
+    return [
+        f"time: statistics of at most {most:,} classes and numbers a layer were tried, to be brief and "
+        "spare memory; their time is scaled up from those, and rough"
+    ]
 
 
 def _of_others(forecast: Forecast, others: Others) -> list[str]:

@@ -18,7 +18,7 @@ from pfc.measuring import measure as measure_layers
 from pfc.measuring import measure_features
 from pfc.measuring.forecast import forecast, forecast_features
 from pfc.measuring.loader import StatisticsPlace
-from pfc.measuring.opening import Asked
+from pfc.measuring.opening import ONE_PASS, Asked
 from pfc.models import Samples
 from pfc.processes import Processes, launched
 from pfc.profile import Prediction, Profile, load
@@ -270,6 +270,8 @@ def _ready(source: str, given: Given, options: Options, about: About, out: Path 
     """The model and all data that are measured."""
     if about.probe and about.means is not None:
         raise ValueError("--probe goes without --means: it is of samples about their own class means")
+    if about.means is not None and options.passes == 1:
+        raise ValueError(ONE_PASS)
     return prepared(
         given.opened(source),
         means=about.means,

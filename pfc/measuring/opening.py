@@ -28,6 +28,8 @@ from pfc.profile.profile import Profile
 from pfc.taps import Pool, unwrapped
 from pfc.warning import warn
 
+ONE_PASS = "about the means of other data both passes are needed, got passes=1"
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -164,7 +166,7 @@ def checked_how(
     if reference is not None and classes not in {None, reference.classes}:
         raise ValueError(f"the means are of {reference.classes} classes, got classes={classes}")
     if reference is not None and passes == 1:
-        raise ValueError("about the means of other data both passes are needed, got passes=1")
+        raise ValueError(ONE_PASS)
     if intervals and passes == 1:
         raise ValueError("intervals need both passes, got passes=1")
     class_weights(torch.ones(2, dtype=torch.float64, device="cpu"), weighting)

@@ -166,7 +166,7 @@ class _Watched:
 
     def __call__(self, done: int, note: str = "") -> None:
         self.step(done, note)
-        if self.settled:
+        if self.settled or not done:  # before the first batch it is compiled
             return
         now = CLOCK()
         self.began = self.began or (now, done)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from pfc.measuring import shards
@@ -78,7 +78,7 @@ class Reference:
         for group in sums.groups:
             group.scale = Scale(self.exponents.get(group.names[0], 0), settled=True)
 
-    def _refuse_unknown(self, count: Float64[Tensor, " K"]) -> None:
+    def refuse_unknown(self, count: Shaped[Tensor, " K"]) -> None:
         """Refuse classes that the reference has no sample of."""
         known = next(iter(self.moments.values())).count.to(count.device) > 0
         unknown = ((count > 0) & ~known).nonzero().flatten().tolist()
@@ -89,7 +89,7 @@ class Reference:
         self, sums: Sums, weighting: Weighting, ranks: Processes
     ) -> tuple[dict[str, MeansSpan], dict[str, Float64[Tensor, "P R"]]]:
         """The span of the means at each layer, and in it how far the data's own are from them."""
-        self._refuse_unknown(sums.count)
+        self.refuse_unknown(sums.count)
         weights = class_weights(sums.count, weighting)
         spans, own = {}, {}
         for name, moments in sums.moments.items():

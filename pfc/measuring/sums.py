@@ -129,11 +129,8 @@ class Sums:
         """Grow to the classes up to a label, or refuse it where there are fewer."""
         if self.classes is None:
             self.grow(largest + 1)
-        elif largest >= self.classes:
-            raise ValueError(
-                f"batch {origin} has the label {largest}, but there are {self.classes} classes "
-                f"(0..{self.classes - 1})"
-            )
+        else:
+            refuse_label(largest, self.classes, origin)
 
     def grow(self, classes: int) -> None:
         """Grow to `classes` classes."""
@@ -177,6 +174,14 @@ class Sums:
                 f"classes {short(single)} have one sample, which is its own mean: they add nothing to "
                 "the within-class variance, and pfc1_unbiased is undefined; leave them out"
             )
+
+
+def refuse_label(largest: int, classes: int, origin: Origin) -> None:
+    """Refuse the largest label of a batch if there are not so many classes."""
+    if largest >= classes:
+        raise ValueError(
+            f"batch {origin} has the label {largest}, but there are {classes} classes (0..{classes - 1})"
+        )
 
 
 def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int64[Tensor, ""]:
