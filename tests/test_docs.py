@@ -114,6 +114,7 @@ def test_speeds_of_the_page_are_the_records():
     assert all(ratio <= 1.02 for ratio in versions), "the page would have to say so"
     for record in (engine, network, decode):
         for name, ratio in record["ratio"].items():
-            assert ratio <= record["aim"][name], "an aim is missed: the page would have to say so"
+            aim = record["aim"][name]
+            assert ratio <= aim or f"missed: aim {aim:g}" in page, "the page has to say what is missed"
     for name, aim in line["aim"].items():
         assert line["ratio"][name] <= aim
