@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.fused import programs
+from pfc.fused.processor import side_by_side
 from pfc.labels import BatchLabels
 
 COLUMNS = 128  # that a program has at once; ours
@@ -33,7 +34,7 @@ def absorb(
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
     """As in `Loops`."""
-    (H,), start, width, P = _rows([H]), columns.start, columns.stop - columns.start, len(n)
+    (H,), start, width, P = side_by_side([H]), columns.start, columns.stop - columns.start, len(n)
     starts, step = labels.count.cumsum(0) - labels.count, n.new_empty(P, width)
     gained, error = n.new_empty(P, triton.cdiv(width, COLUMNS)), torch.empty_like(step)
     where = labels.order, starts.long(), labels.count, labels.present, labels.first
@@ -63,7 +64,7 @@ def relate(
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    layers, depth, B = _rows(batch), len(batch) - 1, len(labels.place)
+    layers, depth, B = side_by_side(batch), len(batch) - 1, len(labels.place)
     first, last = (S.contiguous() for S in shifts)
     addresses = [H[:, columns.start :].data_ptr() for H in layers]
     where = torch.tensor([addresses, [H.stride(0) for H in layers]], device="cpu")
@@ -93,7 +94,7 @@ def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), flat, z = _rows([H]), flat.contiguous(), flat.new_empty(len(H), len(flat))
+    (H,), flat, z = side_by_side([H]), flat.contiguous(), flat.new_empty(len(H), len(flat))
     side = max(2, triton.next_power_of_2(len(flat)))
     with torch.cuda.device_of(H):
         programs.project[(triton.cdiv(len(H), ROWS),)](
@@ -111,15 +112,6 @@ def project(
             enable_fp_fusion=True,
         )
     return z
-
-
-def _rows(batch: Sequence[Tensor]) -> list[Tensor]:
-    """Layers of one type, in the widest of theirs; rows of numbers side by side."""
-    dtype = batch[0].dtype
-    for H in batch:
-        dtype = torch.promote_types(dtype, H.dtype)
-    layers = [H.to(dtype).resolve_neg() for H in batch]
-    return [H if H.stride(1) == 1 else H.contiguous() for H in layers]
 
 
 def check(device: str) -> None:

@@ -100,7 +100,7 @@ def project(
     def rows(part: slice) -> None:
         loops()["project"](*read.first(part.start), middle, directions, z[part])
 
-    _side_by_side(rows, len(H), H.numel(), 1)
+    _on_threads(rows, len(H), H.numel(), 1)
     return torch.from_numpy(z)[:, :R]
 
 
@@ -118,7 +118,14 @@ def tally(
 
 def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
     """As in `Loops`."""
-    return _side_by_side(run, size, numbers, -(-size // WIDTH))
+    return _on_threads(run, size, numbers, -(-size // WIDTH))
+
+
+def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B D"]]:
+    """Layers in the widest of their types, each row's numbers side by side; copied if need be."""
+    dtype = reduce(torch.promote_types, (H.dtype for H in batch))
+    layers = [H.to(dtype).resolve_neg() for H in batch]
+    return [H if H.stride(1) == 1 else H.contiguous() for H in layers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +144,10 @@ class _Read:
 
     @classmethod
     def of(cls, batch: Sequence[Float[Tensor, "B C"]]) -> "_Read":
-        """Layers of one type, in the widest of theirs; rows of numbers side by side."""
-        dtype = reduce(torch.promote_types, (H.dtype for H in batch))
-        layers = [H.to(dtype).resolve_neg() for H in batch]
-        layers = [H if H.stride(1) == 1 else H.contiguous() for H in layers]
-        addresses = np.array([H.data_ptr() for H in layers])
-        return cls(layers, np.empty(0, TYPES[dtype]), addresses, np.array([H.stride(0) for H in layers]))
+        """Where the layers of a batch lie, or copies of them that the loops can read."""
+        layers = side_by_side(batch)
+        like, addresses = np.empty(0, TYPES[layers[0].dtype]), np.array([H.data_ptr() for H in layers])
+        return cls(layers, like, addresses, np.array([H.stride(0) for H in layers]))
 
     def all(self, row: int = 0) -> tuple[Any, ...]:
         """All layers from a row on, as the loops take them."""
@@ -154,7 +159,7 @@ class _Read:
         return like, addresses[0], strides[0]
 
 
-def _side_by_side(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
+def _on_threads(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
     """What `run` gives of at least so many parts of a size."""
     threads = max(1, min(torch.get_num_threads(), numbers // SHARE, size))
     parts = max(threads, least)

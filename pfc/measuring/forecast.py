@@ -9,11 +9,11 @@ from torch import nn
 
 from pfc.device import free_memory
 from pfc.measuring.arrays import ArraySource
-from pfc.measuring.costs import Cost, cost
+from pfc.measuring.costs import Cost
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.opening import Asked, Opened
-from pfc.measuring.outlook import Outlook
+from pfc.measuring.outlook import Outlook, cost_of
 from pfc.measuring.passes import Batches, How, Source, known_classes
 from pfc.measuring.rehearsal import CLOCK, Clock, Elsewhere, Rehearsal, Seconds
 from pfc.measuring.sums import refuse_label
@@ -144,21 +144,14 @@ def _pooled(it: Opened) -> Source | None:
 def _told(trial: Rehearsal, pooled: Source | None) -> Forecast:
     """The forecast of a measurement, with what each option would save of it."""
     outlook = trial.outlook
-    layout, how, per_batch = outlook.layout, outlook.how, trial.seconds()
-    state = cost(
-        [*layout.shapes.values()],
-        outlook.classes,
-        passes=how.passes,
-        segments=layout.paired,
-        intervals=how.intervals,
-    )
+    layout, per_batch = outlook.layout, trial.seconds()
     return Forecast(
         layout=layout,
         classes=outlook.classes,
         rows=len(outlook.first.y),
         samples=len(outlook.first),
         batches=outlook.batches,
-        bytes=state,
+        bytes=cost_of(layout, outlook.classes, outlook.how),
         peak=outlook.bytes,
         free=free_memory(outlook.device),
         per_batch=per_batch,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pfc.device import free_memory
-from pfc.measuring.costs import cost, probe_width
+from pfc.measuring.costs import Cost, cost, probe_width
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.passes import Batches, How, known_classes, least_classes, place_of_sums
@@ -27,11 +27,10 @@ def pooled_by_mean(layout: Layout) -> Layout | None:
     return replace(layout, shapes=shapes, pool="mean") if changed else None
 
 
-def bytes_needed(layout: Layout, classes: int, rows: int, how: How) -> int:
-    """Bytes at the peak: state, and what is kept of a batch of so many rows."""
+def cost_of(layout: Layout, classes: int, how: How) -> Cost:
+    """What one process keeps of a layout, measured so."""
     shapes = [*layout.shapes.values()]
-    told = cost(shapes, classes, passes=how.passes, segments=layout.paired, intervals=how.intervals)
-    return told.peak + told.batch * rows
+    return cost(shapes, classes, passes=how.passes, segments=layout.paired, intervals=how.intervals)
 
 
 def in_bytes(size: int | float) -> str:
@@ -94,8 +93,9 @@ class Outlook:
         return self.needed(self.layout)
 
     def needed(self, layout: Layout) -> int:
-        """Bytes that are needed for this layout."""
-        return bytes_needed(layout, self.classes, len(self.first.y), self.how)
+        """Bytes that are needed for this layout: state, and what is kept of a batch."""
+        told = cost_of(layout, self.classes, self.how)
+        return told.peak + told.batch * len(self.first.y)
 
     @property
     def unpaired(self) -> Layout | None:

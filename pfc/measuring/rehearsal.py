@@ -10,12 +10,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from pfc.device import free_memory, wait_for
-from pfc.measuring.costs import cost
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.layout import Layout, Shape
 from pfc.measuring.loader import Batch
-from pfc.measuring.outlook import Outlook
+from pfc.measuring.outlook import Outlook, cost_of
 from pfc.measuring.passes import (
     Batches,
     How,
@@ -176,11 +175,10 @@ class Rehearsal:
 
     def _fits(self, layout: Layout, classes: int, room: int | float) -> bool:
         """Whether to rehearse so much takes little memory and little time."""
-        how, shapes = self.outlook.how, [*layout.shapes.values()]
-        size = cost(
-            shapes, classes, passes=how.passes, segments=layout.paired, intervals=how.intervals
-        ).peak
-        return size <= room and (how.passes == 1 or Products.of(layout, classes).once <= WORK)
+        how = self.outlook.how
+        return cost_of(layout, classes, how).peak <= room and (
+            how.passes == 1 or Products.of(layout, classes).once <= WORK
+        )
 
     def seconds(self) -> Seconds:
         """How long each part takes, scaled up where a part was rehearsed."""
