@@ -47,7 +47,10 @@ def ratios(seconds: Mapping[str, list[float]], floor: str) -> dict[str, float]:
 
 
 def keep(script: str, record: Mapping[str, Any]) -> None:
-    """Write the record with its environment beside the script, and print it."""
+    """Write the record with its environment beside the script, and print it.
+
+    What was kept of other processors stays, the last record of each, as `elsewhere`.
+    """
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -56,9 +59,14 @@ def keep(script: str, record: Mapping[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
     }
-    text = json.dumps({**record, "environment": environment}, indent=1) + "\n"
-    Path(script).with_suffix(".json").write_text(text, encoding="utf-8")
-    print(text, end="")
+    path, now = Path(script).with_suffix(".json"), {**record, "environment": environment}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = [*before.pop("elsewhere", ()), *([before] if before else ())]
+    others = {each["environment"]["processor"]: each for each in known}
+    others.pop(environment["processor"], None)
+    text = json.dumps(now | ({"elsewhere": [*others.values()]} if others else {}), indent=1) + "\n"
+    path.write_text(text, encoding="utf-8")
+    print(json.dumps(now, indent=1))
 
 
 def _processor() -> str:

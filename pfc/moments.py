@@ -221,8 +221,10 @@ class SegmentMoments:
             cross, steps = loops.relate(batch, labels, shifts, columns)
         scatter, moves, errors = zip(
             *(
-                loops.absorb(H, labels, n, layer.mean, layer.mean_error, columns)
-                for layer, H in zip(self.layers, batch, strict=True)
+                loops.absorb(
+                    *(H, labels, n, layer.mean, layer.mean_error, columns), self.paired and l in ends
+                )
+                for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
             ),
             strict=True,
         )

@@ -34,12 +34,13 @@ class Loops(Protocol):
         means: Float64[Tensor, "K D"],
         errors: Float64[Tensor, "K D"],
         columns: slice,
-    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+        moves: bool,
+    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "M C"], Float64[Tensor, "M C"]]:
         """Add some columns of rows to the means of their classes, which had `n` samples before.
 
         Returns:
             What the scatter of each class gains; how far its mean moved from the shift, and what
-            rounding had taken from it before.
+            rounding had taken from it before: both of every class only where `moves` is true.
         """
 
     def relate(

@@ -32,6 +32,7 @@ def absorb(
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
     columns: slice,
+    moves: bool = True,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
     """As in `Loops`."""
     (H,), start, width, P = side_by_side([H]), columns.start, columns.stop - columns.start, len(n)

@@ -99,28 +99,56 @@ def _row(like, address, stride, i, width):
 def absorb(like, address, stride, labels, before, means, errors, start, S, total, gained):
     """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
 
-    For the formula see `SegmentMoments.update`. In `labels` are the place of each row's class among
-    those of the batch, their numbers, first rows and counts, in `before` their samples so far. How far
-    the means moved from the shifts goes to `S`, what rounding had taken from them to `total`, which is
-    zero at first.
+    For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, and the classes
+    of the batch with their counts; in `before` their samples so far. How far the means moved from the
+    shifts goes to `S`, what rounding had taken from them to `total`: of each class, or, where both have
+    one row, of the last one.
     """
-    place, present, first, count = labels
-    width, address = S.shape[1], address + start * like.itemsize
+    order, present, count = labels
+    width, address, stop = S.shape[1], address + start * like.itemsize, 0
     for p in range(len(present)):
-        H, mean, s = _row(like, address, stride, first[p], width), means[present[p], start:], S[p]
+        i, stop, s, t = stop, stop + int(count[p]), S[p % len(S)], total[p % len(S)]
+        H, mean, error = (
+            _row(like, address, stride, order[i], width),
+            means[present[p], start:],
+            errors[present[p], start:],
+        )
         for d in range(width):
             s[d] = mean[d] if before[p] else real(H[d])
-    for i in range(len(place)):
-        H, p = _row(like, address, stride, i, width), place[i]
-        s, t, square = S[p], total[p], 0.0
-        for d in range(width):
-            x = real(H[d]) - s[d]
-            t[d] += x
-            square += x * x
-        gained[p] += square
-    for p in range(len(present)):
-        mean, error = means[present[p], start:], errors[present[p], start:]
-        gained[p] -= _move(before[p], count[p], S[p], total[p], mean, error)
+            t[d] = 0.0
+        while i + 4 <= stop:
+            gained[p] += _absorb_rows(like, address, stride, order[i : i + 4], s, t)
+            i += 4
+        while i < stop:
+            gained[p] += _absorb_row(_row(like, address, stride, order[i], width), s, t)
+            i += 1
+        gained[p] -= _move(before[p], count[p], s, t, mean, error)
+
+
+@register_jitable(inline="always")
+@no_type_check
+def _absorb_row(H, s, total):
+    """Add a row less its shift; the sum of its squares."""
+    square = 0.0
+    for d in range(len(s)):
+        x = real(H[d]) - s[d]
+        total[d] += x
+        square += x * x
+    return square
+
+
+@register_jitable(inline="always")
+@no_type_check
+def _absorb_rows(like, address, stride, rows, s, total):
+    """The same of four rows of a class, whose sums are written once."""
+    A, B = _row(like, address, stride, rows[0], len(s)), _row(like, address, stride, rows[1], len(s))
+    C, D = _row(like, address, stride, rows[2], len(s)), _row(like, address, stride, rows[3], len(s))
+    square = 0.0
+    for d in range(len(s)):
+        a, b, c, e = real(A[d]) - s[d], real(B[d]) - s[d], real(C[d]) - s[d], real(D[d]) - s[d]
+        total[d] += (a + b) + (c + e)
+        square += (a * a + b * b) + (c * c + e * e)
+    return square
 
 
 @numba.njit(error_model="numpy", fastmath=False)  # else the caller's: here no sum may be reordered

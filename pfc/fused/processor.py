@@ -61,13 +61,13 @@ def absorb(
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
     columns: slice,
-) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+    moves: bool,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "M C"], Float64[Tensor, "M C"]]:
     """As in `Loops`."""
     read = _Read.of([H])  # held until the loop is done with it
-    parts = (labels.place, labels.present, labels.first, labels.count)
-    where = tuple(part.numpy() for part in parts)
-    shape = len(n), columns.stop - columns.start
-    step, error = np.empty(shape), np.zeros(shape)
+    where = tuple(part.numpy() for part in (labels.order, labels.present, labels.count))
+    shape = len(n) if moves else 1, columns.stop - columns.start
+    step, error = np.empty(shape), np.empty(shape)
     gained, kept = np.zeros(len(n)), (n.numpy(), means.numpy(), errors.numpy())
     loops()["absorb"](*read.first(), where, *kept, columns.start, step, error, gained)
     return torch.from_numpy(gained), torch.from_numpy(step), torch.from_numpy(error)

@@ -174,7 +174,15 @@ RECIPES |= {
         "cifar10-collapsed", limit=2_000, width=16, loss="mse", learning_rate=0.01, weight_decay=2e-3
     ),
     **_small("stl10-paper", limit=1_000, width=8),
-    **_small("stl10-collapsed", limit=1_000, width=8, loss="mse", learning_rate=0.02, weight_decay=1e-3),
+    **_small(
+        "stl10-collapsed",
+        limit=500,
+        width=8,
+        loss="mse",
+        batch_size=64,
+        learning_rate=0.01,
+        weight_decay=2e-3,
+    ),
     **_small("cifar100-paper", limit=2_000, width=16),
     # Squared error does not learn 100 classes in these steps, and no try ended at PFC2 below 1.1.
     **_small("cifar100-collapsed", limit=2_000, width=16, weight_decay=1e-3),
