@@ -89,7 +89,7 @@ def _pointer(context, address, like):
     return kind(address, like), code
 
 
-@register_jitable(inline="always")
+@register_jitable
 @no_type_check
 def _row(like, address, stride, i, width):
     return numba.carray(_pointer(address + i * stride * like.itemsize, like), (width,))
@@ -125,7 +125,7 @@ def absorb(like, address, stride, labels, before, means, errors, start, S, total
         gained[p] -= _move(before[p], count[p], s, t, mean, error)
 
 
-@register_jitable(inline="always")
+@register_jitable
 @no_type_check
 def _absorb_row(H, s, total):
     """Add a row less its shift; the sum of its squares."""
@@ -137,7 +137,7 @@ def _absorb_row(H, s, total):
     return square
 
 
-@register_jitable(inline="always")
+@register_jitable
 @no_type_check
 def _absorb_rows(like, address, stride, rows, s, total):
     """The same of four rows of a class, whose sums are written once."""
@@ -272,7 +272,7 @@ def _project_rows(like, address, stride, rows, centre, flat, z, start, stop):
             _add(z[l], r, d0, d1, d2)
 
 
-@register_jitable(inline="always")
+@register_jitable
 @no_type_check
 def _add(z, r, x, y, t):
     z[r] += x

@@ -24,7 +24,7 @@ TYPES = {  # of features, and what the loops read them as
     torch.float16: np.int16,
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
-WIDTH = 2**11  # columns of a layer that are worked on at once; ours
+WIDTH = 2**12  # columns of a layer that are worked on at once; ours
 AT_ONCE = 3  # directions that the loop projects on at once
 
 Found = TypeVar("Found")
