@@ -3,7 +3,7 @@
 `python benchmarks/classes.py` measures two layers of 20,000 samples with 10 to 10,000 classes, in turn
 with and without segments, each case in a process of its own; then networks of ImageNet's shape
 (ResNet-50's 16 blocks pooled, 1,000 classes) and of tokens (8 layers of width 256, five tokens a class),
-whose random features are made batch by batch. Seconds are CPU time on one thread; memory is the growth
+whose random features are made batch by batch (`--only WORDS` takes a part). Seconds are CPU time on one thread; memory is the growth
 of the resident set at its high-water mark. `--images N` and `--tokens N` set the samples: the passes'
 seconds are a multiple of them, what is of pairs of classes does not depend on them.
 """
@@ -17,7 +17,7 @@ from functools import partial
 from statistics import median
 
 import torch
-from record import cpu_seconds, keep, one_thread, peak_memory, side_by_side
+from record import cpu_seconds, keep, kept, one_thread, peak_memory, side_by_side
 from torch import Tensor, nn
 
 import pfc
@@ -118,16 +118,16 @@ def measured(*given: object) -> dict[str, object]:
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
-def main(images: int, tokens: int) -> None:
-    """Measure every case, the quick ones first, and write the record after each."""
+def main(images: int, tokens: int, only: str) -> None:
+    """Measure the cases that are asked for, the quick ones first, and write the record after each."""
     both = (("segments=False", False), ("default", True))
     cases = {f"{K} classes, {D} features": ("layers", K, D) for K, D in CASES}
     for name, segments in both:
         cases[f"ImageNet's shape, {name}"] = ("network", RESNET, images, 1_000, 0, segments)
         few = min(20_000, tokens // 5)
         cases[f"tokens, {name}"] = ("network", [256] * 8, tokens, few, 100, segments)
-    found: dict[str, dict[str, object]] = {}
-    for name in sorted(cases, key=lambda name: name in SLOW):
+    found: dict[str, dict[str, object]] = kept(__file__).get("cases", {}) if only else {}
+    for name in sorted((name for name in cases if only in name), key=lambda name: name in SLOW):
         found[name] = measured(*cases[name])
         keep(__file__, {"what": WHAT, "cases": found, "aim": {"ratio at 1000 classes": 2.0}})
 
@@ -136,9 +136,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--only", default="", help="cases with this in their name; the others stay")
     parser.add_argument("--case", type=json.loads)
     given = parser.parse_args()
     if given.case:
         case(*given.case)
     else:
-        main(given.images, given.tokens)
+        main(given.images, given.tokens, given.only)

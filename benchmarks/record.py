@@ -59,14 +59,24 @@ def keep(script: str, record: Mapping[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
     }
-    path, now = Path(script).with_suffix(".json"), {**record, "environment": environment}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known = [*before.pop("elsewhere", ()), *([before] if before else ())]
-    others = {each["environment"]["processor"]: each for each in known}
+    now, others = {**record, "environment": environment}, _by_processor(script)
     others.pop(environment["processor"], None)
     text = json.dumps(now | ({"elsewhere": [*others.values()]} if others else {}), indent=1) + "\n"
-    path.write_text(text, encoding="utf-8")
+    Path(script).with_suffix(".json").write_text(text, encoding="utf-8")
     print(json.dumps(now, indent=1))
+
+
+def kept(script: str) -> dict[str, Any]:
+    """What is on record of this processor; empty if nothing is."""
+    return _by_processor(script).get(_processor(), {})
+
+
+def _by_processor(script: str) -> dict[str, dict[str, Any]]:
+    """What is on record, by processor."""
+    path = Path(script).with_suffix(".json")
+    last = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = [*last.pop("elsewhere", ()), *([last] if last else ())]
+    return {each["environment"]["processor"]: each for each in known}
 
 
 def _processor() -> str:
