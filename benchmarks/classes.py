@@ -3,9 +3,10 @@
 `python benchmarks/classes.py` measures two layers of 20,000 samples with 10 to 10,000 classes, in turn
 with and without segments, each case in a process of its own; then networks of ImageNet's shape
 (ResNet-50's 16 blocks pooled, 1,000 classes) and of tokens (8 layers of width 256, five tokens a class),
-whose random features are made batch by batch (`--only WORDS` takes a part). Seconds are CPU time on one thread; memory is the growth
-of the resident set at its high-water mark. `--images N` and `--tokens N` set the samples: the passes'
-seconds are a multiple of them, what is of pairs of classes does not depend on them.
+whose random features are made batch by batch. `--only WORDS` takes a part. Seconds are CPU time on one
+thread; memory is the growth of the resident set at its high-water mark. `--images N` and `--tokens N`
+set the samples: the passes' seconds are a multiple of them, what is of pairs of classes does not depend
+on them.
 """
 
 import argparse
