@@ -1,0 +1,150 @@
+"""What `pfc prune`, `pfc exits` and `pfc scores` found of a run: kept in its folder, and read again."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pfc.acting.gauges import KINDS
+from pfc.acting.heldout import Change
+from pfc.files import read_json, write_json
+from pfc.profile import Profile
+from pfc.profile.prediction import checksum
+from pfc.schema import (
+    COUNT,
+    FINITE,
+    FRACTION,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    WHOLE,
+    Form,
+    form_of,
+    list_of,
+    object_of,
+    one_of,
+    optional,
+    up_to,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Name = Literal["prune", "exits", "scores"]
+
+MOST = 1e6  # operations over those of the whole network that a file may tell; ours
+ACCURACY = {
+    **{"accuracy": FRACTION, "change": FINITE, "low": FINITE, "high": FINITE},
+    **{"share": up_to(MOST)},
+}
+TYPICAL = {"q05": NUMBER, "median": NUMBER, "q95": NUMBER}
+APART = {
+    **{f"unknown_{name}": form for name, form in TYPICAL.items()},
+    **{name: FRACTION for name in ("auroc", "low", "high", "nc5", "centred")},
+}
+COLUMNS: dict[Name, dict[str, Form]] = {  # of the tables; the first one is the index
+    "prune": {
+        **{"layer": TEXT, "removed": COUNT, "head": TEXT, "penalty": NUMBER, "operations": COUNT},
+        **ACCURACY,
+        "chosen_low": FINITE,
+    },
+    "exits": {"threshold": up_to(math.inf), **ACCURACY, "early": FRACTION},
+    "scores": {"layer": TEXT, **TYPICAL},
+}
+ABOUT = object_of({"data": TEXT, "seed": WHOLE})
+TOLD: dict[Name, dict[str, Form]] = {  # what must stand beside the table; all else is free
+    "prune": {
+        **{"layer": TEXT, "removed": list_of(TEXT), "head": TEXT, "eps": FRACTION, "about": ABOUT},
+        **{"operations": list_of(COUNT, 2), "change": form_of(Change)},
+    },
+    "exits": {
+        **{"threshold": optional(up_to(math.inf)), "eps": FRACTION, "about": ABOUT},
+        **{"share": up_to(MOST), "exits": object_of({}, others=FRACTION), "change": form_of(Change)},
+    },
+    "scores": {
+        **{"kind": one_of(*KINDS), "data": TEXT, "samples": POSITIVE},
+        **{"unknown": optional(TEXT), "unknown_samples": COUNT},
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a command found.
+
+    Args:
+        told: What was chosen, of which data and how.
+        table: A row a cut, a threshold or a layer.
+    """
+
+    told: Mapping[str, Any]
+    table: "pd.DataFrame"
+
+
+def place(folder: Path, name: Name) -> Path:
+    """Where what a command found stands in a run's folder."""
+    return folder / f"{name}.json"
+
+
+def as_told(told: Mapping[str, Any], table: "pd.DataFrame") -> dict[str, Any]:
+    """Numbers and table as one object; the table column by column."""
+    return {**told, "table": table.reset_index().to_dict("list")}
+
+
+def keep(folder: Path, name: Name, profile: Profile, told: Mapping[str, Any]) -> None:
+    """Write what `as_told` gives, in place of what an earlier call has found.
+
+    Args:
+        folder: The run's.
+        name: Of the command.
+        profile: The run's, of which it was found.
+        told: What was found.
+    """
+    content = {"format": f"pfc-{name}-1", "profile": checksum(profile), **told}
+    write_json(place(folder, name), content)
+
+
+def kept(folder: Path, name: Name, profile: Profile) -> Kept | None:
+    """Read what a command has found.
+
+    Args:
+        folder: The run's.
+        name: Of the command.
+        profile: The run's; what was found of another one is left out, with a warning.
+
+    Returns:
+        What was found; `None` if there is nothing.
+
+    Raises:
+        ValueError: If the file is damaged, or of another format.
+    """
+    import pandas as pd
+
+    path = place(folder, name)
+    if not path.exists():
+        return None
+    content = read_json(path, f"pfc-{name}-1", _schema(name))
+    if content.pop("profile") != checksum(profile):
+        message = f"{path} is of another profile, and is left out: call `pfc {name}` again"
+        warnings.warn(message, stacklevel=2)
+        return None
+    forms, columns = COLUMNS[name], content.pop("table")
+    if len(lengths := {*map(len, columns.values())}) > 1 or 0 in lengths:
+        raise ValueError(f"{path}: the columns of the table must be of one length, and not empty")
+    table = pd.DataFrame({
+        each: values if forms.get(each) is TEXT else [*map(float, values)]
+        for each, values in columns.items()
+    })
+    return Kept(content, table.set_index(next(iter(forms))))
+
+
+def _schema(name: Name) -> Form:
+    """What a file must hold."""
+    needed, more = (
+        {each: list_of(form) for each, form in forms.items()}
+        for forms in (COLUMNS[name], APART if name == "scores" else {})
+    )
+    table = object_of(needed, optional=more, closed=True)
+    return object_of({"profile": TEXT, "table": table, **TOLD[name]})
