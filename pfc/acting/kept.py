@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pfc.acting.gauges import KINDS
 from pfc.acting.heldout import Change
+from pfc.acting.unknown import BASELINES
 from pfc.files import read_json, write_json
 from pfc.profile import Profile
 from pfc.profile.prediction import checksum
 from pfc.schema import (
     COUNT,
-    FINITE,
     FRACTION,
     NUMBER,
     POSITIVE,
@@ -26,6 +26,7 @@ from pfc.schema import (
     object_of,
     one_of,
     optional,
+    scalar,
     up_to,
 )
 
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 
 Name = Literal["prune", "exits", "scores"]
 
+SIGNED = scalar("a number from -1 to 1", lambda v: type(v) in {int, float} and abs(v) <= 1)
 MOST = 1e6  # operations over those of the whole network that a file may tell; ours
 ACCURACY = {
-    **{"accuracy": FRACTION, "change": FINITE, "low": FINITE, "high": FINITE},
+    **{"accuracy": FRACTION, "change": SIGNED, "low": SIGNED, "high": SIGNED},
     **{"share": up_to(MOST)},
 }
 TYPICAL = {"q05": NUMBER, "median": NUMBER, "q95": NUMBER}
@@ -48,7 +50,7 @@ COLUMNS: dict[Name, dict[str, Form]] = {  # of the tables; the first one is the 
     "prune": {
         **{"layer": TEXT, "removed": COUNT, "head": TEXT, "penalty": NUMBER, "operations": COUNT},
         **ACCURACY,
-        "chosen_low": FINITE,
+        "chosen_low": SIGNED,
     },
     "exits": {"threshold": up_to(math.inf), **ACCURACY, "early": FRACTION},
     "scores": {"layer": TEXT, **TYPICAL},
@@ -120,8 +122,6 @@ def kept(folder: Path, name: Name, profile: Profile) -> Kept | None:
     Raises:
         ValueError: If the file is damaged, or of another format.
     """
-    import pandas as pd
-
     path = place(folder, name)
     if not path.exists():
         return None
@@ -130,21 +130,36 @@ def kept(folder: Path, name: Name, profile: Profile) -> Kept | None:
         message = f"{path} is of another profile, and is left out: call `pfc {name}` again"
         warnings.warn(message, stacklevel=2)
         return None
-    forms, columns = COLUMNS[name], content.pop("table")
-    if len(lengths := {*map(len, columns.values())}) > 1 or 0 in lengths:
-        raise ValueError(f"{path}: the columns of the table must be of one length, and not empty")
-    table = pd.DataFrame({
-        each: values if forms.get(each) is TEXT else [*map(float, values)]
-        for each, values in columns.items()
-    })
-    return Kept(content, table.set_index(next(iter(forms))))
+    columns = content.pop("table")
+    return Kept(content, _table(name, columns, path))
 
 
 def _schema(name: Name) -> Form:
-    """What a file must hold."""
-    needed, more = (
-        {each: list_of(form) for each, form in forms.items()}
-        for forms in (COLUMNS[name], APART if name == "scores" else {})
-    )
-    table = object_of(needed, optional=more, closed=True)
+    """What a file must hold; of scores beside unknown data some columns more."""
+
+    def table(value: Any, where: str) -> None:
+        beside = name == "scores" and isinstance(value, dict) and "auroc" in value
+        columns = COLUMNS[name] | (APART if beside else {})
+        forms = {each: list_of(form) for each, form in columns.items()}
+        object_of(forms, closed=True)(value, where)
+
     return object_of({"profile": TEXT, "table": table, **TOLD[name]})
+
+
+def _table(name: Name, columns: Mapping[str, Any], path: Path) -> "pd.DataFrame":
+    """The table of a file, whose columns have been checked one by one."""
+    import pandas as pd
+
+    index, *_ = COLUMNS[name]
+    if len({*map(len, columns.values())}) > 1 or not columns[index]:
+        raise ValueError(f"{path}: the columns of the table must be of one length, and not empty")
+    as_written = {each for each, form in COLUMNS[name].items() if form in {TEXT, COUNT}}
+    told = {
+        each: values if each in as_written else [*map(float, values)] for each, values in columns.items()
+    }
+    table = pd.DataFrame(told).set_index(index)
+    if name == "scores" and not (table.index.is_unique and {*table.index} - {*BASELINES}):
+        raise ValueError(
+            f"{path}: each layer must have a name of its own, beside {', '.join(BASELINES)}"
+        )
+    return table

@@ -1,5 +1,6 @@
 """What a collapse is good for: accuracy against the depth kept, and against operations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
         for i, table in enumerate(curves.values()):
             rows, look = _by_depth(table).sort_values("share"), _look(i)
             whole = float((rows["accuracy"] - rows["change"]).iloc[-1])
-            _band(ax, rows["share"].tolist(), rows, whole, look["color"])
+            tried = rows[rows.index != math.inf]  # without exits nothing changes, for certain
+            _band(ax, tried["share"].tolist(), tried, whole, look["color"])
             lines += ax.plot(rows["share"], rows["accuracy"], markevery=_every(len(rows)), **look)
             kept = rows[rows.index == table.attrs.get("threshold", table.attrs.get("layer"))]
             kept = kept[kept["removed"] > 0] if "removed" in kept else kept

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 NAMES: tuple[Name, ...] = ("prune", "exits", "scores")
 TITLES = {"prune": "fewer blocks", "exits": "early exits", "scores": "scores of held-out data"}
-CURVES = {"exits": "early exits", "prune": "fewer blocks"}
-POINTS = "Each point is a cut; the dotted line is the whole network as it was."
+CURVES: dict[Name, str] = {"prune": "fewer blocks", "exits": "early exits"}
+POINTS = "Each point is a cut."
+HOW = (
+    "Chosen on one half of the held-out data, and told of the other. Bands are 95 % intervals of the "
+    "change of accuracy, the dotted line is the whole network, and a ring is what was chosen."
+)
 DPI = 130  # sharp at the width of a column; ours
 
 
@@ -34,9 +38,10 @@ def acting(source: Source, *, unfolded: bool) -> str:
     if not found:
         return ""
     title = ", ".join(TITLES[name] for name in found)
+    how = "" if [*found] == ["scores"] else f'<p class="note">{HOW}</p>'
     return (
         f'<details class="acting"{" open" * unfolded}><summary>{title[0].upper()}{title[1:]}</summary>'
-        f"<div>{''.join(_parts(found, source.name))}</div></details>"
+        f"{how}<div>{''.join(_parts(found, source.name))}</div></details>"
     )
 
 
@@ -55,7 +60,7 @@ def _parts(found: dict[Name, Kept], name: str) -> Iterator[str]:
         told = POINTS if exits is None else _of_exits(exits)
         drawn = figures.operations(curves)
         yield _part(f"Accuracy of {name} against operations: {words}", drawn, told)
-    if scores is not None and scores.told["unknown"] is None:
+    if scores is not None and "auroc" not in scores.table:
         yield f"<p>{escape(_of_known(scores))}</p>"
     elif scores is not None:
         words = f"AUROC of the scores of {name}, layer by layer: {_ends(scores, 'auroc')}"
@@ -70,7 +75,7 @@ def _part(words: str, figure: "Figure", told: str) -> str:
 
 def _ends(found: Kept, column: str) -> str:
     """A number of the first layer and of the last."""
-    layers = [str(name) for name in found.table.index if name not in BASELINES]
+    layers = [name for name in found.table.index if name not in BASELINES]
     values = found.table[column].tolist()
     return f"{values[0]:.3f} at {layers[0]}, {values[len(layers) - 1]:.3f} at {layers[-1]}"
 
@@ -91,7 +96,7 @@ def _threshold(exits: Kept) -> float:
 def _change(found: Kept) -> str:
     """How the accuracy changes, on which data, and what was tolerated."""
     told, change = found.told, restored(Change, found.told["change"])
-    return f"On {told['about']['data']}: {change}; {told['eps']:g} was the most to be lost."
+    return f"On {told['about']['data']}: {change}; {float(told['eps']):g} was the most to be lost."
 
 
 def _of_cuts(cuts: Kept) -> str:
