@@ -123,6 +123,7 @@ def test_what_is_refused(run, folder, capsys, tmp_path):
     assert "samples of the unknown data that were compared are among" in refused(
         capsys, "scores", run, "--unknown", "digits"
     )
+    assert "choose another --out" in refused(capsys, "prune", run, "--out", run / "prune.safetensors")
     assert "holds no run" in refused(capsys, "exits", tmp_path)
     (run / "exits.json").unlink()
     (run / "exits.json").mkdir()
@@ -153,6 +154,9 @@ def test_a_damaged_file_stops_the_report_and_one_of_another_profile_is_left_out(
         table={**table, "low": [7] * len(table["low"])}
     )
     assert "has format 'x'; this version reads 'pfc-exits-1'" in changed(format="x")
+    early = [1 + 2e-16] * len(table["early"])  # a sum of fractions
+    path.write_text(json.dumps({**content, "table": {**table, "early": early}}))
+    assert of(run, "exits").table["early"].tolist() == early
     path.write_text(json.dumps({**content, "profile": "x"}))
     with pytest.warns(
         UserWarning, match=r"exits.json is of another profile, and is left out: call `pfc"
@@ -177,10 +181,9 @@ def test_the_page_shows_what_was_found(found):
     assert "0.9 was the most to be lost." in words
     assert f"With threshold {float(exits.told['threshold']):.4g}, " in words
     first, last = (scores.table["auroc"][name] for name in ("stem", "blocks.2"))
-    assert f"AUROC is {first:.3f} at stem, {last:.3f} at blocks.2; of the logits: max softmax" in words
-    assert [*pictures][2] == (
-        f"AUROC of the scores of found, layer by layer: {first:.3f} at stem, {last:.3f} at blocks.2"
-    )
+    ends = f"{first:.3f} at stem, {last:.3f} at blocks.2"
+    assert f"AUROC, with 95 % intervals, is {ends}; of the logits: max softmax" in words
+    assert [*pictures][2] == (f"AUROC of the scores of found, layer by layer: {ends}")
     assert [alt.split(":")[0] for alt in pictures][:2] == [
         "Accuracy of found against the last layer that is kept",
         "Accuracy of found against operations",

@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 
 Name = Literal["prune", "exits", "scores"]
 
-SIGNED = scalar("a number from -1 to 1", lambda v: type(v) in {int, float} and abs(v) <= 1)
+UNIT = up_to(1.0)  # also of a sum of fractions, which rounding may carry beyond
+SIGNED = scalar("a number from -1 to 1", lambda v: type(v) in {int, float} and abs(v) <= 1 + 1e-9)
 MOST = 1e6  # operations over those of the whole network that a file may tell; ours
 ACCURACY = {
-    **{"accuracy": FRACTION, "change": SIGNED, "low": SIGNED, "high": SIGNED},
+    **{"accuracy": UNIT, "change": SIGNED, "low": SIGNED, "high": SIGNED},
     **{"share": up_to(MOST)},
 }
 TYPICAL = {"q05": NUMBER, "median": NUMBER, "q95": NUMBER}
 APART = {
     **{f"unknown_{name}": form for name, form in TYPICAL.items()},
-    **{name: FRACTION for name in ("auroc", "low", "high", "nc5", "centred")},
+    **{name: UNIT for name in ("auroc", "low", "high", "nc5", "centred")},
 }
 COLUMNS: dict[Name, dict[str, Form]] = {  # of the tables; the first one is the index
     "prune": {
@@ -52,7 +53,7 @@ COLUMNS: dict[Name, dict[str, Form]] = {  # of the tables; the first one is the 
         **ACCURACY,
         "chosen_low": SIGNED,
     },
-    "exits": {"threshold": up_to(math.inf), **ACCURACY, "early": FRACTION},
+    "exits": {"threshold": up_to(math.inf), **ACCURACY, "early": UNIT},
     "scores": {"layer": TEXT, **TYPICAL},
 }
 ABOUT = object_of({"data": TEXT, "seed": WHOLE})
@@ -63,7 +64,7 @@ TOLD: dict[Name, dict[str, Form]] = {  # what must stand beside the table; all e
     },
     "exits": {
         **{"threshold": optional(up_to(math.inf)), "eps": FRACTION, "about": ABOUT},
-        **{"share": up_to(MOST), "exits": object_of({}, others=FRACTION), "change": form_of(Change)},
+        **{"share": up_to(MOST), "exits": object_of({}, others=UNIT), "change": form_of(Change)},
     },
     "scores": {
         **{"kind": one_of(*KINDS), "data": TEXT, "samples": POSITIVE},

@@ -138,7 +138,9 @@ def prune(
         if out.suffix != ".safetensors":
             raise ValueError(f"--out must end in .safetensors, got {out}")
         check_place(out)
-        check_place(out.with_suffix(".json"))
+        check_place(beside := out.with_suffix(".json"))
+        if beside.resolve() == place(expanded(run), "prune").resolve():
+            raise ValueError(f"{beside} is where `pfc prune` keeps what it found: choose another --out")
     of = heldout.opened(run, "prune")
     held, own = of.batches(of.held), of.batches(of.fit)
     found = cut(of.net, of.profile, held, head=head, eps=eps, fit=own, seed=seed)

@@ -23,8 +23,8 @@ TITLES = {"prune": "fewer blocks", "exits": "early exits", "scores": "scores of 
 CURVES: dict[Name, str] = {"prune": "fewer blocks", "exits": "early exits"}
 POINTS = "Each point is a cut."
 HOW = (
-    "Chosen on one half of the held-out data, and told of the other. Bands are 95 % intervals of the "
-    "change of accuracy, the dotted line is the whole network, and a ring is what was chosen."
+    "Chosen on one half of the held-out data, and told of the other. Bands are 95 % intervals, the "
+    "dotted line is the whole network, and a ring is what was chosen."
 )
 DPI = 130  # sharp at the width of a column; ours
 
@@ -139,5 +139,5 @@ def _of_unknown(scores: Kept) -> str:
     return (
         f"Known are {told['samples']} samples of {told['data']}, unknown {told['unknown_samples']} of "
         f"{told['unknown']}, scored by the {KINDS[told['kind']].words}. "
-        f"AUROC is {_ends(scores, 'auroc')}{beside}; 0.5 is chance."
+        f"AUROC, with 95 % intervals, is {_ends(scores, 'auroc')}{beside}; 0.5 is chance."
     )
