@@ -57,9 +57,25 @@ Example: `pfc mufm --sweep`, or `pfc mufm --sweep --data digits --lams 1e-4 1e-3
 
 The blocks of the last segment after a layer go, and a classifier fitted in closed form takes the place
 of its own: after the first layer of which one half of the held-out data says that no more accuracy
-is lost than is tolerated. What it costs and saves is told of the other half.
+is lost than is tolerated. What it costs and saves is told of the other half, and kept in the run's
+folder, where `pfc report` finds it.
 
 Example: `pfc prune runs/fit --head ridge --eps 0.005 --out pruned.safetensors`""",
+    "exits": """Let samples leave a run's network early, as far as its held-out data allow.
+
+A sample leaves at the first layer where it is nearer to one class mean than to all others by more than a
+threshold: the smallest of which one half of the held-out data says that no more accuracy is lost than is
+tolerated. What it costs and saves is told of the other half, and kept in the run's folder, where
+`pfc report` finds it.
+
+Example: `pfc exits runs/fit --eps 0.02`""",
+    "scores": """Score how familiar held-out data are at each layer, beside unknown data if given.
+
+Of each layer the quantiles of a score about the class means; with `--unknown`, data of none of the
+classes, AUROC with its 95 % interval beside what the logits alone tell. It is kept in the run's folder,
+where `pfc report` finds it.
+
+Example: `pfc scores runs/fit --unknown photos --kind distance`""",
     "reproduce": """Reproduce the paper's table, figures or claims.
 
 It trains what is not yet trained, draws each figure in the paper's arrangement, judges every claim over

@@ -4,8 +4,10 @@ import copy
 from functools import cache
 
 import torch
+from PIL import Image
 
 import pfc
+from pfc.cli import main
 
 
 @cache
@@ -75,3 +77,22 @@ def hooks_of(net):
     """How many hooks there are."""
     kinds = ("_forward_hooks", "_forward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in net.modules() for kind in kinds)
+
+
+def noise(folder, samples=20):
+    """A folder of grey images of the digits' size that are none, in two classes."""
+    make = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(samples):
+            pixels = torch.randint(17, (8, 8), generator=make, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def act(run, unknown):
+    """Everything that commands keep in a run's folder."""
+    held = ["--split", "held-out"]
+    main(["prune", str(run), "--eps", "0.9", *held])
+    main(["exits", str(run), "--eps", "0.9", *held])
+    main(["scores", str(run), "--unknown", str(unknown), *held])

@@ -458,3 +458,19 @@ def test_figures_of_pruning_and_exits(tmp_path):
         pfc.figures.depth({"early exits": curve})
     with pytest.raises(ValueError, match="tables are of different layers"):
         pfc.figures.depth({"a": tables["own"], "b": tables["own"].iloc[1:]})
+
+
+def test_a_ring_marks_what_was_chosen():
+    net, profile = trained()
+    data = batches(parts()[1])
+    found = EarlyExit(net, profile).calibrate(data, 0.05, progress=False)
+    cut, whole = (
+        pfc.prune(net, profile, data, head="means", eps=eps, progress=False) for eps in (0.1, 0.0)
+    )
+    tables = {"exits": found.curve, "cut": cut.table(), "whole": whole.table()}
+    (ax,) = pfc.figures.operations(tables).axes
+    rings = [line.get_xydata().tolist() for line in ax.lines if line.get_markersize() == 9]
+    share = cut.operations[1] / cut.operations[0]
+    assert rings == [[[found.share, found.change.after]], [[share, cut.change.after]], []]
+    band = ax.collections[0].get_paths()[0].vertices  # without the slit of certainty at a share of 1
+    assert len(band) == 2 * (len(found.curve) - 1) + 3

@@ -28,15 +28,19 @@ from safetensors.torch import load_file, save_file
 
 import pfc
 from pfc import figures
+from pfc.acting.kept import kept
 from pfc.cli import main
 from pfc.data.loading import _from_cache, _to_cache
 from pfc.experiments import mufm
 from pfc.measuring import transport
 from pfc.profile import load_transport
+from pfc.report.acting import acting
+from pfc.report.sources import Source
 from pfc.strict_json import plain, sealed
 from pfc.training import Recipe, Run
 from pfc.training.folder import RunFolder
 from pfc.training.trainer import Trainer
+from tests.acting import act, noise
 
 SECONDS = 20  # a case may take; the slowest takes one
 MEGABYTES = 400  # all cases together may add to the process; the files have 200 KB
@@ -67,6 +71,7 @@ def home(tmp_path_factory, digits):
     settings = json.loads((home / "sweep/figure5.json").read_text())["settings"]
     (home / "sweep/settings.json").write_text(json.dumps(settings))
     _to_cache(home / "cache.safetensors", replace(digits, limit=None, spec="folder"))
+    act(home / "run", noise(home / "noise"))
     return home
 
 
@@ -188,6 +193,19 @@ def read_sweep(home, rng):
         pyplot.close("all")
 
 
+def read_kept(home, rng):
+    run = Run(home / "run")
+    for name in ("prune", "exits", "scores"):
+        found = kept(run.folder, name, run.profiles[2])
+        if found is None:
+            raise ValueError(f"{home}/run/{name}.json is of another profile")
+        told = json.loads((run.folder / f"{name}.json").read_text())
+        columns = found.table.reset_index().to_dict("list")
+        assert repr(as_floats(plain(columns))) == repr(as_floats(told["table"]))
+    if rng.random() < 0.3:
+        _ = acting(Source(run.folder, "run"), unfolded=True)
+
+
 def read_cache(home, rng):
     images = _from_cache(home / "cache.safetensors", "folder", "train")
     if images is None:
@@ -209,12 +227,14 @@ READERS = {
     "run/state.safetensors": read_state,
     "p-theory.json": read_theory,
     "sweep/figure5.json": read_sweep,
+    **dict.fromkeys(("run/prune.json", "run/exits.json", "run/scores.json"), read_kept),
     "cache.safetensors": read_cache,
 }
 COMMANDS = {  # that read the same file, and say the same of it
     "p.json": ["figures", "p.json"],
     "p.safetensors": ["figures", "p.json"],
     "run/config.json": ["measure", "run"],
+    "run/prune.json": ["report", "run"],
     "run/weights/epoch-0002.safetensors": ["measure", "run"],
 }
 

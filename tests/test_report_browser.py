@@ -12,6 +12,7 @@ import pytest
 
 import pfc
 from pfc.report.data import short
+from tests.acting import act, noise
 from tests.reports import MARKUP, odd, trained
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -23,7 +24,9 @@ OUTSIDE = re.compile(r"^(?!file:|data:|blob:)")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
-    return [trained(folder / "deep"), trained(folder / "flat", seed=1, blocks=(2,))]
+    made = [trained(folder / "deep"), trained(folder / "flat", seed=1, blocks=(2,))]
+    act(made[0].folder, noise(folder / "noise"))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +305,8 @@ def test_readers_find_nothing_amiss(both, scheme):
     both.emulate_media(color_scheme=scheme)
     settle(both)
     assert axe(both) == []
+    assert both.locator(".acting img").count() == 3
+    assert both.locator(".acting img").first.evaluate("image => image.naturalWidth") == 585
     ground = both.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 150) == (scheme == "dark")
     both.emulate_media(color_scheme="light")

@@ -369,3 +369,20 @@ def test_the_network_is_left_as_it_was(given):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not any(module._forward_hooks for module in model.modules())
     model.eval()
+
+
+def test_a_summary_has_the_quantiles_of_both(given):
+    model, profile, _, test, strange = given
+    alone = pfc.scores(model, batched(*test), profile, progress=False)
+    found = pfc.scores(model, batched(*test), profile, unknown=batched(*strange), progress=False)
+    table, layers = found.summary(), list(profile.layers)
+    assert list(table.index) == [*layers, "max softmax", "max logit", "energy"]
+    assert table.iloc[:, :3].equals(alone.summary())
+    for name in table.index:
+        parts = [s.table[name] if name in layers else s.samples[name] for s in (found, found.unknown)]
+        for prefix, values in zip(("", "unknown_"), parts, strict=True):
+            told = table.loc[name, [f"{prefix}{q}" for q in ("q05", "median", "q95")]]
+            np.testing.assert_allclose(told.tolist(), np.quantile(values, [0.05, 0.5, 0.95]), rtol=1e-12)
+    assert table[["auroc", "low", "high"]].equals(found.auroc)
+    assert table.loc[layers, ["nc5", "centred"]].equals(found.nc5)
+    assert table.nc5.isna().sum() == 3

@@ -242,16 +242,11 @@ class EarlyExit(nn.Module):
             ValueError: If there is no threshold or one is negative or NaN, or the data or the network
                 are unfit, as for `calibrate`.
         """
-        import pandas as pd
-
         wanted = None if thresholds is None else ascending(thresholds)
         seen = self._watched(data, progress=progress)
         everything = torch.arange(len(seen.y), device="cpu")
         known = seen.thresholds(everything) if wanted is None else wanted
-        rows = [seen.row(threshold, everything) for threshold in known]
-        table = pd.DataFrame(rows).set_index("threshold")
-        table.attrs |= {"samples": len(seen.y), "network": type(self.network).__name__}
-        return table
+        return seen.curve(known, everything, network=type(self.network).__name__)
 
     def _watched(self, data: Iterable[Any], *, progress: bool) -> Outcomes:
         """Margins and answers at every exit, and the network's own, of all samples."""

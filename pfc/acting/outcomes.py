@@ -1,10 +1,10 @@
 """What exits with any threshold do to data, from the margins and answers at every exit."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +13,9 @@ from torch import Tensor
 from pfc.acting.heldout import Change, Noted, dealt, too_few
 from pfc.schema import short
 from pfc.theory.coefficients import several
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STEPS = 101  # thresholds between which is chosen: quantiles of the margins; ours
 
@@ -42,8 +45,8 @@ class Outcomes:
     def calibration(self, eps: float, seed: int) -> "Calibration":
         """The smallest threshold that one half of the samples allows, and what the other says of it."""
         choose, report = dealt(self.y, 2, seed)
-        found = math.inf
-        for threshold in reversed(self.thresholds(choose)):
+        found, tried = math.inf, self.thresholds(choose)
+        for threshold in reversed(tried):
             if self.change(threshold, choose).low < -eps:
                 break
             found = threshold
@@ -54,6 +57,7 @@ class Outcomes:
             share=self.share(found, report),
             exits=self.exits(found, report),
             chosen=self.change(found, choose),
+            curve=self.curve(tried, report, threshold=found),
         )
 
     @property
@@ -93,6 +97,16 @@ class Outcomes:
         values = {0.0, *torch.quantile(largest, at).tolist()}
         return [*sorted(values), math.inf]
 
+    def curve(
+        self, thresholds: Sequence[float], rows: Int64[Tensor, " n"], **attrs: Any
+    ) -> "pd.DataFrame":
+        """The numbers of several thresholds, a row each, of some samples."""
+        import pandas as pd
+
+        table = pd.DataFrame([self.row(each, rows) for each in thresholds]).set_index("threshold")
+        table.attrs |= {"samples": len(rows), **attrs}
+        return table
+
     def row(self, threshold: float, rows: Int64[Tensor, " n"]) -> dict[str, float]:
         """The numbers of a threshold."""
         change, early = self.change(threshold, rows), sum(self.exits(threshold, rows).values())
@@ -112,6 +126,7 @@ class Calibration:
         share: Mean operations of a sample of that half over those of the network without exits.
         exits: Part of the samples of that half that exit at each layer.
         chosen: The change of accuracy on the choosing half.
+        curve: What each threshold that was tried does to the reporting half, as `EarlyExit.curve` tells.
     """
 
     threshold: float
@@ -120,11 +135,14 @@ class Calibration:
     share: float
     exits: Mapping[str, float]
     chosen: Change
+    curve: "pd.DataFrame" = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it; an infinite threshold is null."""
+        """All but the curve, as JSON can hold it; an infinite threshold is null."""
         threshold = self.threshold if math.isfinite(self.threshold) else None
-        return asdict(self) | {"threshold": threshold, "exits": dict(self.exits)}
+        told = {name: value for name, value in vars(self).items() if name != "curve"}
+        changes = {name: asdict(told[name]) for name in ("change", "chosen")}
+        return told | changes | {"threshold": threshold, "exits": dict(self.exits)}
 
     def __str__(self) -> str:
         if math.isinf(self.threshold):

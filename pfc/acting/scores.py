@@ -83,6 +83,26 @@ class Scores:
         order = told.sort_values(["depth", "wrong"], ascending=False, kind="stable")
         return order.head(n)[["label", "depth", "nearest"]]
 
+    def summary(self) -> "pd.DataFrame":
+        """What is typical of each layer, and how well it tells known from unknown data.
+
+        Returns:
+            A row a layer, and one a baseline where the logits are known: `median`, and `q05` and `q95`,
+            between which nine of ten samples are; where unknown data were given the same of these,
+            `unknown_median` and so on, with the columns of `auroc` and `nc5`. Samples of which a score
+            is not defined are left out of the quantiles.
+        """
+        table = self._quantiles()
+        if self.unknown is None or self.auroc is None or self.nc5 is None:
+            return table
+        return table.join([self.unknown._quantiles().add_prefix("unknown_"), self.auroc, self.nc5])
+
+    def _quantiles(self) -> "pd.DataFrame":
+        """Of the layers' scores and of the baselines."""
+        known = self.table.join(self.samples[[name for name in BASELINES if name in self.samples]])
+        found = known.quantile([0.05, 0.5, 0.95]).T
+        return found.set_axis(["q05", "median", "q95"], axis=1).rename_axis("layer")
+
     def __repr__(self) -> str:
         beside = "" if self.unknown is None else f" and {len(self.unknown.table)} unknown"
         return f"Scores({self.kind!r}: {len(self.table)} samples{beside}, {self.table.shape[1]} layers)"

@@ -1,5 +1,6 @@
 """What a collapse is good for: accuracy against the depth kept, and against operations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,7 @@ def depth(tables: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "Figur
             lines += ax.plot(at, table["accuracy"], **look)
             if (kept := table.attrs.get("layer")) in layers[:-1]:
                 place = layers.index(kept)
-                ax.plot(
-                    [place], [table["accuracy"].iloc[place]], "o", ms=9, mfc="none", mec=look["color"]
-                )
+                _ring(ax, [place], [table["accuracy"].iloc[place]], look["color"])
         _whole(ax, tables)
         named_ticks(ax, range(len(layers)), layers, 72 * width - 60)
         ax.set_xlabel("last layer that is kept")
@@ -58,8 +57,8 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
     """Accuracy against operations, of early exits and of pruned networks in one figure.
 
     Args:
-        curves: Tables with `share` and `accuracy`, by what they are called: those of `EarlyExit.curve`
-            and of `Pruned.table()`.
+        curves: Tables with `share` and `accuracy`, by what they are called: those of `EarlyExit.curve`,
+            `Calibration.curve` and `Pruned.table()`. The threshold or layer that was chosen is marked.
         width: Of the figure, in inches.
 
     Returns:
@@ -75,8 +74,12 @@ def operations(curves: "Mapping[str, pd.DataFrame]", *, width: float = 4.5) -> "
         for i, table in enumerate(curves.values()):
             rows, look = _by_depth(table).sort_values("share"), _look(i)
             whole = float((rows["accuracy"] - rows["change"]).iloc[-1])
-            _band(ax, rows["share"].tolist(), rows, whole, look["color"])
+            tried = rows[rows.index != math.inf]  # without exits nothing changes, for certain
+            _band(ax, tried["share"].tolist(), tried, whole, look["color"])
             lines += ax.plot(rows["share"], rows["accuracy"], markevery=_every(len(rows)), **look)
+            kept = rows[rows.index == table.attrs.get("threshold", table.attrs.get("layer"))]
+            kept = kept[kept["removed"] > 0] if "removed" in kept else kept
+            _ring(ax, kept["share"].tolist(), kept["accuracy"].tolist(), look["color"])
         _whole(ax, curves)
         ax.set_xlabel("operations of a sample, over those of the whole network")
         ax.set_xlim(left=0)
@@ -98,6 +101,11 @@ def _by_depth(table: "pd.DataFrame") -> "pd.DataFrame":
 
 def _look(i: int) -> dict[str, Any]:
     return MEASURED | {"color": COLOURS[i % len(COLOURS)], "marker": SIGNS[i % len(SIGNS)]}
+
+
+def _ring(ax: "Axes", x: Numbers, y: Numbers, colour: str) -> None:
+    """Mark what was chosen."""
+    ax.plot(x, y, "o", ms=9, mfc="none", mec=colour)
 
 
 def _every(rows: int) -> int:

@@ -188,7 +188,7 @@ class Prediction:
             path: The file.
             profile: Whose prediction it is: the file keeps a checksum of its columns.
         """
-        content = {"format": FORMAT, "profile": _checksum(profile), **self.to_dict()}
+        content = {"format": FORMAT, "profile": checksum(profile), **self.to_dict()}
         write_json(expanded(path), content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
     known = {"profile": TEXT, "transport": optional(form_of(Gap))}
     schema = object_of({"layers": list_of(TEXT), "sentences": list_of(TEXT)}, optional=known)
     content = read_json(path, FORMAT, schema)
-    if content.get("profile") not in {None, _checksum(profile)}:  # one of the two was written later
+    if content.get("profile") not in {None, checksum(profile)}:  # one of the two was written later
         message = f"{path} is of another profile, so its transport is left out: measure again"
         warnings.warn(message, stacklevel=2)
         return None
@@ -285,7 +285,7 @@ def load_transport(path: str | FilePath, profile: "Profile") -> "Gap | None":
         raise ValueError(f"{path}: {error}") from None
 
 
-def _checksum(profile: "Profile") -> str:
+def checksum(profile: "Profile") -> str:
     """What tells a profile from others."""
     return str(sealed({"layers": profile.layers, "columns": profile.columns})["checksum"])
 

@@ -1,9 +1,6 @@
 """The samples that a run's network decides last, as a picture, where its data are at hand."""
 
 import warnings
-from base64 import b64encode
-from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +8,16 @@ from pfc.acting.scores import scores
 from pfc.data.images import Images
 from pfc.data.loading import bundled, subset
 from pfc.figures import contact_sheet
-from pfc.figures.axes import style
 from pfc.files import expanded
+from pfc.report.pictures import picture
 from pfc.report.sources import Source
 from pfc.training import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-LIMIT = 2000  # images that are looked through; ours, as are these
+LIMIT = 2000  # images that are looked through; ours, as is the next
 SHOWN = 24
-DPI = 100
-COLOURS = 24  # of the picture, which keeps it at about 10 kB
 
 
 def sheet(source: Source) -> str:
@@ -43,7 +37,7 @@ def sheet(source: Source) -> str:
     words = f"The {len(hardest)} images of {images.spec} that {source.name} decides last"
     return (
         '<details class="sheet"><summary>Which samples are decided last</summary>'
-        f'<p>{told}</p><img alt="{escape(words)}" src="data:image/png;base64,{_png(figure)}"></details>'
+        f"<p>{told}</p>{picture(figure, words)}</details>"
     )
 
 
@@ -64,14 +58,3 @@ def _at_hand(run: Run) -> bool:
     """Whether the data of a run lie here, so that nothing is fetched."""
     spec = (run.config.get("data") or {}).get("spec")
     return spec is not None and (bundled(spec) or expanded(Path(spec)).is_dir())
-
-
-def _png(figure: "Figure") -> str:
-    """A small picture, in base64."""
-    from PIL import Image
-
-    drawn, small = BytesIO(), BytesIO()
-    with style():
-        figure.savefig(drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, format="png", optimize=True)
-    return b64encode(small.getvalue()).decode()

@@ -14,6 +14,7 @@ from pfc.files import check_place, expanded, write_text
 from pfc.profile import Prediction
 from pfc.profile.page_data import block
 from pfc.report import data, words
+from pfc.report.acting import acting
 from pfc.report.comparison import of_sources
 from pfc.report.hardest import sheet
 from pfc.report.sources import Source, sources
@@ -116,7 +117,7 @@ def _article(i: int, source: Source, unfolded: bool) -> str:
     return (
         f'<article class="run"><h2><span class="key" data-run="{i}"></span>{escape(source.name)}</h2>'
         f'<div class="verdict">{lead}</div>{words.defined([*words.tiles(source)], "tiles")}'
-        f"{''.join(theory)}{sheet(source)}</article>"
+        f"{''.join(theory)}{acting(source, unfolded=unfolded)}{sheet(source)}</article>"
     )
 
 

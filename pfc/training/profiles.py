@@ -8,7 +8,9 @@ from pathlib import Path
 from pfc.profile import Profile
 
 FEW = 20  # classes up to which the numbers of their pairs are kept at every measured epoch
-OWN = r"config|history|state|theory|report|epoch-\d+|test|validation|held-out|random"  # files of ours
+OWN = (  # files of ours
+    r"config|history|state|theory|prune|exits|scores|report|epoch-\d+|test|validation|held-out|random"
+)
 FIGURES = r"[\w.-]+\.(?:png|svg|pdf)"
 # what a killed process was writing: a hidden folder beside the file, named as tempfile names it
 TORN = re.compile(
