@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pfc
-from pfc import device as devices
+from pfc import memory
 from pfc.cli import main
 from pfc.commands import measuring
 from pfc.measuring import cost, forecast, outlook, passes, rehearsal
@@ -470,36 +470,36 @@ def test_a_lack_of_memory_is_told_before_it_is_met(clock, monkeypatch, arrays):
 def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     told = tmp_path / "meminfo"
     told.write_text("MemTotal:  90 kB\nMemFree:   7 kB\nMemAvailable:  12 kB\n")
-    monkeypatch.setattr(devices, "MEMORY", str(told))
-    monkeypatch.setattr(devices, "GROUP", str(tmp_path / "none"))
-    assert devices.free_memory(torch.device("cpu")) == 12 * 1024
-    monkeypatch.setattr(devices, "MEMORY", str(tmp_path / "none"))
-    monkeypatch.setattr(devices.os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get)
-    assert devices.free_memory(torch.device("cpu")) == 40960
-    monkeypatch.delattr(devices.os, "sysconf")
-    assert devices.free_memory(torch.device("cpu")) is None
+    monkeypatch.setattr(memory, "MEMORY", str(told))
+    monkeypatch.setattr(memory, "GROUP", str(tmp_path / "none"))
+    assert memory.free_memory(torch.device("cpu")) == 12 * 1024
+    monkeypatch.setattr(memory, "MEMORY", str(tmp_path / "none"))
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get)
+    assert memory.free_memory(torch.device("cpu")) == 40960
+    monkeypatch.delattr(memory.os, "sysconf")
+    assert memory.free_memory(torch.device("cpu")) is None
 
 
 def limited(folder, kind, limit, used, files):
     """A folder of a group with its limit, as Linux shows it."""
-    _, *names, counted = devices.LIMITS[kind]
+    _, *names, counted = memory.LIMITS[kind]
     folder.mkdir(parents=True, exist_ok=True)
     for name, number in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{number}\n")
     (folder / "memory.stat").write_text(f"anon 1\n{counted} {files}\n")
 
 
-@pytest.mark.parametrize("kind", [*devices.LIMITS])
+@pytest.mark.parametrize("kind", [*memory.LIMITS])
 def test_free_memory_is_no_more_than_a_container_may_hold(tmp_path, monkeypatch, kind):
     told = tmp_path / "meminfo"
     told.write_text("MemAvailable:  12 kB\n")
-    monkeypatch.setattr(devices, "MEMORY", str(told))
-    monkeypatch.setattr(devices, "LIMITS", {kind: (str(tmp_path), *devices.LIMITS[kind][1:])})
+    monkeypatch.setattr(memory, "MEMORY", str(told))
+    monkeypatch.setattr(memory, "LIMITS", {kind: (str(tmp_path), *memory.LIMITS[kind][1:])})
     (tmp_path / "own").write_text(f"7:other:/\n0:{kind}:/job/step\n")
-    monkeypatch.setattr(devices, "GROUP", str(tmp_path / "own"))
+    monkeypatch.setattr(memory, "GROUP", str(tmp_path / "own"))
 
     def free():
-        return devices.free_memory(torch.device("cpu"))
+        return memory.free_memory(torch.device("cpu"))
 
     assert free() == 12 * 1024  # no folder tells a limit
     limited(tmp_path / "job", kind, 9_000, 5_000, 300)

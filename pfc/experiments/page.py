@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pfc.experiments import judges
 from pfc.experiments.claims import CLAIMS, OTHERS, Answer
 from pfc.experiments.task import METRICS
-from pfc.experiments.trainings import Trained
+from pfc.experiments.trainings import SETS, Trained
 from pfc.profile import Profile
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def page(
         Its text.
     """
     known = sorted(known, key=lambda each: (each.training.set, each.training.kind, each.training.seed))
-    parts = ["# Progressive feedforward collapse: what the paper claims, and what was found", ""]
+    of = "" if len(plan.sets) == len(SETS) else f", on {' and '.join(plan.sets)}"
+    parts = [f"# Progressive feedforward collapse: what the paper claims, and what was found{of}", ""]
     parts += [_differences(plan, known)]
     if lost:
         parts += ["**Trainings that diverged:**", "", *(f"- {n}: {e}" for n, e in lost.items()), ""]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pfc.device import free_memory
 from pfc.measuring.arrays import ArraySource
 from pfc.measuring.costs import Cost
 from pfc.measuring.layout import Layout
@@ -18,6 +17,7 @@ from pfc.measuring.passes import Batches, How, Source, known_classes
 from pfc.measuring.rehearsal import CLOCK, Clock, Elsewhere, Rehearsal, Seconds
 from pfc.measuring.sums import refuse_label
 from pfc.measuring.survey import survey
+from pfc.memory import free_memory
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pfc.device import free_memory
 from pfc.measuring.costs import Cost, cost, probe_width
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.passes import Batches, How, known_classes, least_classes, place_of_sums
+from pfc.memory import free_memory
 from pfc.progress import Step
 from pfc.warning import CostWarning, warn
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pfc.device import free_memory, wait_for
+from pfc.device import wait_for
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import Fingerprint
 from pfc.measuring.layout import Layout, Shape
@@ -26,6 +26,7 @@ from pfc.measuring.passes import (
 )
 from pfc.measuring.subset import Subset
 from pfc.measuring.sums import See, Sums
+from pfc.memory import free_memory
 from pfc.moments import ClassMoments
 from pfc.processes import ALONE
 

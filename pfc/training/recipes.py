@@ -174,6 +174,7 @@ RECIPES |= {
         "cifar10-collapsed", limit=2_000, width=16, loss="mse", learning_rate=0.01, weight_decay=2e-3
     ),
     **_small("stl10-paper", limit=1_000, width=8),
+    # At rate 0.02, the best of the search on one seed, another one diverges: records/stl10-collapsed.
     **_small(
         "stl10-collapsed",
         limit=500,
