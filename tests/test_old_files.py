@@ -44,9 +44,8 @@ def test_a_run_is_read_and_resumed(tmp_path):
     assert [line["epoch"] for line in run.history] == [1, 2]
     found = pfc.measure(run.network(), run.data().batches(), progress=False)
     for column, values in run.profiles[2].columns.items():
-        assert found.columns[column] == pytest.approx(values, rel=1e-5, nan_ok=True), (
-            column
-        )  # float32, on any processor
+        # of float32 passes, which differ by 1.1e-6 between two processors
+        assert found.columns[column] == pytest.approx(values, rel=2e-6, nan_ok=True), column
     net = run.recipe.build(run.data())
     assert not list(pfc.train(net, run.data(), run.recipe, folder=tmp_path / "run", resume=True))
 

@@ -32,7 +32,7 @@ def absorb(
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
     columns: slice,
-    moves: bool = True,
+    moves: bool,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
     """As in `Loops`."""
     (H,), start, width, P = side_by_side([H]), columns.start, columns.stop - columns.start, len(n)
@@ -124,7 +124,7 @@ def check(device: str) -> None:
     H = torch.arange(12.0, device=device).reshape(4, 3).sin() + 100
     labels = BatchLabels.of(torch.tensor([0, 1, 0, 0], device="cpu"), H.device)
     means, errors = (torch.zeros(2, 3, dtype=torch.float64, device=device) for _ in range(2))
-    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3))
+    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3), moves=True)
     layers = [H, H.cos(), H.sin(), H.tan()]
     grams = relate(layers, labels, [means, means], slice(0, 3))[1]
     z = project(H, means[0], means)

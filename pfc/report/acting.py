@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAMES: tuple[Name, ...] = ("prune", "exits", "scores")
 TITLES = {"prune": "fewer blocks", "exits": "early exits", "scores": "scores of held-out data"}
-CURVES: dict[Name, str] = {"prune": "fewer blocks", "exits": "early exits"}
+CURVES: tuple[Name, ...] = ("prune", "exits")  # what accuracy is drawn of against operations
 POINTS = "Each point is a cut."
 HOW = (
     "Chosen on one half of the held-out data, and told of the other. Bands are 95 % intervals, the "
@@ -55,7 +55,7 @@ def _parts(found: dict[Name, Kept], name: str) -> Iterator[str]:
         yield _part(words, drawn, _of_cuts(cuts))
     if exits is not None:
         exits.table.attrs["threshold"] = _threshold(exits)
-    if curves := {words: found[each].table for each, words in CURVES.items() if each in found}:
+    if curves := {TITLES[each]: found[each].table for each in CURVES if each in found}:
         words = "; ".join(f"{each} {_span(table)}" for each, table in curves.items())
         told = POINTS if exits is None else _of_exits(exits)
         drawn = figures.operations(curves)
