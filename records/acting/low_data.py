@@ -49,7 +49,7 @@ METHODS: dict[str, tuple[dict[str, float], ...]] = {  # what each may choose fro
     "nearest means": tuple({"collapse": w} for w in (0.03, 0.3)),
 }
 RATE, DECAY = 0.05, 5e-4
-RATES = {5_000: (RATE, 0.02)}  # each method's choice too where the one rate is too large for some
+RATES = {5_000: (RATE, 0.01)}  # each method's choice too where the one rate is too large for some
 BLOCKS = (2, 4, 6)  # of networks trained anew with the best decay, for cutting.py
 
 
