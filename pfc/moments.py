@@ -193,6 +193,7 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
+        self._begin(batch, labels)
         loops = loops_for(batch)
         gained = self._add(batch, labels) if loops is None else self._absorb(loops, batch, labels)
         k = labels.present
@@ -203,6 +204,15 @@ class SegmentMoments:
             self.cross.index_add_(0, k, gained.cross)
             self.steps.index_add_(0, labels.y, gained.steps)
         return gained.steps
+
+    def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
+        """Put the mean of each class that is seen for the first time at its first sample."""
+        k, first = labels.present, labels.first
+        new = self.layers[0].count[k] == 0
+        if k.device.type in SYNCHRONOUS_DEVICES:
+            k, first, new = k[new], first[new], new[new]
+        for layer, H in zip(self.layers, batch, strict=True) if len(k) else ():
+            layer.mean[k] = torch.where(new[:, None], H[first].double(), layer.mean[k])
 
     def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
         """Add a batch to the means by compiled loops; what the rest gains."""
@@ -215,30 +225,27 @@ class SegmentMoments:
     def _absorb_columns(
         self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
     ) -> "_Gained":
-        n, ends = self.layers[0].count[labels.present], [0, len(batch) - 1]
-        if self.paired:
-            shifts = [_shift(self.layers[end], batch[end], n, labels, columns) for end in ends]
-            cross, steps = loops.relate(batch, labels, shifts, columns)
-        scatter, moves, errors = zip(
-            *(
-                loops.absorb(
-                    *(H, labels, n, layer.mean, layer.mean_error, columns), self.paired and l in ends
-                )
-                for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
-            ),
-            strict=True,
-        )
-        if not self.paired:
-            return _Gained([*scatter], *_unpaired(labels))
-        moved, rounded = ((ends[0] * ends[-1]).sum(1) for ends in (moves, errors))
-        return _Gained([*scatter], cross - (n + labels.count) * moved + n * rounded, steps)
+        n, last = self.layers[0].count[labels.present], len(batch) - 1
+        ends = [self.layers[0].mean, self.layers[-1].mean]
+        cross, steps = loops.relate(batch, labels, ends, columns) if last else _unpaired(labels)
+        kept = n.new_empty(2, len(n), columns.stop - columns.start) if last else None
+        gained = [
+            loops.absorb(
+                *(H, labels, n, layer.mean, layer.mean_error, columns),
+                kept=kept if l == 0 else None,
+                beside=kept if l == last else None,
+            )
+            for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
+        ]
+        scatter, (moved, rounded) = [each[0] for each in gained], gained[-1][1:]
+        return _Gained(scatter, cross - (n + labels.count) * moved + n * rounded, steps)
 
     def _add(self, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
         """Add a batch to the means, tile by tile; what the rest gains."""
         k, m, n = labels.present, labels.count, self.layers[0].count[labels.present]
         work = _Work(len(batch), labels)
         for columns in column_tiles(batch[0]):
-            shifts = [_shift(*pair, n, labels, columns) for pair in zip(self.layers, batch, strict=True)]
+            shifts = [layer.mean[k, columns] for layer in self.layers]
             errors = [layer.mean_error[k, columns] for layer in self.layers]
             totals = work.tile(batch, shifts, columns)
             steps = [
@@ -399,21 +406,6 @@ class _Work:
             squares[rows] += torch.linalg.vector_norm(X, dim=1).square_()
         if len(tiles) > 1:
             self.cross[rows] += torch.mul(tiles[0], tiles[-1], out=S_y).sum(1)
-
-
-def _shift(
-    layer: ClassMoments,
-    H: Float[Tensor, "B D"],
-    n: Float64[Tensor, " P"],
-    labels: BatchLabels,
-    columns: slice,
-) -> Float64[Tensor, "P C"]:
-    """The mean so far; for a class not seen yet, its first sample."""
-    S = layer.mean[labels.present, columns]
-    new = n == 0
-    if H.device.type in SYNCHRONOUS_DEVICES and not new.any():
-        return S
-    return torch.where(new[:, None], H[labels.first, columns].double(), S)
 
 
 def _check(

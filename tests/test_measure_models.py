@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import pfc
 from pfc.measuring import calling, opening
 from pfc.measuring.loader import MeasuredBatches
+from pfc.measuring.sums import Copies
 from pfc.measuring.survey import Survey
 from pfc.moments import ClassMoments
 from pfc.warning import CollapseWarning
@@ -956,3 +957,19 @@ def test_maps_about_other_means_or_with_a_probe_are_read_in_their_order():
     about = [maps_profile(torch.channels_last, layers=None, means=means) for means in (known, found)]
     for name, values in about[0].columns.items():
         assert about[1].columns[name] == pytest.approx(values, rel=1e-9, abs=1e-12, nan_ok=True), name
+
+
+def test_copies_share_memory_only_with_those_that_are_done():
+    copies, H = Copies(), torch.randn(4, 6)
+    a, b = copies.of("a", H), copies.of("b", H + 1)
+    assert torch.equal(a, H)
+    assert torch.equal(b, H + 1)
+    copies.done(["a", "b", "never copied"])
+    smaller, other = copies.of("c", H[:2]), copies.of("a", H.double())
+    assert smaller.data_ptr() == b.data_ptr()
+    assert torch.equal(smaller, H[:2])
+    assert other.dtype == torch.float64
+    assert torch.equal(other, H.double())
+    larger = copies.of("a", H.repeat(2, 1))
+    assert torch.equal(larger, H.repeat(2, 1))
+    assert torch.equal(smaller, H[:2])

@@ -34,23 +34,26 @@ class Loops(Protocol):
         means: Float64[Tensor, "K D"],
         errors: Float64[Tensor, "K D"],
         columns: slice,
-        moves: bool,
-    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "M C"], Float64[Tensor, "M C"]]:
+        kept: Float64[Tensor, "2 P C"] | None = None,
+        beside: Float64[Tensor, "2 P C"] | None = None,
+    ) -> Float64[Tensor, "3 P"]:
         """Add some columns of rows to the means of their classes, which had `n` samples before.
 
+        A class without samples has its first one for a mean. Into `kept` goes how far each class's mean
+        moves, and what rounding had taken from it; `beside` is what was so kept of another layer.
+
         Returns:
-            What the scatter of each class gains; how far its mean moved from the shift, and what
-            rounding had taken from it before: both of every class only where `moves` is true.
+            What the scatter of each class gains; the products of what was kept of both layers, or 0.
         """
 
     def relate(
         self,
         batch: Sequence[Float[Tensor, "B D"]],
         labels: BatchLabels,
-        shifts: Sequence[Float64[Tensor, "P C"]],
+        means: Sequence[Float64[Tensor, "K D"]],
         columns: slice,
     ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
-        """Of some columns, by class the product of the ends less their shifts; by row, of all steps."""
+        """Of some columns, by class the product of the ends less their means; by row, of all steps."""
 
     def project(
         self, H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]

@@ -32,13 +32,15 @@ def absorb(
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
     columns: slice,
-    moves: bool,
-) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "P C"], Float64[Tensor, "P C"]]:
+    kept: Float64[Tensor, "2 P C"] | None = None,
+    beside: Float64[Tensor, "2 P C"] | None = None,
+) -> Float64[Tensor, "3 P"]:
     """As in `Loops`."""
     (H,), start, width, P = side_by_side([H]), columns.start, columns.stop - columns.start, len(n)
-    starts, step = labels.count.cumsum(0) - labels.count, n.new_empty(P, width)
-    gained, error = n.new_empty(P, triton.cdiv(width, COLUMNS)), torch.empty_like(step)
-    where = labels.order, starts.long(), labels.count, labels.present, labels.first
+    starts = labels.count.cumsum(0) - labels.count
+    gained = n.new_empty(P, triton.cdiv(width, COLUMNS))
+    step, error = kept = n.new_empty(2, P, width) if kept is None else kept
+    where = labels.order, starts.long(), labels.count, labels.present
     with torch.cuda.device_of(H):
         programs.absorb[(P, gained.shape[1])](
             H[:, start:],
@@ -55,19 +57,20 @@ def absorb(
             COLUMNS=COLUMNS,
             enable_fp_fusion=True,
         )
-    return gained.sum(1), step, error
+    moved = n.new_zeros(2, P) if beside is None else torch.einsum("epc,epc->ep", kept, beside)
+    return torch.cat([gained.sum(1)[None], moved])
 
 
 def relate(
     batch: Sequence[Float[Tensor, "B D"]],
     labels: BatchLabels,
-    shifts: Sequence[Float64[Tensor, "P C"]],
+    means: Sequence[Float64[Tensor, "K D"]],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
     layers, depth, B = side_by_side(batch), len(batch) - 1, len(labels.place)
-    first, last = (S.contiguous() for S in shifts)
-    addresses = [H[:, columns.start :].data_ptr() for H in layers]
+    (first, last), start, width = means, columns.start, columns.stop - columns.start
+    addresses = [H[:, start:].data_ptr() for H in layers]
     where = torch.tensor([addresses, [H.stride(0) for H in layers]], device="cpu")
     where = where.to(first.device, non_blocking=True)  # waits for nothing
     cross, steps = labels.count.new_empty(B), labels.count.new_empty(B, depth, depth)
@@ -77,10 +80,11 @@ def relate(
             layers[0],
             *where,
             depth,
-            labels.place,
-            first,
-            last,
-            first.shape[1],
+            labels.y,
+            first[:, start:],
+            last[:, start:],
+            first.stride(0),
+            width,
             cross,
             steps,
             SIDE=side,
@@ -123,8 +127,8 @@ def check(device: str) -> None:
     """
     H = torch.arange(12.0, device=device).reshape(4, 3).sin() + 100
     labels = BatchLabels.of(torch.tensor([0, 1, 0, 0], device="cpu"), H.device)
-    means, errors = (torch.zeros(2, 3, dtype=torch.float64, device=device) for _ in range(2))
-    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3), moves=True)
+    means, errors = H[:2].double(), torch.zeros(2, 3, dtype=torch.float64, device=device)
+    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3))
     layers = [H, H.cos(), H.sin(), H.tan()]
     grams = relate(layers, labels, [means, means], slice(0, 3))[1]
     z = project(H, means[0], means)

@@ -5,6 +5,7 @@ their first number, the distance between rows, and an empty array of their type:
 float16 as int16, which numba has no type for. Sums may be reordered, nothing else is assumed of them.
 """
 
+from contextlib import suppress
 from typing import no_type_check
 
 import numba
@@ -14,6 +15,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 WIDE = 4096  # columns that are projected at once, so that few rows and directions stay in the cache
+NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
 @no_type_check
@@ -89,6 +91,20 @@ def _pointer(context, address, like):
     return kind(address, like), code
 
 
+@intrinsic
+@no_type_check
+def _widest(context):
+    """Let the calling function use the widest vectors there are; by itself LLVM shuns some of them."""
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        with suppress(TypeError):  # without it the loops are but slower
+            set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # add() knows few names
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
 @register_jitable
 @no_type_check
 def _row(like, address, stride, i, width):
@@ -96,33 +112,42 @@ def _row(like, address, stride, i, width):
 
 
 @no_type_check
-def absorb(like, address, stride, labels, before, means, errors, start, S, total, gained):
+def absorb(like, address, stride, labels, before, means, errors, start, kept, beside, gained):
     """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
 
     For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, and the classes
-    of the batch with their counts; in `before` their samples so far. How far the means moved from the
-    shifts goes to `S`, what rounding had taken from them to `total`: of each class, or, where both have
-    one row, of the last one.
+    of the batch with their counts; in `before` their samples so far. How far the means moved and what
+    rounding had taken from them goes to `kept`: of each class, or, where it has one row, of the last.
+    Their products with those of another layer, if there are any, are gained, too.
     """
     order, present, count = labels
+    S, total, others, lost = kept[0], kept[1], beside[0], beside[1]
     width, address, stop = S.shape[1], address + start * like.itemsize, 0
     for p in range(len(present)):
         i, stop, s, t = stop, stop + int(count[p]), S[p % len(S)], total[p % len(S)]
-        H, mean, error = (
-            _row(like, address, stride, order[i], width),
-            means[present[p], start:],
-            errors[present[p], start:],
-        )
+        mean, error = means[present[p], start:], errors[present[p], start:]
         for d in range(width):
-            s[d] = mean[d] if before[p] else real(H[d])
+            s[d] = mean[d]
             t[d] = 0.0
         while i + 4 <= stop:
-            gained[p] += _absorb_rows(like, address, stride, order[i : i + 4], s, t)
+            gained[0, p] += _absorb_rows(like, address, stride, order[i : i + 4], s, t)
             i += 4
         while i < stop:
-            gained[p] += _absorb_row(_row(like, address, stride, order[i], width), s, t)
+            gained[0, p] += _absorb_row(_row(like, address, stride, order[i], width), s, t)
             i += 1
-        gained[p] -= _move(before[p], count[p], s, t, mean, error)
+        gained[0, p] -= _move(before[p], count[p], s, t, mean, error)
+        if len(others):
+            gained[1, p] += _inner(s, others[p])
+            gained[2, p] += _inner(t, lost[p])
+
+
+@register_jitable
+@no_type_check
+def _inner(a, b):
+    product = 0.0
+    for d in range(len(a)):
+        product += a[d] * b[d]
+    return product
 
 
 @register_jitable
@@ -168,22 +193,51 @@ def _move(n, m, S, total, mean, error):
 
 
 @no_type_check
-def relate(like, addresses, strides, place, first, last, start, cross, steps):
-    """Products of the ends less their shifts, added up by class, and those of increments, row by row."""
-    depth, width, addresses = len(addresses) - 1, first.shape[1], addresses + start * like.itemsize
+def relate(like, addresses, strides, labels, first, last, start, cross, steps):
+    """Products of the ends less their means, added up by class, and those of increments, row by row."""
+    order, present, count, width = labels
+    depth, addresses, stop = len(addresses) - 1, addresses + start * like.itemsize, 0
+    ends = addresses[0], strides[0], addresses[depth], strides[depth]
+    for p in range(len(present)):
+        begin, stop = stop, stop + int(count[p])
+        a, b = first[present[p], start : start + width], last[present[p], start : start + width]
+        for i in range(begin, stop, 2):
+            rows = order[i], order[min(i + 1, stop - 1)]
+            product, step, other = _relate_rows(like, ends, rows, a, b)
+            cross[p] += product
+            if depth == 1:
+                steps[rows[0], 0, 0] += step
+                if i + 1 < stop:
+                    steps[rows[1], 0, 0] += other
+    if depth > 1:
+        _relate_steps(like, addresses, strides, width, steps)
+
+
+@register_jitable
+@no_type_check
+def _relate_rows(like, ends, rows, a, b):
+    """The product of two rows at the ends less their means, and each row's squared step; or of one."""
+    _widest()
+    (i, j), (first, before, last, after), width = rows, ends, len(a)
+    A, B = _row(like, first, before, i, width), _row(like, last, after, i, width)
+    C, D = _row(like, first, before, j, width), _row(like, last, after, j, width)
+    product = more = step = other = 0.0
+    for d in range(width):
+        x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(D[d])
+        product += (x - a[d]) * (y - b[d])
+        more += (u - a[d]) * (v - b[d])
+        step += (y - x) * (y - x)
+        other += (v - u) * (v - u)
+    return product + more if i != j else product, step, other
+
+
+@register_jitable
+@no_type_check
+def _relate_steps(like, addresses, strides, width, steps):
+    """Products of all increments, row by row."""
+    depth = steps.shape[1]
     D = np.zeros((depth + depth % 2, width))
-    for i in range(len(place)):
-        A, a = _row(like, addresses[0], strides[0], i, width), first[place[i]]
-        B, b = _row(like, addresses[depth], strides[depth], i, width), last[place[i]]
-        product = step = 0.0
-        for d in range(width):
-            x, y = real(A[d]), real(B[d])
-            product += (x - a[d]) * (y - b[d])
-            step += (y - x) * (y - x)
-        cross[place[i]] += product
-        if depth == 1:
-            steps[i, 0, 0] += step
-            continue
+    for i in range(len(steps)):
         for l in range(depth):
             A = _row(like, addresses[l], strides[l], i, width)
             B = _row(like, addresses[l + 1], strides[l + 1], i, width)
@@ -229,52 +283,76 @@ def tally(z, points, place, nearest, count, hits, sums, squares, confusion):
 
 @no_type_check
 def project(like, address, stride, centre, flat, z):
-    """Add the products of centred rows with directions, of which there are a multiple of three."""
-    for start in range(0, len(centre), WIDE):
-        stop = min(start + WIDE, len(centre))
-        for i in range(0, len(z), 4):
-            rows = (i, min(i + 1, len(z) - 1), min(i + 2, len(z) - 1), min(i + 3, len(z) - 1))
-            _project_rows(like, address, stride, rows, centre, flat, z, start, stop)
+    """Add the products of centred rows with directions, of three rows with nine or three at once."""
+    (R, D), size = flat.shape, len(z)
+    nine = R - R % 9 if R % 9 <= 3 else R + 9 - R % 9
+    ways = _room(max(nine, R + -R % 3), min(WIDE, D))
+    for start in range(0, D, WIDE):
+        stop = min(start + WIDE, D)
+        at, middle = address + start * like.itemsize, centre[start:stop]
+        for r in range(R):
+            _fill(ways[r], flat[r, start:stop])
+        for i in range(0, size, 3):
+            rows = i, min(i + 1, size - 1), min(i + 2, size - 1)
+            for r in range(0, nine, 9):
+                _multiply(like, at, stride, rows, middle, ways[r:], NINE, z[:, r:])
+            if nine < R:
+                _multiply(like, at, stride, rows, middle, ways[nine:], THREE, z[:, nine:])
 
 
 @register_jitable
 @no_type_check
-def _project_rows(like, address, stride, rows, centre, flat, z, start, stop):
-    """Project four rows, by three directions at once; at the end of a batch some are one."""
-    i, j, k, l = rows
-    at, width, m = address + start * like.itemsize, stop - start, centre[start:stop]
-    A, B = _row(like, at, stride, i, width), _row(like, at, stride, j, width)
-    C, D = _row(like, at, stride, k, width), _row(like, at, stride, l, width)
-    for r in range(0, len(flat), 3):
-        u, v, w = flat[r, start:stop], flat[r + 1, start:stop], flat[r + 2, start:stop]
-        a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = 0.0
-        for n in range(width):
-            a, b, c, d = real(A[n]) - m[n], real(B[n]) - m[n], real(C[n]) - m[n], real(D[n]) - m[n]
-            x, y, t = u[n], v[n], w[n]
-            a0 += a * x
-            a1 += a * y
-            a2 += a * t
-            b0 += b * x
-            b1 += b * y
-            b2 += b * t
-            c0 += c * x
-            c1 += c * y
-            c2 += c * t
-            d0 += d * x
-            d1 += d * y
-            d2 += d * t
-        _add(z[i], r, a0, a1, a2)
+def _room(rows, width):
+    """Zeros whose rows begin each on another line of the cache."""
+    width = 8 * (-(-width // 8) | 1)
+    room = np.zeros(rows * width + 8)
+    lost = (-room.ctypes.data // 8) % 8
+    return room[lost : lost + rows * width].reshape(rows, width)
+
+
+@register_jitable
+@no_type_check
+def _fill(room, row):
+    for d in range(len(row)):
+        room[d] = row[d]
+
+
+@register_jitable
+@no_type_check
+def _multiply(like, address, stride, rows, middle, ways, none, z):
+    """Add the products of three rows with some directions to as many of them as there is room for."""
+    _widest()
+    (i, j, k), width, sums = rows, len(middle), none
+    A, B = _row(like, address, stride, i, width), _row(like, address, stride, j, width)
+    C = _row(like, address, stride, k, width)
+    for d in range(width):
+        numbers = real(A[d]) - middle[d], real(B[d]) - middle[d], real(C[d]) - middle[d]
+        sums = _plus(sums, numbers, ways, d)
+    for r in range(min(len(none) // 3, z.shape[1])):
+        z[i, r] += sums[3 * r]
         if j > i:
-            _add(z[j], r, b0, b1, b2)
+            z[j, r] += sums[3 * r + 1]
         if k > j:
-            _add(z[k], r, c0, c1, c2)
-        if l > k:
-            _add(z[l], r, d0, d1, d2)
+            z[k, r] += sums[3 * r + 2]
 
 
-@register_jitable
+@intrinsic
 @no_type_check
-def _add(z, r, x, y, t):
-    z[r] += x
-    z[r + 1] += y
-    z[r + 2] += t
+def _plus(context, sums, numbers, ways, d):
+    """Add the products of three numbers with column d of some rows to these sums, row by row."""
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        sums, numbers, ways, d = args
+        matrix = context.make_array(signature.args[2])(context, builder, ways)
+        width = builder.extract_value(matrix.shape, 1)
+        for s in range(len(signature.args[0])):
+            if s % 3 == 0:
+                start = builder.mul(width, context.get_constant(types.intp, s // 3))
+                y = builder.load(builder.gep(builder.gep(matrix.data, [start]), [d]))
+            product = builder.fmul(builder.extract_value(numbers, s % 3), y, flags=[*FASTMATH])
+            total = builder.fadd(builder.extract_value(sums, s), product, flags=[*FASTMATH])
+            sums = builder.insert_value(sums, total, s)
+        return sums
+
+    return sums(sums, numbers, ways, d), code

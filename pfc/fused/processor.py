@@ -24,8 +24,7 @@ TYPES = {  # of features, and what the loops read them as
     torch.float16: np.int16,
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
-WIDTH = 2**12  # columns of a layer that are worked on at once; ours
-AT_ONCE = 3  # directions that the loop projects on at once
+WIDTH = 2**14  # columns of a layer that are worked on at once; ours
 
 Found = TypeVar("Found")
 
@@ -61,47 +60,51 @@ def absorb(
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
     columns: slice,
-    moves: bool,
-) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "M C"], Float64[Tensor, "M C"]]:
+    kept: Float64[Tensor, "2 P C"] | None = None,
+    beside: Float64[Tensor, "2 P C"] | None = None,
+) -> Float64[Tensor, "3 P"]:
     """As in `Loops`."""
     read = _Read.of([H])  # held until the loop is done with it
-    where = tuple(part.numpy() for part in (labels.order, labels.present, labels.count))
-    shape = len(n) if moves else 1, columns.stop - columns.start
-    step, error = np.empty(shape), np.empty(shape)
-    gained, kept = np.zeros(len(n)), (n.numpy(), means.numpy(), errors.numpy())
-    loops()["absorb"](*read.first(), where, *kept, columns.start, step, error, gained)
-    return torch.from_numpy(gained), torch.from_numpy(step), torch.from_numpy(error)
+    width = columns.stop - columns.start
+    room = np.empty((2, 1, width)) if kept is None else kept.numpy()
+    other = np.empty((2, 0, width)) if beside is None else beside.numpy()
+    gained, before = np.zeros((3, len(n))), (n.numpy(), means.numpy(), errors.numpy())
+    loops()["absorb"](*read.first(), _by_class(labels), *before, columns.start, room, other, gained)
+    return torch.from_numpy(gained)
 
 
 def relate(
     batch: Sequence[Float[Tensor, "B D"]],
     labels: BatchLabels,
-    shifts: Sequence[Float64[Tensor, "P C"]],
+    means: Sequence[Float64[Tensor, "K D"]],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    read, ends = _Read.of(batch), [S.contiguous().numpy() for S in shifts]
+    read, ends = _Read.of(batch), [M.numpy() for M in means]
     cross, depth = np.zeros(len(labels.present)), len(batch) - 1
     steps = np.zeros((len(labels.place), depth, depth))
-    place, start = labels.place.numpy(), columns.start
-    loops()["relate"](*read.all(), place, *ends, start, cross, steps)
+    where = (*_by_class(labels), columns.stop - columns.start)
+    loops()["relate"](*read.all(), where, *ends, columns.start, cross, steps)
     return torch.from_numpy(cross), torch.from_numpy(steps)
+
+
+def _by_class(labels: BatchLabels) -> tuple[np.ndarray, ...]:
+    """The rows class by class, and the classes with their counts."""
+    return labels.order.numpy(), labels.present.numpy(), labels.count.numpy()
 
 
 def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    read, (R, D), middle = _Read.of([H]), flat.shape, centre.numpy()
-    directions = np.zeros((R + -R % AT_ONCE, D))
-    directions[:R] = flat.numpy()
-    z = np.zeros((len(H), len(directions)))
+    read, middle, directions = _Read.of([H]), centre.numpy(), flat.numpy()
+    z = np.zeros((len(H), len(flat)))
 
     def rows(part: slice) -> None:
         loops()["project"](*read.first(part.start), middle, directions, z[part])
 
     _on_threads(rows, len(H), H.numel(), 1)
-    return torch.from_numpy(z)[:, :R]
+    return torch.from_numpy(z)
 
 
 def tally(

@@ -18,7 +18,6 @@ def absorb(
     starts,
     count,
     present,
-    first,
     before,
     means,
     errors,
@@ -36,8 +35,7 @@ def absorb(
     n, m = tl.load(before + p), tl.load(count + p)
     mean = means + tl.load(present + p) * apart + d
     rounded = errors + tl.load(present + p) * apart + d
-    head = tl.load(H + tl.load(first + p) * stride + d, mask=inside, other=0).to(tl.float64)
-    S = tl.where(n > 0, tl.load(mean, mask=inside, other=0), head)
+    S = tl.load(mean, mask=inside, other=0)
     total, square = tl.zeros_like(S), tl.zeros_like(S)
     begin = tl.load(starts + p)
     for i in range(begin, begin + m.to(tl.int64)):
@@ -64,18 +62,19 @@ def relate(
     addresses,
     strides,
     depth,
-    place,
+    classes,
     first,
     last,
+    apart,
     width,
     cross,
     steps,
     SIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A row: the product of the ends less their shifts, and those of all increments."""
+    """A row: the product of the ends less their means, and those of all increments."""
     i = tl.program_id(0).to(tl.int64)
-    p = tl.load(place + i)
+    k = tl.load(classes + i)
     l = tl.arange(0, SIDE)
     real = l < depth
     low = tl.load(addresses + l, mask=real, other=0).to(like.dtype)
@@ -95,8 +94,8 @@ def relate(
         gram += tl.sum(D[:, None, :] * D[None, :, :], axis=2)
         a = tl.load(A + d, mask=inside, other=0).to(tl.float64)
         b = tl.load(B + d, mask=inside, other=0).to(tl.float64)
-        a -= tl.load(first + p * width + d, mask=inside, other=0)
-        b -= tl.load(last + p * width + d, mask=inside, other=0)
+        a -= tl.load(first + k * apart + d, mask=inside, other=0)
+        b -= tl.load(last + k * apart + d, mask=inside, other=0)
         product += a * b
     tl.store(cross + i, tl.sum(product))
     at = steps + i * depth * depth + l[:, None] * depth + l[None, :]

@@ -20,7 +20,7 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch, StatisticsPlace, statistics_device
 from pfc.measuring.reference import Reference
 from pfc.measuring.subset import Subset
-from pfc.measuring.sums import See, Sums
+from pfc.measuring.sums import Copies, See, Sums
 from pfc.metrics import Weighting
 from pfc.nearest import MeansSpan
 from pfc.processes import Processes
@@ -174,10 +174,10 @@ def first_pass(
     step: Step,
 ) -> int:
     """Feed the features of all batches to `sums`, the inputs to their fingerprint; counts batches."""
-    done = 0
+    done, copies = 0, Copies()
     for batch in batches:
         done = batch.number + 1
-        with sums.batch(batch.labels.to(sums.device), batch.number) as see:
+        with sums.batch(batch.labels.to(sums.device), batch.number, copies) as see:
             if inputs is not None:
                 inputs.update(batch)
             source.forward(batch, sums.device, see)

@@ -108,11 +108,13 @@ class Sums:
         return self._nonfinite.device
 
     @contextmanager
-    def batch(self, labels: BatchLabels, origin: Origin) -> Iterator[See]:
+    def batch(
+        self, labels: BatchLabels, origin: Origin, copies: "Copies | None" = None
+    ) -> Iterator[See]:
         """Take a batch layer by layer: yields what is to be called with each layer and its features."""
         self.make_room(labels.numbers[-1], origin)
         group_of = {name: group for group in self.groups for name in group.names}
-        adding = _Adding(group_of, labels, origin)
+        adding = _Adding(group_of, labels, origin, copies or Copies())
         yield adding.see
         found = [_taken(adding.nonfinite, name, None, origin) for name in self.layout.names]
         self._note_nonfinite(found)
@@ -190,6 +192,29 @@ def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int
     return origin[(~squares.isfinite()).int().argmax()]
 
 
+class Copies:
+    """Copies of features in memory that serves again and again: new memory costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+        self._lent: dict[str, Tensor] = {}
+
+    def of(self, name: str, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """A copy of the features of a layer, until they are done with."""
+        self.done([name])
+        kind, room = (H.dtype, H.device), None
+        if self._free and (self._free[-1].dtype, self._free[-1].device) == kind:
+            room = self._free.pop()
+        if room is None or len(room) < H.numel():
+            room = H.new_empty(H.numel())
+        self._lent[name] = room
+        return room[: H.numel()].view(H.shape).copy_(H)
+
+    def done(self, names: Sequence[str]) -> None:
+        """Take back the memory of these layers' copies."""
+        self._free += [self._lent.pop(name) for name in names if name in self._lent]
+
+
 @dataclass(frozen=True, eq=False)
 class _Adding:
     """A batch that is taken layer by layer."""
@@ -197,6 +222,7 @@ class _Adding:
     group_of: Mapping[str, GroupSums]
     labels: BatchLabels
     origin: Origin
+    copies: Copies
     kept: dict[str, Tensor] = field(default_factory=dict)
     nonfinite: dict[str, int | Tensor] = field(default_factory=dict)
 
@@ -204,10 +230,12 @@ class _Adding:
         """Take the features of a layer, and add those of its group with its last one."""
         names, origin = self.group_of[name].names, self.origin
         self.nonfinite[name] = origin if isinstance(origin, int) else _first_overflow(H, origin)
-        self.kept[name] = H if name == names[-1] else H.clone()  # the network may write over it
+        copied = name != names[-1]  # for the network may write over it
+        self.kept[name] = self.copies.of(name, H) if copied else H
         if name == names[-1]:
             batch = [_taken(self.kept, each, name, origin) for each in names]
             self.group_of[name].add(batch, self.labels, origin)
+            self.copies.done(names)
 
 
 def _taken(kept: dict[str, Any], name: str, before: str | None, origin: Origin) -> Any:
