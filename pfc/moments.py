@@ -193,10 +193,11 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        self._begin(batch, labels)
-        loops = loops_for(batch)
-        gained = self._add(batch, labels) if loops is None else self._absorb(loops, batch, labels)
-        k = labels.present
+        loops, k = loops_for(batch), labels.present
+        n = self.layers[0].count[k]
+        if k.device.type not in SYNCHRONOUS_DEVICES or not n.all():
+            self._begin(batch, labels, n)
+        gained = self._absorb(loops, batch, labels, n) if loops else self._add(batch, labels, n)
         for layer, scatter in zip(self.layers, gained.scatter, strict=True):
             layer.scatter.index_add_(0, k, scatter)
             layer.count.index_add_(0, k, labels.count)
@@ -205,30 +206,32 @@ class SegmentMoments:
             self.steps.index_add_(0, labels.y, gained.steps)
         return gained.steps
 
-    def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
+    def _begin(self, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]) -> None:
         """Put the mean of each class that is seen for the first time at its first sample."""
-        k, first = labels.present, labels.first
-        new = self.layers[0].count[k] == 0
-        if k.device.type in SYNCHRONOUS_DEVICES:
-            k, first, new = k[new], first[new], new[new]
-        for layer, H in zip(self.layers, batch, strict=True) if len(k) else ():
-            layer.mean[k] = torch.where(new[:, None], H[first].double(), layer.mean[k])
+        for layer, H in zip(self.layers, batch, strict=True):
+            S = layer.mean[labels.present]
+            layer.mean[labels.present] = torch.where(n[:, None] > 0, S, H[labels.first].double())
 
-    def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
+    def _absorb(
+        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]
+    ) -> "_Gained":
         """Add a batch to the means by compiled loops; what the rest gains."""
-        absorbed, numbers = (
-            partial(self._absorb_columns, loops, batch, labels),
-            sum(H.numel() for H in batch),
-        )
+        absorbed = partial(self._absorb_columns, loops, batch, labels, n)
+        numbers = sum(H.numel() for H in batch)
         return reduce(_Gained.plus, loops.spread(absorbed, batch[0].shape[1], numbers))
 
     def _absorb_columns(
-        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
+        self,
+        loops: Loops,
+        batch: Sequence[Tensor],
+        labels: BatchLabels,
+        n: Float64[Tensor, " P"],
+        columns: slice,
     ) -> "_Gained":
-        n, last = self.layers[0].count[labels.present], len(batch) - 1
-        ends = [self.layers[0].mean, self.layers[-1].mean]
-        cross, steps = loops.relate(batch, labels, ends, columns) if last else _unpaired(labels)
-        kept = n.new_empty(2, len(n), columns.stop - columns.start) if last else None
+        ends, last, kept = [self.layers[0].mean, self.layers[-1].mean], len(batch) - 1, None
+        if self.paired:
+            cross, steps = loops.relate(batch, labels, ends, columns)
+            kept = n.new_empty(2, len(n), columns.stop - columns.start)
         gained = [
             loops.absorb(
                 *(H, labels, n, layer.mean, layer.mean_error, columns),
@@ -237,12 +240,15 @@ class SegmentMoments:
             )
             for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
         ]
-        scatter, (moved, rounded) = [each[0] for each in gained], gained[-1][1:]
-        return _Gained(scatter, cross - (n + labels.count) * moved + n * rounded, steps)
+        scatter, moved, rounded = zip(*gained, strict=True)
+        if not self.paired:
+            return _Gained([*scatter], *_unpaired(labels))
+        cross = cross - (n + labels.count) * moved[-1] + n * rounded[-1]
+        return _Gained([*scatter], cross, steps)
 
-    def _add(self, batch: Sequence[Tensor], labels: BatchLabels) -> "_Gained":
+    def _add(self, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]) -> "_Gained":
         """Add a batch to the means, tile by tile; what the rest gains."""
-        k, m, n = labels.present, labels.count, self.layers[0].count[labels.present]
+        k, m = labels.present, labels.count
         work = _Work(len(batch), labels)
         for columns in column_tiles(batch[0]):
             shifts = [layer.mean[k, columns] for layer in self.layers]
