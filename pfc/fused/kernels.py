@@ -135,7 +135,9 @@ def absorb(like, address, stride, labels, before, means, errors, start, kept, be
         while i < stop:
             gained[0, p] += _absorb_row(_row(like, address, stride, order[i], width), s, t)
             i += 1
-        gained[0, p] -= _move(before[p], count[p], s, t, mean, error)
+        n, m = before[p], count[p]
+        _move(n, m, s, t, mean, error)
+        gained[0, p] -= (n + m) * _inner(s, s) - n * _inner(t, t)
         if len(others):
             gained[1, p] += _inner(s, others[p])
             gained[2, p] += _inner(t, lost[p])
@@ -179,17 +181,14 @@ def _absorb_rows(like, address, stride, rows, s, total):
 @numba.njit(error_model="numpy", fastmath=False)  # else the caller's: here no sum may be reordered
 @no_type_check
 def _move(n, m, S, total, mean, error):
-    """Move a class mean by its step from the shift; the squares that its scatter loses."""
-    lost = 0.0
+    """Move a class mean by its step from the shift; the step and the error before come in place of both."""
     for d in range(len(S)):
         shift, e = S[d], error[d]
         step = (n * e + total[d]) / (n + m)
-        lost += (n + m) * (step * step) - n * (e * e)
         mean[d] = shift + step
         part = mean[d] - shift
         error[d] = (shift - (mean[d] - part)) + (step - part)
         S[d], total[d] = step, e
-    return lost
 
 
 @no_type_check
