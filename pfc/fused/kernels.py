@@ -181,7 +181,7 @@ def _absorb_rows(like, address, stride, rows, s, total):
 @numba.njit(error_model="numpy", fastmath=False)  # else the caller's: here no sum may be reordered
 @no_type_check
 def _move(n, m, S, total, mean, error):
-    """Move a class mean by its step from the shift; the step and the error before come in place of both."""
+    """Move a class mean by its step from the shift `S`; the step and the error before come in place."""
     for d in range(len(S)):
         shift, e = S[d], error[d]
         step = (n * e + total[d]) / (n + m)
