@@ -92,7 +92,7 @@ def test_a_file_larger_than_what_is_read_at_once(tmp_path, monkeypatch):
         file[:] = g.normal(size=file.shape) + y[:, None] * (i + 1)
         file.flush()
     files = {f"layer {i}": np.load(tmp_path / f"{i}.npy", mmap_mode="r") for i in range(2)}
-    pfc.measure_features({name: file[:50] for name, file in files.items()}, y[:50], progress=False)
+    pfc.measure_features({name: file[:500] for name, file in files.items()}, y[:500], progress=False)
     tracemalloc.start()  # what is loaded and compiled once is not counted
     profile = pfc.measure_features(files, y, progress=False)
     most = tracemalloc.get_traced_memory()[1]
