@@ -8,13 +8,15 @@ double precision about the own class, to all digits.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.crossings import Coefficients, Pairs, beyond, leaves, may_fall
+from pfc.crossings import Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import on_processor, processor
 from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
 from pfc.tiles import coarse, inner, rows_at_once
@@ -183,33 +185,35 @@ class Tile:
         """Pairs of some rows that the coarse bounds leave open between their times e and s."""
         if not len(rows):
             return rows, rows
-        c = self._bounds(rows)
-        e = (e * (1 - WIDER)).to(c[0])  # the time that is asked from, as single precision has it
-        if bool((e > 0).any()):
-            c = beyond(c, e)
-        if bool((s < 1).any()):
-            c = beyond(c[::-1], ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(c[0]))[::-1]
-        asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
-        asked = asked.logical_not_().scatter_(1, self.own[rows, None], value=False)
-        flat = asked.flatten().nonzero()[:, 0]
-        flat = flat[may_fall(*(each.flatten()[flat] for each in c))]
-        return rows[flat // asked.shape[1]], flat % asked.shape[1]
+        bounds = self._bounds(rows)
+        e = (e * (1 - WIDER)).to(bounds.first)  # the time that is asked from, as single precision has it
+        u = ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(
+            bounds.first
+        )  # and what is left out at the end
+        if on_processor(rows.device, len(rows) * bounds.first.shape[1]):
+            flat = processor.screen(*bounds, e[:, 0], u[:, 0], self.own[rows])
+        else:
+            flat = _undecided(bounds, e, u, self.own[rows])
+        return rows[flat // bounds.first.shape[1]], flat % bounds.first.shape[1]
 
-    def _bounds(self, rows: Int64[Tensor, " b"]) -> Coefficients:
+    def _bounds(self, rows: Int64[Tensor, " b"]) -> "_Bounds":
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
         (A, B), (first, over, back, last) = self.ends.axes, self.ends.forms
-        c0 = self.start.bounds("first", first, A)[rows]
-        c1 = self.start.bounds("frame" if self.frame else "means", over, B)[rows]
-        own, each = self.own[rows], None
+        own, each = self.own[rows], torch.arange(len(rows), device=rows.device)
         if self.y is None:  # samples of a class lie in one point
             if own.device.type in SYNCHRONOUS_DEVICES:
                 own, each = own.unique_consecutive(return_inverse=True)
             y, q = (part[own] for part in self.ends.coarse_last)
         else:
             y, q = (coarse(part[rows] / self.ends.unit) for part in (self.y, self.last_norms))
-        c = back.bounds(y[:, A], q, own), last.bounds(y[:, B], q, own)
-        c1_last, c2 = c if each is None else (part[each] for part in c)
-        return c0, c1.add_(c1_last), c2
+        return _Bounds(
+            first=self.start.bounds("first", first, A),
+            over=self.start.bounds("frame" if self.frame else "means", over, B),
+            rows=rows,
+            back=back.bounds(y[:, A], q, own),
+            last=last.bounds(y[:, B], q, own),
+            each=each,
+        )
 
     def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs, and what decides their ties."""
@@ -243,3 +247,33 @@ class Tile:
         a, b = A.largest, B.largest
         sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
         return ROUNDING / 2 * torch.stack(sizes)
+
+
+class _Bounds(NamedTuple):
+    """Lower bounds of coefficients: the first, the two parts of the second, the third.
+
+    Args:
+        rows: Rows of the first two that are asked about.
+        each: Row of the last two for each of these.
+    """
+
+    first: Float[Tensor, "B K"]
+    over: Float[Tensor, "B K"]
+    rows: Int64[Tensor, " b"]
+    back: Float[Tensor, "P K"]
+    last: Float[Tensor, "P K"]
+    each: Int64[Tensor, " b"]
+
+
+def _undecided(
+    bounds: _Bounds, e: Float[Tensor, "b 1"], u: Float[Tensor, "b 1"], own: Int64[Tensor, " b"]
+) -> Int64[Tensor, " n"]:
+    """Numbers of the pairs that lower bounds leave open beyond e and before the last part u."""
+    first, over, rows, back, last, each = bounds
+    c = first[rows], over[rows] + back[each], last[each]
+    c = beyond(c, e) if bool((e > 0).any()) else c
+    c = beyond(c[::-1], u)[::-1] if bool((u > 0).any()) else c
+    asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
+    asked = asked.logical_not_().scatter_(1, own[:, None], value=False)
+    flat = asked.flatten().nonzero()[:, 0]
+    return flat[may_fall(*(each.flatten()[flat] for each in c))]

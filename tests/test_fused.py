@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfc
-from pfc import fused
+from pfc import fused, screening
 from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
@@ -163,7 +163,7 @@ WITHOUT = """
 import sys
 sys.modules["numba"] = None
 import torch, pfc
-from pfc import fused
+from pfc import fused, screening
 from pfc.fused import processor
 fused.LEAST = 0
 H = torch.arange(24.0).reshape(8, 3).sin()
@@ -250,7 +250,7 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    assert {*kernels.compiled("")} == {"absorb", "relate", "project", "tally"}
+    assert {*kernels.compiled("")} == {"absorb", "relate", "project", "tally", "screen"}
 
 
 @needs_numba
@@ -261,3 +261,23 @@ def test_increments_of_many_layers():
     for i in range(12):
         D = torch.stack([b[i] - a[i] for a, b in pairwise(layers)])
         torch.testing.assert_close(grams[i], D @ D.mT, rtol=1e-13, atol=1e-13)
+
+
+@needs_numba
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.7), (0.4, 0.7)])
+def test_the_loop_that_screens_a_line_and_its_twin_agree(before, after):
+    g = torch.Generator().manual_seed(0)
+    first, over = torch.randn(2, 40, 30, generator=g) + 1
+    back, last = torch.randn(2, 7, 30, generator=g) + 1
+    rows, each = torch.randperm(40, generator=g)[:25], torch.randint(0, 7, (25,), generator=g)
+    own, some = torch.randint(0, 30, (25,), generator=g), torch.rand(25, generator=g) < 0.8
+    bounds = screening._Bounds(first, over, rows, back, last, each)
+    e, u = before * some, after * some.roll(1)
+    found = processor.screen(*bounds, e, u, own)
+    assert found.equal(screening._undecided(bounds, e[:, None], u[:, None], own))
+    c = torch.stack([first[rows], over[rows] + back[each], last[each]]).double()
+    t = torch.linspace(0, 1, 501).double()[:, None, None] * (1 - u - e + e * u)[:, None] + e[:, None]
+    low = (c[0] * (1 - t) ** 2 + 2 * c[1] * t * (1 - t) + c[2] * t**2).amin(0)
+    low[torch.arange(25), own] = 1
+    assert set((low < -1e-6).flatten().nonzero()[:, 0].tolist()) <= set(found.tolist())
+    assert len(found) < (low < 1e-2).sum() * 1.1

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
+SURE = 1 - 2.0**-16  # as in `crossings.may_fall`
 WIDE = 4096  # columns that are projected at once, so that few rows and directions stay in the cache
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
@@ -23,7 +24,7 @@ def compiled(cache):
     """The kernels, compiled on first use and kept in the folder `cache` from then on."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
-        return {loop.__name__: _kept(loop) for loop in (absorb, relate, project, tally)}
+        return {loop.__name__: _kept(loop) for loop in (absorb, relate, project, tally, screen)}
     finally:
         numba.config.CACHE_DIR = before
 
@@ -278,6 +279,29 @@ def tally(z, points, place, nearest, count, hits, sums, squares, confusion):
             x = z[i, r] - own[r]
             total[r] += x
             square[r] += x * x
+
+
+@no_type_check
+def screen(first, over, rows, back, last, each, e, u, own, undecided):
+    """Whether bounds of a quadratic leave open that it falls below 0 in part of [0, 1], pair by pair."""
+    for i in range(len(rows)):
+        _screen_row(
+            first[rows[i]], over[rows[i]], back[each[i]], last[each[i]], e[i], u[i], undecided[i]
+        )
+        undecided[i, own[i]] = False
+
+
+@register_jitable
+@no_type_check
+def _screen_row(first, over, back, last, e, u, undecided):
+    _widest()
+    for j in range(len(undecided)):
+        a, b, c = real(first[j]), real(over[j]) + real(back[j]), real(last[j])
+        p, b = a + e * (b - a), b + e * (c - b)  # beyond e (de Casteljau)
+        a = p + e * (b - p)
+        p, b = c + u * (b - c), b + u * (a - b)  # and before the last part u
+        c = p + u * (b - p)
+        undecided[j] = not (a > 0 and c > 0 and (b > 0 or b * b < a * c * SURE))
 
 
 @no_type_check

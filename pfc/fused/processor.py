@@ -119,6 +119,24 @@ def tally(
     loops()["tally"](*(part.numpy() for part in parts))
 
 
+def screen(
+    first: Float[Tensor, "B K"],
+    over: Float[Tensor, "B K"],
+    rows: Int64[Tensor, " b"],
+    back: Float[Tensor, "P K"],
+    last: Float[Tensor, "P K"],
+    each: Int64[Tensor, " b"],
+    e: Float[Tensor, " b"],
+    u: Float[Tensor, " b"],
+    own: Int64[Tensor, " b"],
+) -> Int64[Tensor, " n"]:
+    """Numbers of the pairs that lower bounds of a quadratic leave open; its twin is in `screening`."""
+    parts = [part.numpy() for part in (first, over, rows, back, last, each, e, u, own)]
+    undecided = np.empty((len(rows), first.shape[1]), np.bool_)
+    loops()["screen"](*parts, undecided)
+    return torch.from_numpy(np.flatnonzero(undecided))
+
+
 def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
     """As in `Loops`."""
     return _on_threads(run, size, numbers, -(-size // WIDTH))
