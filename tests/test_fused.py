@@ -89,10 +89,8 @@ def test_the_loops_and_their_twin_agree(seed, dtype, depth, batch, D, offset):
 )
 @settings(max_examples=60, deadline=None)
 def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
-    from pfc.fused import kernels
-
     g = torch.Generator().manual_seed(seed)
-    D = int(torch.randint(1, 9, (), generator=g)) + (kernels.WIDE - 4 if wide else 0)
+    D = int(torch.randint(1, 9, (), generator=g)) + (processor.WIDE - 4 if wide else 0)
     H = torch.randn(rows, D, generator=g).to(dtype)
     centre, flat = (torch.randn(*shape, D, generator=g, dtype=F64) for shape in ((), (R,)))
     known = ((H.double() - centre)[:, None] * flat).sum(2)
@@ -202,7 +200,8 @@ def test_compiled_loops_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
     loops = compiled(processor._kept())
     like, z = np.empty(0), np.zeros((1, 3))
     row = np.arange(2.0)
-    loops["project"](like, row.ctypes.data, 2, np.zeros(2), np.ones((3, 2)), z)
+    ways = np.zeros((3, 8))
+    loops["project"](like, row.ctypes.data, 2, np.zeros(2), np.ones((3, 2)), ways, 2, z)
     assert z.tolist() == [[1, 1, 1]]
     assert not processor.uncompiled()
 
@@ -250,7 +249,7 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    assert {*kernels.compiled("")} == {"absorb", "relate", "project", "tally", "screen"}
+    assert {*kernels.compiled("")} == {"absorb", "relate", "increase", "project", "tally", "screen"}
 
 
 @needs_numba

@@ -15,7 +15,6 @@ from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 SURE = 1 - 2.0**-16  # as in `crossings.may_fall`
-WIDE = 4096  # columns that are projected at once, so that few rows and directions stay in the cache
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -24,7 +23,9 @@ def compiled(cache):
     """The kernels, compiled on first use and kept in the folder `cache` from then on."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
-        return {loop.__name__: _kept(loop) for loop in (absorb, relate, project, tally, screen)}
+        return {
+            loop.__name__: _kept(loop) for loop in (absorb, relate, increase, project, tally, screen)
+        }
     finally:
         numba.config.CACHE_DIR = before
 
@@ -194,7 +195,7 @@ def _move(n, m, S, total, mean, error):
 
 @no_type_check
 def relate(like, addresses, strides, labels, first, last, start, cross, steps):
-    """Products of the ends less their means, added up by class, and those of increments, row by row."""
+    """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
     order, present, count, width = labels
     depth, addresses, stop = len(addresses) - 1, addresses + start * like.itemsize, 0
     ends = addresses[0], strides[0], addresses[depth], strides[depth]
@@ -209,8 +210,6 @@ def relate(like, addresses, strides, labels, first, last, start, cross, steps):
                 steps[rows[0], 0, 0] += step
                 if i + 1 < stop:
                     steps[rows[1], 0, 0] += other
-    if depth > 1:
-        _relate_steps(like, addresses, strides, width, steps)
 
 
 @register_jitable
@@ -231,13 +230,11 @@ def _relate_rows(like, ends, rows, a, b):
     return product + more if i != j else product, step, other
 
 
-@register_jitable
 @no_type_check
-def _relate_steps(like, addresses, strides, width, steps):
-    """Products of all increments, row by row."""
-    depth = steps.shape[1]
-    D = np.zeros((depth + depth % 2, width))
-    for i in range(len(steps)):
+def increase(like, addresses, strides, start, D, steps):
+    """Products of all increments, row by row, of which `D` has room for an even number."""
+    (size, depth, _), width, addresses = steps.shape, D.shape[1], addresses + start * like.itemsize
+    for i in range(size):
         for l in range(depth):
             A = _row(like, addresses[l], strides[l], i, width)
             B = _row(like, addresses[l + 1], strides[l + 1], i, width)
@@ -305,39 +302,26 @@ def _screen_row(first, over, back, last, e, u, undecided):
 
 
 @no_type_check
-def project(like, address, stride, centre, flat, z):
-    """Add the products of centred rows with directions, of three rows with nine or three at once."""
+def project(like, address, stride, centre, flat, ways, wide, z):
+    """Add the products of centred rows with directions, of three rows with nine or three at once.
+
+    In `ways` so many columns of the directions, and zeros that make them up to threes or nines.
+    """
     (R, D), size = flat.shape, len(z)
-    nine = R - R % 9 if R % 9 <= 3 else R + 9 - R % 9
-    ways = _room(max(nine, R + -R % 3), min(WIDE, D))
-    for start in range(0, D, WIDE):
-        stop = min(start + WIDE, D)
+    nine = len(ways) - len(ways) % 9
+    for start in range(0, D, wide):
+        stop = min(start + wide, D)
         at, middle = address + start * like.itemsize, centre[start:stop]
         for r in range(R):
-            _fill(ways[r], flat[r, start:stop])
+            way, direction = ways[r], flat[r, start:stop]
+            for d in range(len(direction)):
+                way[d] = direction[d]
         for i in range(0, size, 3):
             rows = i, min(i + 1, size - 1), min(i + 2, size - 1)
             for r in range(0, nine, 9):
                 _multiply(like, at, stride, rows, middle, ways[r:], NINE, z[:, r:])
             if nine < R:
                 _multiply(like, at, stride, rows, middle, ways[nine:], THREE, z[:, nine:])
-
-
-@register_jitable
-@no_type_check
-def _room(rows, width):
-    """Zeros whose rows begin each on another line of the cache."""
-    width = 8 * (-(-width // 8) | 1)
-    room = np.zeros(rows * width + 8)
-    lost = (-room.ctypes.data // 8) % 8
-    return room[lost : lost + rows * width].reshape(rows, width)
-
-
-@register_jitable
-@no_type_check
-def _fill(room, row):
-    for d in range(len(row)):
-        room[d] = row[d]
 
 
 @register_jitable

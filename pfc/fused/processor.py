@@ -24,6 +24,7 @@ TYPES = {  # of features, and what the loops read them as
     torch.float16: np.int16,
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
+WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
 WIDTH = 2**14  # columns of a layer that are worked on at once; ours
 
 Found = TypeVar("Found")
@@ -85,6 +86,9 @@ def relate(
     steps = np.zeros((len(labels.place), depth, depth))
     where = (*_by_class(labels), columns.stop - columns.start)
     loops()["relate"](*read.all(), where, *ends, columns.start, cross, steps)
+    if depth > 1:
+        room = np.zeros((depth + depth % 2, columns.stop - columns.start))
+        loops()["increase"](*read.all(), columns.start, room, steps)
     return torch.from_numpy(cross), torch.from_numpy(steps)
 
 
@@ -97,14 +101,23 @@ def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    read, middle, directions = _Read.of([H]), centre.numpy(), flat.numpy()
-    z = np.zeros((len(H), len(flat)))
+    read, (R, D), z = _Read.of([H]), flat.shape, np.zeros((len(H), len(flat)))
+    middle, directions = centre.numpy(), flat.numpy()
 
     def rows(part: slice) -> None:
-        loops()["project"](*read.first(part.start), middle, directions, z[part])
+        ways = _apart(9 * (R // 9) + (0, 3, 3, 3, 9, 9, 9, 9, 9)[R % 9], min(WIDE, D))
+        loops()["project"](*read.first(part.start), middle, directions, ways, WIDE, z[part])
 
     _on_threads(rows, len(H), H.numel(), 1)
     return torch.from_numpy(z)
+
+
+def _apart(rows: int, width: int) -> np.ndarray:
+    """Zeros whose rows begin each on another line of the processor's cache."""
+    width = 8 * (-(-width // 8) | 1)
+    room = np.zeros(rows * width + 8)
+    lost = -room.ctypes.data // 8 % 8
+    return room[lost : lost + rows * width].reshape(rows, width)
 
 
 def tally(
