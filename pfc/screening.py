@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.crossings import Pairs, beyond, leaves, may_fall
+from pfc.crossings import Coefficients, Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import on_processor, processor
 from pfc.pairs import ROUNDING
@@ -264,13 +264,18 @@ class _Bounds(NamedTuple):
     last: Float[Tensor, "P K"]
     each: Int64[Tensor, " b"]
 
+    @property
+    def coefficients(self) -> Coefficients:
+        """Those of the rows that are asked about."""
+        second = self.over[self.rows] + self.back[self.each]
+        return self.first[self.rows], second, self.last[self.each]
+
 
 def _undecided(
     bounds: _Bounds, e: Float[Tensor, "b 1"], u: Float[Tensor, "b 1"], own: Int64[Tensor, " b"]
 ) -> Int64[Tensor, " n"]:
     """Numbers of the pairs that lower bounds leave open beyond e and before the last part u."""
-    first, over, rows, back, last, each = bounds
-    c = first[rows], over[rows] + back[each], last[each]
+    c = bounds.coefficients
     c = beyond(c, e) if bool((e > 0).any()) else c
     c = beyond(c[::-1], u)[::-1] if bool((u > 0).any()) else c
     asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
