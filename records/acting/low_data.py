@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[dict[str, float], ...]] = {  # what each may choose fro
     "plain": ({},),
     "decay": tuple({"decay": d} for d in (5e-4, 2e-3, 5e-3, 1e-2)),
     "dropout": tuple({"dropout": p} for p in (0.1, 0.3)),
-    "transport": tuple({"transport": w} for w in (3e-3, 3e-2, 3e-1, 3.0, 10.0, 30.0, 100.0)),
+    "transport": tuple({"transport": w} for w in (3e-3, 3e-2, 3e-1, 3.0, 10.0, 30.0)),
     "nearest means": tuple({"collapse": w} for w in (0.03, 0.3)),
 }
 RATE, DECAY = 0.05, 5e-4
