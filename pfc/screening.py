@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from pfc.crossings import Coefficients, Pairs, beyond, leaves, may_fall
+from pfc.crossings import SURE, Coefficients, Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import on_processor, processor
 from pfc.pairs import ROUNDING
@@ -186,20 +186,19 @@ class Tile:
         if not len(rows):
             return rows, rows
         bounds = self._bounds(rows)
-        e = (e * (1 - WIDER)).to(bounds.first)  # the time that is asked from, as single precision has it
-        u = ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(
-            bounds.first
-        )  # and what is left out at the end
-        if on_processor(rows.device, len(rows) * bounds.first.shape[1]):
-            flat = processor.screen(*bounds, e[:, 0], u[:, 0], self.own[rows])
+        K, single = bounds.first.shape[1], bounds.first.dtype
+        e = (e * (1 - WIDER)).to(single)  # the time that is asked from, as single precision has it
+        u = ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(single)  # the part that is left out at the end
+        if on_processor(rows.device, len(rows) * K):
+            flat = processor.screen(*bounds, e[:, 0], u[:, 0], self.own[rows], SURE)
         else:
             flat = _undecided(bounds, e, u, self.own[rows])
-        return rows[flat // bounds.first.shape[1]], flat % bounds.first.shape[1]
+        return rows[flat // K], flat % K
 
     def _bounds(self, rows: Int64[Tensor, " b"]) -> "_Bounds":
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
         (A, B), (first, over, back, last) = self.ends.axes, self.ends.forms
-        own, each = self.own[rows], torch.arange(len(rows), device=rows.device)
+        own, each = self.own[rows], None
         if self.y is None:  # samples of a class lie in one point
             if own.device.type in SYNCHRONOUS_DEVICES:
                 own, each = own.unique_consecutive(return_inverse=True)
@@ -254,7 +253,7 @@ class _Bounds(NamedTuple):
 
     Args:
         rows: Rows of the first two that are asked about.
-        each: Row of the last two for each of these.
+        each: Row of the last two for each of these; `None` if they have the same rows.
     """
 
     first: Float[Tensor, "B K"]
@@ -262,13 +261,14 @@ class _Bounds(NamedTuple):
     rows: Int64[Tensor, " b"]
     back: Float[Tensor, "P K"]
     last: Float[Tensor, "P K"]
-    each: Int64[Tensor, " b"]
+    each: Int64[Tensor, " b"] | None
 
     @property
     def coefficients(self) -> Coefficients:
         """Those of the rows that are asked about."""
-        second = self.over[self.rows] + self.back[self.each]
-        return self.first[self.rows], second, self.last[self.each]
+        ends = self.back, self.last
+        back, last = ends if self.each is None else (part[self.each] for part in ends)
+        return self.first[self.rows], self.over[self.rows].add_(back), last
 
 
 def _undecided(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pfc
 from pfc import fused, screening
+from pfc.crossings import SURE
 from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
@@ -161,7 +162,7 @@ WITHOUT = """
 import sys
 sys.modules["numba"] = None
 import torch, pfc
-from pfc import fused, screening
+from pfc import fused
 from pfc.fused import processor
 fused.LEAST = 0
 H = torch.arange(24.0).reshape(8, 3).sin()
@@ -272,7 +273,7 @@ def test_the_loop_that_screens_a_line_and_its_twin_agree(before, after):
     own, some = torch.randint(0, 30, (25,), generator=g), torch.rand(25, generator=g) < 0.8
     bounds = screening._Bounds(first, over, rows, back, last, each)
     e, u = before * some, after * some.roll(1)
-    found = processor.screen(*bounds, e, u, own)
+    found = processor.screen(*bounds, e, u, own, SURE)
     assert found.equal(screening._undecided(bounds, e[:, None], u[:, None], own))
     c = torch.stack([first[rows], over[rows] + back[each], last[each]]).double()
     t = torch.linspace(0, 1, 501).double()[:, None, None] * (1 - u - e + e * u)[:, None] + e[:, None]

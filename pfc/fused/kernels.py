@@ -14,7 +14,6 @@ from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
-SURE = 1 - 2.0**-16  # as in `crossings.may_fall`
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -279,18 +278,17 @@ def tally(z, points, place, nearest, count, hits, sums, squares, confusion):
 
 
 @no_type_check
-def screen(first, over, rows, back, last, each, e, u, own, undecided):
+def screen(first, over, rows, back, last, each, e, u, own, sure, undecided):
     """Whether bounds of a quadratic leave open that it falls below 0 in part of [0, 1], pair by pair."""
     for i in range(len(rows)):
-        _screen_row(
-            first[rows[i]], over[rows[i]], back[each[i]], last[each[i]], e[i], u[i], undecided[i]
-        )
+        parts = first[rows[i]], over[rows[i]], back[each[i]], last[each[i]]
+        _screen_row(*parts, e[i], u[i], sure, undecided[i])
         undecided[i, own[i]] = False
 
 
 @register_jitable
 @no_type_check
-def _screen_row(first, over, back, last, e, u, undecided):
+def _screen_row(first, over, back, last, e, u, sure, undecided):
     _widest()
     for j in range(len(undecided)):
         a, b, c = real(first[j]), real(over[j]) + real(back[j]), real(last[j])
@@ -298,7 +296,7 @@ def _screen_row(first, over, back, last, e, u, undecided):
         a = p + e * (b - p)
         p, b = c + u * (b - c), b + u * (a - b)  # and before the last part u
         c = p + u * (b - p)
-        undecided[j] = not (a > 0 and c > 0 and (b > 0 or b * b < a * c * SURE))
+        undecided[j] = not (a > 0 and c > 0 and (b > 0 or b * b < a * c * sure))
 
 
 @no_type_check

@@ -81,13 +81,13 @@ def relate(
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    read, ends = _Read.of(batch), [M.numpy() for M in means]
+    read, ends, width = _Read.of(batch), [M.numpy() for M in means], columns.stop - columns.start
     cross, depth = np.zeros(len(labels.present)), len(batch) - 1
     steps = np.zeros((len(labels.place), depth, depth))
-    where = (*_by_class(labels), columns.stop - columns.start)
+    where = (*_by_class(labels), width)
     loops()["relate"](*read.all(), where, *ends, columns.start, cross, steps)
     if depth > 1:
-        room = np.zeros((depth + depth % 2, columns.stop - columns.start))
+        room = np.zeros((depth + depth % 2, width))
         loops()["increase"](*read.all(), columns.start, room, steps)
     return torch.from_numpy(cross), torch.from_numpy(steps)
 
@@ -105,7 +105,7 @@ def project(
     middle, directions = centre.numpy(), flat.numpy()
 
     def rows(part: slice) -> None:
-        ways = _apart(9 * (R // 9) + (0, 3, 3, 3, 9, 9, 9, 9, 9)[R % 9], min(WIDE, D))
+        ways = _apart(R + (-R % 9 if R % 9 > 3 else -R % 3), min(WIDE, D))
         loops()["project"](*read.first(part.start), middle, directions, ways, WIDE, z[part])
 
     _on_threads(rows, len(H), H.numel(), 1)
@@ -138,15 +138,17 @@ def screen(
     rows: Int64[Tensor, " b"],
     back: Float[Tensor, "P K"],
     last: Float[Tensor, "P K"],
-    each: Int64[Tensor, " b"],
+    each: Int64[Tensor, " b"] | None,
     e: Float[Tensor, " b"],
     u: Float[Tensor, " b"],
     own: Int64[Tensor, " b"],
+    sure: float,
 ) -> Int64[Tensor, " n"]:
     """Numbers of the pairs that lower bounds of a quadratic leave open; its twin is in `screening`."""
+    each = torch.arange(len(rows), device="cpu") if each is None else each
     parts = [part.numpy() for part in (first, over, rows, back, last, each, e, u, own)]
     undecided = np.empty((len(rows), first.shape[1]), np.bool_)
-    loops()["screen"](*parts, undecided)
+    loops()["screen"](*parts, sure, undecided)
     return torch.from_numpy(np.flatnonzero(undecided))
 
 
