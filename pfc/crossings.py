@@ -137,7 +137,7 @@ def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and stops of the union of each sample's intervals [start, stop)."""
     sample, start, stop = pieces
     t, change = np.concatenate([start, stop]), np.repeat([1, -1], len(sample))
-    order = np.lexsort((-change, t, np.concatenate([sample, sample])))
+    order = np.lexsort((t, np.concatenate([sample, sample])))  # it keeps starts before stops
     t, change = t[order], change[order]
     open_now = np.cumsum(change)
     return t[(change > 0) & (open_now == 1)], t[(change < 0) & (open_now == 0)]

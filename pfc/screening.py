@@ -216,9 +216,15 @@ class Tile:
 
     def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs, and what decides their ties."""
-        height = rows_at_once(2 * self.start.x.shape[1], self.start.x)
-        parts = zip(i.split(height), j.split(height), strict=True)
-        found = torch.cat([self._about_own(*part) for part in parts], 1)
+        x, y, (a, b) = self.start.x, self.y, (self.ends.a, self.ends.b)
+        if on_processor(x.device, len(i) * x.shape[1]):
+            k = self.own[i]
+            y, l = (b, k) if y is None else (y, i)
+            found = processor.relative(x, y, a, b, torch.stack([i, l, k, j]), self.ends.axes[0].stop)
+        else:
+            height = rows_at_once(2 * x.shape[1], x)
+            parts = zip(i.split(height), j.split(height), strict=True)
+            found = torch.cat([self._about_own(*part) for part in parts], 1)
         return Pairs(
             coefficients=found[:3],
             sample=i,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from pfc.crossings import SURE
 from pfc.fused import processor
 from pfc.labels import BatchLabels
 from pfc.moments import SegmentMoments
+from pfc.prototypes import Prototypes
 from tests import problems
 
 F64 = torch.float64
@@ -222,9 +224,10 @@ def test_a_full_disk_or_a_damaged_file_costs_time_only(monkeypatch, tmp_path, er
     loops = kernels.compiled(str(tmp_path))
     count = np.zeros(1)
     place, empty = np.zeros(1, np.int64), np.zeros((0, 0))
+    z = np.ones((1, 1))
     for n in (1, 2):
         loops["tally"](
-            np.ones((1, 1)), np.ones((1, 1)), place, place, count, np.zeros(1), np.zeros((1, 1)),
+            z, z.ctypes.data, 1, np.ones((1, 1)), place, place, count, np.zeros(1), np.zeros((1, 1)),
             np.zeros((1, 1)), empty,
         )  # fmt: skip
         assert count.tolist() == [n]
@@ -250,7 +253,8 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    assert {*kernels.compiled("")} == {"absorb", "relate", "increase", "project", "tally", "screen"}
+    loops = {"absorb", "relate", "increase", "project", "tally", "screen", "relative"}
+    assert {*kernels.compiled("")} == loops
 
 
 @needs_numba
@@ -281,3 +285,22 @@ def test_the_loop_that_screens_a_line_and_its_twin_agree(before, after):
     low[torch.arange(25), own] = 1
     assert set((low < -1e-6).flatten().nonzero()[:, 0].tolist()) <= set(found.tolist())
     assert len(found) < (low < 1e-2).sum() * 1.1
+
+
+@needs_numba
+@pytest.mark.parametrize("collapsed", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_loop_of_pairs_and_its_twin_agree(collapsed, offset, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    new = partial(torch.randn, generator=g, dtype=torch.float64)
+    A, B = Prototypes(new(6, 3) + offset, new(()).abs()), Prototypes(new(6, 4), new(()).abs())
+    ends = screening.Ends(A, B, new(6, 7) + offset, new(6, 7) + offset, torch.ones(()).double())
+    own, j = torch.randint(0, 6, (2, 50), generator=g)
+    i = torch.randint(0, 50, (50,), generator=g)
+    start = screening.Start(ends.a[own] + new(50, 7), own, ends.unit)
+    y = None if collapsed else ends.b[own] + new(50, 7)
+    tile = screening.Tile(ends, start, y, (own, own))
+    monkeypatch.setattr(fused, "LEAST", 0)
+    found, twin = tile._exact(i, j), tile._about_own(i, j)
+    torch.testing.assert_close(found.coefficients, twin[:3], rtol=1e-13, atol=1e-12)
+    torch.testing.assert_close(found.distance, twin[3:].sqrt(), rtol=1e-13, atol=0)

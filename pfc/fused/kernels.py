@@ -23,7 +23,8 @@ def compiled(cache):
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
         return {
-            loop.__name__: _kept(loop) for loop in (absorb, relate, increase, project, tally, screen)
+            loop.__name__: _kept(loop)
+            for loop in (absorb, relate, increase, project, tally, screen, relative)
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -262,17 +263,17 @@ def _products(p, q, u, v, gram, l, m):
 
 
 @no_type_check
-def tally(z, points, place, nearest, count, hits, sums, squares, confusion):
+def tally(like, address, stride, points, place, nearest, count, hits, sums, squares, confusion):
     """Add up by class: samples, those nearest to their own point, residuals and their squares."""
     for i in range(len(place)):
-        p, n = place[i], nearest[i]
+        p, n, z = place[i], nearest[i], _row(like, address, stride, i, points.shape[1])
         own, total, square = points[p], sums[p], squares[p]
         count[p] += 1
         hits[p] += n == p
         if len(confusion):
             confusion[p, n] += 1
         for r in range(points.shape[1]):
-            x = z[i, r] - own[r]
+            x = z[r] - own[r]
             total[r] += x
             square[r] += x * x
 
@@ -297,6 +298,35 @@ def _screen_row(first, over, back, last, e, u, sure, undecided):
         p, b = c + u * (b - c), b + u * (a - b)  # and before the last part u
         c = p + u * (b - p)
         undecided[j] = not (a > 0 and c > 0 and (b > 0 or b * b < a * c * sure))
+
+
+@no_type_check
+def relative(x, y, a, b, pairs, split, found):
+    """Of pairs of a sample and a class, coefficients about the own class and squared residuals.
+
+    In `pairs` the row of each in `x` and in `y`, its own class and the other; the axes are of the first
+    basis up to `split`, and then of the last.
+    """
+    for n in range(pairs.shape[1]):
+        i, l, k, j = pairs[:, n]
+        _relative_pair(x[i], y[l], a[k], b[k], a[j], b[j], split, found[:, n])
+
+
+@register_jitable
+@no_type_check
+def _relative_pair(x, y, a, b, c, e, split, found):
+    first = across = last = before = after = 0.0
+    for d in range(split):
+        p, u, v = c[d] - a[d], x[d] - a[d], y[d] - b[d]
+        first += p * (p - 2 * u)
+        across -= p * v
+        before += u * u
+    for d in range(split, len(x)):
+        p, q, u, v = c[d] - a[d], e[d] - b[d], x[d] - a[d], y[d] - b[d]
+        across += q * (p - u)
+        last += q * (q - 2 * v)
+        after += v * v
+    found[0], found[1], found[2], found[3], found[4] = first, across, last, before, after
 
 
 @no_type_check

@@ -128,8 +128,8 @@ def tally(
     sums: Sequence[Float64[Tensor, "..."]],
 ) -> None:
     """Add to `sums`, by class: counts, hits, residuals, their squares, confusion if it has room."""
-    parts = (z.contiguous(), points.contiguous(), place, nearest, *sums)
-    loops()["tally"](*(part.numpy() for part in parts))
+    read, parts = _Read.of([z]), (points.contiguous(), place, nearest, *sums)
+    loops()["tally"](*read.first(), *(part.numpy() for part in parts))
 
 
 def screen(
@@ -150,6 +150,20 @@ def screen(
     undecided = np.empty((len(rows), first.shape[1]), np.bool_)
     loops()["screen"](*parts, sure, undecided)
     return torch.from_numpy(np.flatnonzero(undecided))
+
+
+def relative(
+    x: Float64[Tensor, "B S"],
+    y: Float64[Tensor, "P S"],
+    a: Float64[Tensor, "K S"],
+    b: Float64[Tensor, "K S"],
+    pairs: Int64[Tensor, "4 n"],
+    split: int,
+) -> Float64[Tensor, "5 n"]:
+    """Coefficients of pairs about the own class, squared residuals; its twin is in `screening`."""
+    found = torch.empty(5, pairs.shape[1], dtype=torch.float64, device="cpu")
+    loops()["relative"](*(part.numpy() for part in (x, y, a, b, pairs)), split, found.numpy())
+    return found
 
 
 def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:

@@ -17,7 +17,7 @@ from pfc.measuring.loader import Batch
 from pfc.measuring.sums import See
 from pfc.samples import class_indices, samples
 
-BLOCK = 2**24  # numbers of all layers that are read at once; ours
+BLOCK = 2**22  # numbers of all layers that are read at once; ours
 LEAST = 64  # rows that are read at once at the least; ours
 
 

@@ -3,7 +3,8 @@
     python records/acting/cutting.py --data mnist=FOLDER fashion_mnist=FOLDER [--runs FOLDER ...]
 
 First of the networks of low_data.py that were trained plainly with the decay that was best, on 1,000
-images, five seeds; then of runs of `pfc train` that are named. Held-out data are the test images: one
+images with five seeds, of CIFAR-10 on 2,000 with three; then of runs of `pfc train` that are named.
+Held-out data are the test images: one
 half chooses (where to cut, the threshold), the other reports; classifiers are fitted to the training
 images. Beside `pfc.prune` and `pfc.EarlyExit`: the cut at the effective depth of the training data;
 the blocks of least residual made identities, as many; networks trained anew with fewer blocks; and exits
@@ -14,6 +15,7 @@ import argparse
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -21,9 +23,10 @@ from typing import Any
 
 import low_data
 import torch
-from low_data import Job, Parts
+from low_data import SHALLOW, Job, Parts
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import pfc
 from pfc import figures
@@ -36,8 +39,7 @@ from pfc.theory.ridge import Ridge
 
 HERE = Path(__file__).parent
 LINES = HERE / "cutting.jsonl"
-SETS = ("mnist", "fashion_mnist")
-SIZE, EPS, SHARES = 1_000, 0.005, tuple(i / 20 for i in range(1, 21))
+EPS, SHARES = 0.005, tuple(i / 20 for i in range(1, 21))
 HEADS = ("ridge", "means", "own")
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -73,8 +75,7 @@ def evidence(net: nn.Module, fit: Batches, held: Batches) -> dict[str, Any]:
     table = early.curve(held, progress=False)
     near = [table.iloc[(table["share"] - share).abs().argmin()] for share in SHARES]
     line["curve"] = [[float(row["share"]), float(row["accuracy"])] for row in near]
-    if len(profile.segments) == 1:
-        line["ridge exits"] = _ridge_exits(net, fit, held, list(layers), cuts["ridge"])
+    line["ridge exits"] = _ridge_exits(net, fit, held, list(profile.layers))
     return line
 
 
@@ -114,22 +115,21 @@ def _ridge_alone(net: nn.Module, fit: Batches, held: Batches, layer: str) -> dic
     return asdict(Change.of(before[report], hits[best][report]))
 
 
-def _ridge_exits(
-    net: nn.Module, fit: Batches, held: Batches, layers: list[str], cut: pfc.Pruned
-) -> dict[str, Any]:
+def _ridge_exits(net: nn.Module, fit: Batches, held: Batches, layers: list[str]) -> dict[str, Any]:
     """Exits by ridge classifiers, calibrated by the same rule on the same halves."""
-    own, y = pfc.features(net, fit, layers, progress=False)
-    other, truth = pfc.features(net, held, layers, progress=False)
-    answers, margins = [], []
+    own, y = pfc.features(net, fit, layers, pool="mean", progress=False)
+    other, truth = pfc.features(net, held, layers, pool="mean", progress=False)
+    answers, margins, heads = [], [], []
     for name in layers[:-1]:
         W, b = Ridge(gather([(own[name].double(), y)])).at(1e-2)
         top = (other[name].double() @ W.mT + b).topk(2)
         answers.append(top.indices[:, 0])
         margins.append(top.values[:, 0] - top.values[:, 1])
+        heads.append(2 * W.numel())
     final = torch.cat([net(x).argmax(1) for x, _ in held])
     answers, margin = torch.stack([*answers, final], 1), torch.stack(margins, 1)
-    tried = [c.operations for c in cut.candidates if c.removed]
-    spent = torch.tensor([*tried, cut.operations[0]]).double()
+    upto, total = _operations(net, held[0][0][:1], layers[:-1])
+    spent = torch.tensor([*(u + h for u, h in zip(upto, heads, strict=True)), total]).double()
     choose, report = dealt(truth, 2, 0)
 
     def change(threshold: float, rows: Tensor) -> tuple[Change, float]:
@@ -148,13 +148,26 @@ def _ridge_exits(
     return {"threshold": chosen, "share": share, "change": asdict(told)}
 
 
+def _operations(net: nn.Module, x: Tensor, layers: list[str]) -> tuple[list[int], int]:
+    """Of one sample up to each layer, and of the whole network."""
+    upto: list[int] = []
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, ExitStack() as stack:
+        for name in layers:
+            handle = net.get_submodule(name).register_forward_hook(
+                lambda *_: upto.append(counter.get_total_flops())
+            )
+            stack.callback(handle.remove)
+        net(x)
+        return upto, counter.get_total_flops()
+
+
 def networks(folders: dict[str, str], keep: Path) -> Iterator[tuple[str, Any]]:
     """Networks of low_data.py: a name, and what makes the network and its batches."""
     lines = low_data.known()
-    for set_ in (s for s in SETS if s in folders):
-        best = low_data.chosen(set_, SIZE, "decay", lines)
+    for set_, (size, _) in ((s, of) for s, of in SHALLOW.items() if s in folders):
+        best = low_data.chosen(set_, size, "decay", lines)
         for seed in range(low_data.SEEDS[set_]) if best is not None else ():
-            job = low_data.job(set_, SIZE, seed, best)
+            job = low_data.job(set_, size, seed, best)
             yield job.name, lambda job=job, set_=set_: _of_job(job, folders[set_], keep)
 
 
@@ -184,7 +197,7 @@ def known() -> dict[str, dict[str, Any]]:
 def kind(name: str) -> str:
     """What networks of several seeds have in common."""
     parts = name.split("-")
-    return f"{parts[0]}, {SIZE:,} images" if parts[1] == str(SIZE) else "-".join(parts[:-1])
+    return f"{parts[0]}, {int(parts[1]):,} images" if parts[1].isdigit() else "-".join(parts[:-1])
 
 
 def rows(lines: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
@@ -198,7 +211,7 @@ def rows(lines: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         at = [_at_depth(line) for line in own]
         yield _row(each, "cut at the training data's effective depth, ridge", [a for a in at if a])
         yield _row(each, "as many blocks of least residual", [_residual(line) for line in own])
-        if again and "1,000" in each:
+        if again and each.endswith("images"):
             yield from _anew(each, own, lines, again)
         yield _row(each, "exits by class means", [_exit(line, "exits") for line in own])
         if all("ridge exits" in line for line in own):
@@ -243,25 +256,21 @@ def _anew(
 ) -> Iterator[list[str]]:
     """Cuts to so many blocks beside networks trained anew with so many, on the test images."""
     set_ = each.partition(",")[0]
-    decay = low_data.chosen(set_, SIZE, "decay", again) or {}
-    for blocks in low_data.BLOCKS:
+    size, depths = SHALLOW[set_]
+    decay = low_data.chosen(set_, size, "decay", again) or {}
+    for blocks in depths:
         changes = {"blocks": blocks, **decay}
-        names = [low_data.job(set_, SIZE, s, changes).name for s in range(len(own))]
+        names = [low_data.job(set_, size, s, changes).name for s in range(len(own))]
         if all(name in again for name in names):
             before = [line["cuts"]["ridge"]["change"]["before"] for line in own]
             anew = [again[name]["test"] for name in names]
             yield _row(each, f"trained anew with {blocks} blocks", _with(before, anew))
-            cut = [_tried(line, f"blocks.{blocks - 1}") for line in own]
+            cut = [line["cuts"]["ridge"]["tried"][blocks]["change"]["after"] for line in own]
             yield _row(each, f"cut to {blocks} blocks, ridge", _with(before, cut))
 
 
 def _with(before: list[float], after: list[float]) -> list[Found]:
     return [(a, b, float("nan")) for a, b in zip(before, after, strict=True)]
-
-
-def _tried(line: dict[str, Any], layer: str) -> float:
-    tried = line["cuts"]["ridge"]["tried"]
-    return next(float(c["change"]["after"]) for c in tried if c["layer"] == layer)
 
 
 def _row(each: str, rule: str, found: list[Found]) -> list[str]:

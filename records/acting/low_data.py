@@ -50,7 +50,11 @@ METHODS: dict[str, tuple[dict[str, float], ...]] = {  # what each may choose fro
 }
 RATE, DECAY = 0.05, 5e-4
 RATES = {5_000: (RATE, 0.01)}  # each method's choice too where the one rate is too large for some
-BLOCKS = (2, 4, 6)  # of networks trained anew with the best decay, for cutting.py
+SHALLOW: dict[str, tuple[int, tuple[int, ...]]] = {  # trained anew with the best decay: images, blocks
+    "mnist": (1_000, (2, 4, 6)),
+    "fashion_mnist": (1_000, (2, 4, 6)),
+    "cifar10": (2_000, (2,)),  # of the last stage
+}
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ def recipe(job: Job) -> pfc.Recipe:
     common: dict[str, Any] = {"name": job.set, "data": job.set, "learning_rate": own.get("rate", RATE)}
     common["weight_decay"] = own.get("decay", DECAY)
     if job.set == "cifar10":
-        return pfc.Recipe(net="conv", blocks=(2, 3, 4), width=16, epochs=60, **common)
-    blocks = int(own.get("blocks", 10))
-    return pfc.Recipe(blocks=(blocks,), width=256, epochs=40 if job.size > 1_000 else 100, **common)
+        epochs = 120_000 // job.size  # as many steps of either size
+        blocks = (2, 3, int(own.get("blocks", 4)))
+        return pfc.Recipe(net="conv", blocks=blocks, width=16, epochs=epochs, **common)
+    blocks = (int(own.get("blocks", 10)),)
+    return pfc.Recipe(blocks=blocks, width=256, epochs=40 if job.size > 1_000 else 100, **common)
 
 
 def network(job: Job, x: Tensor, classes: int) -> nn.Module:
@@ -138,6 +144,8 @@ def fit(net: nn.Module, x: Tensor, y: Tensor, job: Job) -> None:
                 loss = loss + own["transport"] * transport()
             if "collapse" in own:
                 loss = loss + own["collapse"] * near(y[batch])
+            if not loss.isfinite():
+                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -219,8 +227,9 @@ def due(set_: str, size: int, lines: dict[str, dict[str, Any]]) -> Iterator[Job]
             if (best := chosen(set_, size, method, lines)) is not None:
                 yield job(set_, size, seed, best)
     best = chosen(set_, size, "decay", lines)
-    if set_ != "cifar10" and size == 1_000 and best is not None:
-        shallow = ({"blocks": b, **best} for b in BLOCKS)
+    of, depths = SHALLOW[set_]
+    if size == of and best is not None:
+        shallow = ({"blocks": b, **best} for b in depths)
         yield from (job(set_, size, s, c) for c in shallow for s in range(SEEDS[set_]))
 
 
@@ -231,6 +240,8 @@ def train(folders: dict[str, str], sizes: Sequence[int], keep: Path) -> None:
         for size in (s for s in SIZES[set_] if not sizes or s in sizes):
             while todo := [j for j in due(set_, size, known()) if j.name not in known()]:
                 for each in dict.fromkeys(todo):
+                    if each.name in known():  # a second process beside this one
+                        continue
                     try:
                         line = done(each, images, keep)
                     except ValueError as error:  # it diverged, and could not be measured
