@@ -106,10 +106,11 @@ def _directions(
     M: Float64[Tensor, "P D"], rounding: Float64[Tensor, ""]
 ) -> tuple[Float64[Tensor, "D R"], Float64[Tensor, " R"], Float64[Tensor, ""]]:
     """The singular directions of a matrix as columns, their values, and what these are above."""
-    values, directions = torch.linalg.svd(M, full_matrices=False)[1:]
+    wide = M.shape[0] < M.shape[1]  # what is tall is decomposed in half of the time
+    left, values, right = torch.linalg.svd(M.mT if wide else M, full_matrices=False)
     floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
     rank = int((values > floor).sum())
-    return directions[:rank].contiguous().mT, values[:rank], floor
+    return (left.mT if wide else right)[:rank].contiguous().mT, values[:rank], floor
 
 
 def _beyond(M: Float64[Tensor, "P D"], basis: Float64[Tensor, "D R"]) -> Float64[Tensor, "P D"]:

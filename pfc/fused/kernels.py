@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
+called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -33,7 +34,7 @@ def compiled(cache):
 @no_type_check
 def _kept(loop):
     """A loop that is compiled on first use; anew in this process where its folder does not serve."""
-    how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
     anew = numba.njit(**how)(loop)
     try:
         serving = numba.njit(**how, cache=True)(loop)
@@ -107,7 +108,7 @@ def _widest(context):
     return types.none(), code
 
 
-@register_jitable
+@called
 @no_type_check
 def _row(like, address, stride, i, width):
     return numba.carray(_pointer(address + i * stride * like.itemsize, like), (width,))
@@ -145,7 +146,7 @@ def absorb(like, address, stride, labels, before, means, errors, start, kept, be
             gained[2, p] += _inner(t, lost[p])
 
 
-@register_jitable
+@called
 @no_type_check
 def _inner(a, b):
     product = 0.0
@@ -154,7 +155,7 @@ def _inner(a, b):
     return product
 
 
-@register_jitable
+@called
 @no_type_check
 def _absorb_row(H, s, total):
     """Add a row less its shift; the sum of its squares."""
@@ -166,7 +167,7 @@ def _absorb_row(H, s, total):
     return square
 
 
-@register_jitable
+@called
 @no_type_check
 def _absorb_rows(like, address, stride, rows, s, total):
     """The same of four rows of a class, whose sums are written once."""
@@ -212,7 +213,7 @@ def relate(like, addresses, strides, labels, first, last, start, cross, steps):
                     steps[rows[1], 0, 0] += other
 
 
-@register_jitable
+@called
 @no_type_check
 def _relate_rows(like, ends, rows, a, b):
     """The product of two rows at the ends less their means, and each row's squared step; or of one."""
@@ -245,7 +246,7 @@ def increase(like, addresses, strides, start, D, steps):
                 _products(D[l], D[l + 1], D[m], D[m + 1], steps[i], l, m)
 
 
-@register_jitable
+@called
 @no_type_check
 def _products(p, q, u, v, gram, l, m):
     """Add the inner products of two rows with two others to both sides of a symmetric matrix."""
@@ -287,7 +288,7 @@ def screen(first, over, rows, back, last, each, e, u, own, sure, undecided):
         undecided[i, own[i]] = False
 
 
-@register_jitable
+@called
 @no_type_check
 def _screen_row(first, over, back, last, e, u, sure, undecided):
     _widest()
@@ -312,7 +313,7 @@ def relative(x, y, a, b, pairs, split, found):
         _relative_pair(x[i], y[l], a[k], b[k], a[j], b[j], split, found[:, n])
 
 
-@register_jitable
+@called
 @no_type_check
 def _relative_pair(x, y, a, b, c, e, split, found):
     first = across = last = before = after = 0.0
@@ -352,7 +353,7 @@ def project(like, address, stride, centre, flat, ways, wide, z):
                 _multiply(like, at, stride, rows, middle, ways[nine:], THREE, z[:, nine:])
 
 
-@register_jitable
+@called
 @no_type_check
 def _multiply(like, address, stride, rows, middle, ways, none, z):
     """Add the products of three rows with some directions to as many of them as there is room for."""
