@@ -25,9 +25,20 @@ def blocks(M: Float[Tensor, "P R"]) -> Iterator[tuple[slice, slice]]:
         yield slice(start, start + height), slice(start, None)
 
 
-def squared_distances(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a b"]:
-    """Squared distances of rows to rows, to all digits; `A` is few."""
-    a, b = A.square().sum(1)[:, None], B.square().sum(1)
+def squared_distances(
+    M: Float[Tensor, "P R"], *, once: bool = False
+) -> Iterator[tuple[slice, slice, Float[Tensor, "a b"]]]:
+    """Squared distances of some points to all, to all digits; or `once`, to those from the first on."""
+    squares = M.square().sum(1)
+    for rows, rest in blocks(M):
+        rest = rest if once else slice(None)
+        yield rows, rest, _to_all_digits(M[rows], M[rest], squares[rows, None], squares[rest])
+
+
+def _to_all_digits(
+    A: Float[Tensor, "a R"], B: Float[Tensor, "b R"], a: Float[Tensor, "a 1"], b: Float[Tensor, " b"]
+) -> Float[Tensor, "a b"]:
+    """Squared distances of few rows to rows, whose squares are known."""
     found = torch.addmm(b, A, B.mT, alpha=-2).add_(a)
     near = found <= NEAR * (a + b)
     i, j = near.nonzero().unbind(1)
@@ -43,8 +54,10 @@ def nearest_others(M: Float[Tensor, "P R"]) -> Int64[Tensor, " P"]:
     largest = M.norm(dim=1).max()
     unsure = 2 * ROUNDING * (2 * largest) ** 2  # both what a product rounds and what counts as one
     found = []
-    for rows in torch.arange(len(M), device=M.device).split(rows_at_once(len(M), M)):
-        square = squared_distances(M[rows], M).scatter_(1, rows[:, None], torch.inf)
+    every = torch.arange(len(M), device=M.device)
+    for part, _, square in squared_distances(M):
+        rows = every[part]
+        square.scatter_(1, rows[:, None], torch.inf)
         place = square.argmin(1)
         tied = (square <= square.amin(1, keepdim=True) + unsure).sum(1) > 1
         if tied.any():

@@ -21,7 +21,6 @@ from pfc.tiles import coarse, inner, rows_at_once
 CROWDED = 0.01  # of the largest norm: a distance below it needs anchors; ours
 
 MANY = 2**15  # numbers of points from which single precision, and a second look, cost less; ours
-HIGHER = 4  # times the rows that are worked on at once there; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +60,9 @@ class Prototypes:
         height = rows_at_once(len(self.points), z)
         if self.points.numel() < MANY or z.device.type not in SYNCHRONOUS_DEVICES:
             return torch.cat([self._exactly(rows) for rows in z.split(height)])
-        return torch.cat([self._nearest(rows) for rows in z.split(HIGHER * height)])
-
-    def _nearest(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
-        """That of samples by single precision, and exactly where that may err."""
-        found, unsure = self._coarsely(z)
-        rows = unsure.nonzero()[:, 0]
-        for few in rows.split(rows_at_once(len(self.points), z)):
+        parts = [self._coarsely(rows) for rows in z.split(height)]
+        found, unsure = (torch.cat(part) for part in zip(*parts, strict=True))
+        for few in unsure.nonzero()[:, 0].split(height):
             found[few] = self._exactly(z[few])
         return found
 

@@ -1,5 +1,7 @@
 """Many classes: what is sorted out, tiled or taken from a smaller matrix equals all pairs at once."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -124,10 +126,16 @@ def test_squared_distances_have_all_their_digits(crowd, monkeypatch):
     if crowd:
         M[20:] = M[3] + crowd * M[20:]
     known = (M[:, None] - M).square().sum(2)
-    for often in (0.0, 1.0):
+    monkeypatch.setitem(pfc.tiles.TILE, "cpu", 1)
+    monkeypatch.setattr(pfc.tiles, "FEWEST", 7)
+    for often, once in product((0.0, 1.0), (False, True)):
         monkeypatch.setattr(pairs, "OFTEN", often)
-        found = pairs.squared_distances(M[:7], M)
-        torch.testing.assert_close(found, known[:7], rtol=1e-12, atol=0)
+        seen = torch.zeros_like(known)
+        for rows, rest, found in pairs.squared_distances(M, once=once):
+            torch.testing.assert_close(found, known[rows, rest], rtol=1e-12, atol=0)
+            seen[rows, rest] += 1
+        assert bool((seen.triu() == torch.ones_like(seen).triu()).all())
+        assert once or bool((seen == 1).all())
 
 
 @pytest.fixture
