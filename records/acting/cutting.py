@@ -4,11 +4,11 @@
 
 First of the networks of low_data.py that were trained plainly with the decay that was best, on 1,000
 images with five seeds, of CIFAR-10 on 2,000 with three; then of runs of `pfc train` that are named.
-Held-out data are the test images: one
-half chooses (where to cut, the threshold), the other reports; classifiers are fitted to the training
-images. Beside `pfc.prune` and `pfc.EarlyExit`: the cut at the effective depth of the training data;
-the blocks of least residual made identities, as many; networks trained anew with fewer blocks; and exits
-by ridge classifiers of each layer. Each network is a line of cutting.jsonl; a second call goes on.
+Held-out data are the test images: one half chooses (where to cut, the threshold), the other reports;
+classifiers are fitted to the training images. Beside `pfc.prune` and `pfc.EarlyExit`: the cut at the
+effective depth of the training data; the blocks of least residual made identities, as many; networks
+trained anew with fewer blocks; and exits by ridge classifiers of each layer. Each network is a line of
+cutting.jsonl; a second call goes on.
 """
 
 import argparse
