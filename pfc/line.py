@@ -21,7 +21,8 @@ from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
 from pfc.prototypes import Prototypes
-from pfc.screening import Ends, Start, Tile
+from pfc.screening import Ends, Places, Tile
+from pfc.tiles import FEWEST
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
@@ -98,7 +99,7 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[Tensor, ...]] = field(default_factory=list)
+    _waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -118,51 +119,73 @@ class LineCrossings:
         """Class points of the first layer and of each end, in both bases side by side."""
         A, overlap = self.first.prototypes, self.first.basis.mT @ self.last.basis
         a = torch.cat([A.points, A.points @ overlap], 1)
-        unit = 2.0 ** torch.frexp(torch.maximum(A.largest, self.last.prototypes.largest)).exponent
-        return {
-            end: Ends(A, B, a, torch.cat([B.points @ overlap.mT, B.points], 1), unit.to(a))
-            for end, B in self.prototypes.items()
+        gaps = A.form(torch.maximum(A.unit, self.last.prototypes.unit))
+        made = {
+            B: Ends(A, B, a, torch.cat([B.points @ overlap.mT, B.points], 1), gaps)
+            for B in set(self.prototypes.values())
         }
+        return {end: made[B] for end, B in self.prototypes.items()}
 
     def update(
-        self,
-        z_A: Float64[Tensor, "B R"],
-        z_B: Float64[Tensor, "B R"],
-        y: Int64[Tensor, " B"],
-        nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]] | None = None,
-    ) -> None:
+        self, z_A: Float64[Tensor, "B R"], z_B: Float64[Tensor, "B R"], y: Int64[Tensor, " B"]
+    ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]:
         """Add a batch.
 
         Args:
             z_A: Centred features of the first layer in `bases`.
             z_B: Those of the last layer.
             y: The samples' classes.
-            nearest: The nearest class points at both layers, where they are known.
+
+        Returns:
+            The nearest class points at both layers.
         """
         self.samples += len(y)
-        r = self.first.points.shape[1]
-        A, B = self.first.prototypes, self.last.prototypes
-        nearest = nearest or (A.nearest(z_A[:, :r].contiguous()), B.nearest(z_B[:, r:].contiguous()))
-        self._waiting.append((z_A, z_B, self.first.place[y], *nearest))
-        waiting = sum(x.numel() + y.numel() for x, y, *_ in self._waiting)
-        if y.device.type in SYNCHRONOUS_DEVICES or waiting > WAITING:
+        own, layers = self.first.place[y], self._layers(z_A, z_B)
+        if y.device.type in SYNCHRONOUS_DEVICES:
+            likely = zip(layers, *self._find(z_A, z_B, own), strict=True)
+            first, last = (points.settled(z, *found) for (points, z), *found in likely)
+            return first, last
+        self._waiting.append((z_A, z_B, own))
+        if sum(z.numel() for batch in self._waiting for z in batch[:2]) > WAITING:
             self.fetch()
+        first, last = (points.nearest(z.contiguous()) for points, z in layers)
+        return first, last
 
     def fetch(self) -> None:
         """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
         for batch in self._waiting:
-            order = batch[2].argsort()  # samples of a class one after the other, as they share its mean
-            for rows in order.split(max(32, PAIRS // len(self.first.points))):
-                self._find(*(part[rows] for part in batch))
+            self._find(*batch)
         self._waiting.clear()
 
-    def _find(self, x: Tensor, y: Tensor, own: Tensor, first: Tensor, last: Tensor) -> None:
-        """Find the intervals of some samples for each end."""
-        start = Start(x, own, self.ends["measured"].unit)
+    def _find(self, x: Tensor, y: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the intervals of samples for each end; what is `likely` their nearest at both layers."""
+        order = own.argsort()  # samples of a class one after the other, as they share its mean
+        height = max(FEWEST, PAIRS // len(self.first.points))
+        found = own.new_empty(2, len(own))
+        unsure = torch.empty_like(found, dtype=torch.bool)
+        for i in order.split(height):
+            found[:, i], unsure[:, i] = self._screened(x[i], y[i], own[i])
+        return found, unsure
+
+    def _layers(self, x: Tensor, y: Tensor) -> list[tuple[Prototypes, Tensor]]:
+        """The class points of both layers, and places in their coordinates."""
+        r = self.first.points.shape[1]
+        return [(self.first.prototypes, x[:, :r]), (self.last.prototypes, y[:, r:])]
+
+    def _screened(self, x: Tensor, y: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of samples that are sorted by class."""
+        start, stop = Places(x, own), Places(y, own)
+        gaps = self.ends["measured"].gaps(start, stop)
+        layers = zip(self._layers(x, y), gaps, strict=True)
+        likely = [points.likely(z, bounds) for (points, z), bounds in layers]
+        found, unsure = map(torch.stack, zip(*likely, strict=True))
         for end, ends in self.ends.items():
-            y_end, nearest = (y, last) if end == "measured" else (None, own)
-            tile = Tile(ends, start, y_end, (first, nearest), end == "etf")
+            if end == "measured":
+                tile = Tile(ends, start, stop, (found[0], found[1]))
+            else:
+                tile = Tile(ends, start, ends.collapsed(own), (found[0], own))
             self.found.setdefault(end, []).append(intervals(tile.pairs()))
+        return found, unsure
 
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""

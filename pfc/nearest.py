@@ -225,12 +225,16 @@ class NearestMean:
         return self.take(project(H, self.span, self.span.basis), y, H.dtype)
 
     def take(
-        self, z: Float64[Tensor, "B R"], y: Int64[Tensor, " B"], dtype: torch.dtype
+        self,
+        z: Float64[Tensor, "B R"],
+        y: Int64[Tensor, " B"],
+        dtype: torch.dtype,
+        nearest: Int64[Tensor, " B"] | None = None,
     ) -> Int64[Tensor, " B"]:
         """Add a batch that is already in the coordinates of the span; its features had this type."""
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         p = self.span.place[y]
-        nearest = self.span.prototypes.nearest(z)
+        nearest = self.span.prototypes.nearest(z) if nearest is None else nearest
         if on_processor(z.device, len(z) * len(self.span.centre)):
             sums = (self.count, self.hits, self.sums, self.squares, self.confusion)
             processor.tally(z, self.span.points, p, nearest, sums)

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
+from pfc.bounds import Bounds, Form
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.pairs import ROUNDING, blocks
-from pfc.tiles import coarse, inner, rows_at_once
+from pfc.tiles import rows_at_once
 
 CROWDED = 0.01  # of the largest norm: a distance below it needs anchors; ours
 
@@ -34,6 +34,11 @@ class Prototypes:
 
     points: Float64[Tensor, "P R"]
     floor: Float64[Tensor, ""]
+
+    @cached_property
+    def unit(self) -> Float64[Tensor, ""]:
+        """A power of two near the largest norm."""
+        return torch.exp2(self.largest.log2().nan_to_num(neginf=0.0).floor())
 
     @cached_property
     def largest(self) -> Float64[Tensor, ""]:
@@ -60,36 +65,37 @@ class Prototypes:
         height = rows_at_once(len(self.points), z)
         if self.points.numel() < MANY or z.device.type not in SYNCHRONOUS_DEVICES:
             return torch.cat([self._exactly(rows) for rows in z.split(height)])
-        parts = [self._coarsely(rows) for rows in z.split(height)]
-        found, unsure = (torch.cat(part) for part in zip(*parts, strict=True))
-        for few in unsure.nonzero()[:, 0].split(height):
+        parts = [
+            self.likely(rows, self._form.bounds(rows, rows.norm(dim=1))) for rows in z.split(height)
+        ]
+        return self.settled(z, *map(torch.cat, zip(*parts, strict=True)))
+
+    @cached_property
+    def _form(self) -> Form:
+        return self.form(self.unit)
+
+    def form(self, unit: Float64[Tensor, ""]) -> Form:
+        """The gaps as a product, over the square of a unit."""
+        p, n = self.points, self.points.norm(dim=1)
+        return Form.of(-2 * p, n.square(), (n.square(), 2 * n), unit)
+
+    def likely(
+        self, z: Float64[Tensor, "b R"], gaps: Bounds
+    ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
+        """The nearest point by bounds of the gaps, and whether another may be as near."""
+        found, unit = gaps.least(), gaps.form.unit
+        most = gaps.above(found).double()
+        distance = unit * (most + (z.norm(dim=1) / unit).square()).clamp(min=0).sqrt()
+        most += 1.001 * (self.tie(distance) + self.rounding(z)) / unit**2
+        return found, gaps.counted(most.to(gaps.values)) != 1
+
+    def settled(
+        self, z: Float64[Tensor, "B R"], found: Int64[Tensor, " B"], unsure: Bool[Tensor, " B"]
+    ) -> Int64[Tensor, " B"]:
+        """The nearest point, of samples of which it is unsure by double precision."""
+        for few in unsure.nonzero()[:, 0].split(rows_at_once(len(self.points), z)):
             found[few] = self._exactly(z[few])
         return found
-
-    def _coarsely(self, z: Float64[Tensor, "b R"]) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
-        """The nearest point as single precision has it, and whether another may be as near."""
-        points, largest = self._coarse
-        x, n = z / self._unit, z.norm(dim=1) / self._unit
-        gaps = inner(coarse(torch.cat([x, torch.ones_like(n)[:, None]], 1)), points)
-        found = torch.from_numpy(gaps.numpy().argmin(1))
-        least = gaps.gather(1, found[:, None])[:, 0]
-        # what two gaps may round: in their factors, in sums of R + 1 terms, and in their difference
-        rounded = (4 * points.shape[1] + 32) * torch.finfo(gaps.dtype).eps * largest * (n + largest)
-        distance = self._unit * (least + rounded + n.square()).clamp(min=0).sqrt()
-        most = rounded + (self.tie(distance) + self.rounding(z)) / self._unit**2
-        near = gaps <= (least + 1.001 * most).to(gaps)[:, None]
-        return found, torch.from_numpy(np.count_nonzero(near.numpy(), axis=1)) != 1
-
-    @cached_property
-    def _unit(self) -> Float64[Tensor, ""]:
-        """A power of two near the largest norm, over which single precision has room."""
-        return torch.exp2(self.largest.log2().nan_to_num(neginf=0.0).floor())
-
-    @cached_property
-    def _coarse(self) -> tuple[Float[Tensor, "P S"], Float64[Tensor, ""]]:
-        """Factors of the gaps over the square of the unit in single precision, and the largest norm."""
-        p = self.points / self._unit
-        return coarse(torch.cat([-2 * p, p.square().sum(1)[:, None]], 1)), self.largest / self._unit
 
     def _exactly(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
         """That of few samples in double precision, and where points are crowded to all digits."""

@@ -14,50 +14,15 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.bounds import Bounds, Form
 from pfc.crossings import SURE, Coefficients, Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import on_processor, processor
 from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
-from pfc.tiles import coarse, inner, rows_at_once
+from pfc.tiles import rows_at_once
 
 WIDER = 2.0**-20  # by which the part of the line that is asked about is stretched, for single precision
-LEAST = 1e-30  # of a coefficient over the square of the unit: below it single precision ends
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """A coefficient as one product of what is known of samples and of classes.
-
-    Args:
-        classes: What samples are multiplied with, less what that may round, and a 1 for the own class.
-        sizes: What it may round of each class: of all samples, and times the samples' norms.
-    """
-
-    classes: Float[Tensor, "K C"]
-    sizes: Float[Tensor, "K M"]
-
-    @classmethod
-    def of(
-        cls,
-        factors: Float64[Tensor, "K c"],
-        constant: Float64[Tensor, " K"],
-        *sizes: Float64[Tensor, " K"],
-    ) -> "Form":
-        """From factors of the samples' coordinates, what is added, and the sizes of all that."""
-        share = (factors.shape[1] + 16) * torch.finfo(coarse(constant).dtype).eps
-        off, one = share * torch.stack(sizes, 1), torch.ones_like(constant)[:, None]
-        return cls(coarse(torch.cat([factors, constant[:, None], -off, one], 1)), coarse(off))
-
-    def bounds(
-        self, z: Float[Tensor, "B c"], norms: Float[Tensor, " B"], own: Int64[Tensor, " B"]
-    ) -> Float[Tensor, "B K"]:
-        """Lower bounds of the coefficient of each class less that of the own."""
-        one = z.new_ones(len(z), 1)
-        off = torch.cat([one, norms[:, None]], 1)
-        v = torch.cat([z, one, off], 1)
-        most = (v * self.classes[own, :-1]).sum(1) + 2 * (off * self.sizes[own]).sum(1) + LEAST
-        return inner(torch.cat([v, -most[:, None]], 1), self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +34,14 @@ class Ends:
         last: At the last layer, or what stands in for it, in its basis.
         a: Those of the first end in both bases.
         b: Those of the last end in both bases.
-        unit: A power of two near the largest of them, over which single precision has room.
+        first_gaps: Squared distances from those of the first end, less that from the origin.
     """
 
     first: Prototypes
     last: Prototypes
     a: Float64[Tensor, "K S"]
     b: Float64[Tensor, "K S"]
-    unit: Float64[Tensor, ""]
+    first_gaps: Form
 
     @property
     def axes(self) -> tuple[slice, slice]:
@@ -85,94 +50,111 @@ class Ends:
         return slice(None, r), slice(r, None)
 
     @cached_property
-    def norms(self) -> tuple[Float64[Tensor, " K"], Float64[Tensor, " K"]]:
-        """Of the points in both bases."""
-        return self.a.norm(dim=1), self.b.norm(dim=1)
-
-    @cached_property
     def forms(self) -> tuple[Form, Form, Form, Form]:
-        """The first coefficient, the second's two parts, and the third, over the square of the unit."""
-        (A, B), a, b = self.axes, self.a / self.unit, self.b / self.unit
-        p, q = (norms / self.unit for norms in self.norms)
+        """Of the first coefficient, of the two parts of the second, of the third: what is of a class."""
+        (A, B), a, b, unit = self.axes, self.a, self.b, self.first_gaps.unit
+        p, q = a.norm(dim=1), b.norm(dim=1)
         return (
-            Form.of(-2 * a[:, A], a[:, A].square().sum(1), p.square(), 2 * p),
-            Form.of(-b[:, B], (a[:, B] * b[:, B]).sum(1), p * q, q),
-            Form.of(-a[:, A], 0 * p, 0 * p, p),
-            Form.of(-2 * b[:, B], b[:, B].square().sum(1), q.square(), 2 * q),
+            self.first_gaps,
+            Form.of(-b[:, B], (a[:, B] * b[:, B]).sum(1), (p * q, q), unit),
+            Form.of(-a[:, A], 0 * p, (0 * p, p), unit),
+            self.last.form(unit),
         )
 
-    @cached_property
-    def coarse_last(self) -> tuple[Float[Tensor, "K S"], Float[Tensor, " K"]]:
-        """The last end's points over the unit, and their norms, in single precision."""
-        return coarse(self.b / self.unit), coarse(self.norms[1] / self.unit)
+    def gaps(self, start: "Places", stop: "Places") -> tuple[Bounds, Bounds]:
+        """Bounds of squared distances from all class points at both ends, less that from the origin."""
+        (A, B), (first, *_, last) = self.axes, self.forms
+        return start.bounds(first, A), stop.bounds(last, B)
+
+    def collapsed(self, own: Int64[Tensor, " B"]) -> "Places":
+        """Samples of these classes, in ascending order, in their class points at the last end."""
+        if own.device.type not in SYNCHRONOUS_DEVICES:
+            return Places(self.b[own], own)
+        own, each = own.unique_consecutive(return_inverse=True)
+        return Places(self.b[own], own, each)
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """Samples at the first end, in both bases side by side; those of a class one after the other.
+class Places:
+    """Where samples are at an end of their lines, in both bases side by side.
 
     Args:
-        x: The samples.
-        own: Class of each.
-        unit: That of the ends.
-        products: What ends have in common, by name.
+        z: The places.
+        own: The class of the samples in each.
+        each: The place of each sample; `None` if every sample has its own.
+        seen: Bounds of forms that were asked for.
     """
 
-    x: Float64[Tensor, "B S"]
-    own: Int64[Tensor, " B"]
-    unit: Float64[Tensor, ""]
-    products: dict[str, Tensor] = field(default_factory=dict)
+    z: Float64[Tensor, "P S"]
+    own: Int64[Tensor, " P"]
+    each: Int64[Tensor, " B"] | None = None
+    seen: dict[Form, Bounds] = field(default_factory=dict)
 
     @cached_property
-    def norms(self) -> Float64[Tensor, " B"]:
-        """The samples' norms."""
-        return self.x.norm(dim=1)
+    def norms(self) -> Float64[Tensor, " P"]:
+        """The norms of the places."""
+        return self.z.norm(dim=1)
 
-    def bounds(self, name: str, form: Form, axes: slice) -> Float[Tensor, "B K"]:
-        """Lower bounds of a form of some axes, computed once under this name."""
-        if name not in self.products:
-            norms = coarse(self.norms / self.unit)
-            self.products[name] = form.bounds(coarse(self.x[:, axes] / self.unit), norms, self.own)
-        return self.products[name]
+    def of(self, i: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """The places of some samples."""
+        return i if self.each is None else self.each[i]
+
+    def bounds(self, form: Form, axes: slice) -> Bounds:
+        """Bounds of a form of some axes."""
+        if form not in self.seen:
+            self.seen[form] = form.bounds(self.z[:, axes], self.norms)
+        return self.seen[form]
+
+    def above(self, form: Form, axes: slice) -> "Above":
+        """These bounds against those of the own classes."""
+        bounds = self.bounds(form, axes)
+        return Above(bounds.values, bounds.above(self.own))
+
+
+class Above(NamedTuple):
+    """Lower bounds of what coefficients of each class are above that of the own.
+
+    Args:
+        values: Lower bounds of coefficients.
+        own: What that of the own class is at most.
+    """
+
+    values: Float[Tensor, "P K"]
+    own: Float[Tensor, " P"]
+
+    def differences(self) -> Float[Tensor, "P K"]:
+        """The bounds."""
+        return self.values - self.own[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Samples on their lines to an end.
+    """Samples on their lines to an end; those of a class one after the other.
 
     Args:
         ends: The class points.
-        start: The samples at the first end.
-        y: At the last end; `None` for those that lie in their class points there.
-        nearest: That of the nearest point at the first and at the last end.
-        frame: Whether the last end's points are other than the last layer's.
+        start: The samples at the first end, each in a place of its own.
+        stop: The samples at the last end.
+        nearest: The nearest points at both ends, as far as they are known: any other class may stand.
     """
 
     ends: Ends
-    start: Start
-    y: Float64[Tensor, "B S"] | None
+    start: Places
+    stop: Places
     nearest: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]
-    frame: bool = False
 
     @property
     def own(self) -> Int64[Tensor, " B"]:
         """Class of each sample."""
         return self.start.own
 
-    @cached_property
-    def last_norms(self) -> Float64[Tensor, " B"]:
-        """The samples' norms at the last end."""
-        return self.ends.norms[1][self.own] if self.y is None else self.y.norm(dim=1)
-
     def pairs(self) -> Pairs:
         """The pairs of samples and classes that may matter, and their coefficients."""
         known = [self._exact(*self._wrong(places)) for places in self.nearest]
-        e, s = (torch.full_like(self.start.norms[:, None], float(t)) for t in (0, 1))
-        e[known[0].sample, 0] = leaves(known[0].coefficients, known[0].room)
-        s[known[1].sample, 0] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
-        rest = (e < s).nonzero()[:, 0].split(rows_at_once(len(self.ends.a), e))
-        i, j = zip(*(self._open(rows, e[rows], s[rows]) for rows in rest), strict=True)
-        return Pairs.of(self._exact(torch.cat(i), torch.cat(j)), *known)
+        e, s = (torch.full_like(self.start.norms, float(t)) for t in (0, 1))
+        e[known[0].sample] = leaves(known[0].coefficients, known[0].room)
+        s[known[1].sample] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
+        return Pairs.of(self._exact(*self._open(e, s)), *known)
 
     def _wrong(self, places: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """The samples that are in another place than their own, and that place."""
@@ -180,47 +162,33 @@ class Tile:
         return rows, places[rows]
 
     def _open(
-        self, rows: Int64[Tensor, " b"], e: Float64[Tensor, "b 1"], s: Float64[Tensor, "b 1"]
+        self, e: Float64[Tensor, " B"], s: Float64[Tensor, " B"]
     ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-        """Pairs of some rows that the coarse bounds leave open between their times e and s."""
-        if not len(rows):
-            return rows, rows
-        bounds = self._bounds(rows)
-        K, single = bounds.first.shape[1], bounds.first.dtype
+        """Pairs that the coarse bounds leave open between their times e and s."""
+        bounds = self._bounds()
+        (B, K), single = bounds.first.values.shape, bounds.first.values.dtype
+        asked = e < s
         e = (e * (1 - WIDER)).to(single)  # the time that is asked from, as single precision has it
         u = ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(single)  # the part that is left out at the end
-        if on_processor(rows.device, len(rows) * K):
-            flat = processor.screen(*bounds, e[:, 0], u[:, 0], self.own[rows], SURE)
+        u = torch.where(asked, u, -1)
+        if on_processor(e.device, B * K):
+            flat = processor.screen(*bounds, self.stop.each, e, u, self.own, SURE)
         else:
-            flat = _undecided(bounds, e, u, self.own[rows])
-        return rows[flat // K], flat % K
+            flat = _undecided(bounds, self.stop.each, e, u, self.own)
+        return flat // K, flat % K
 
-    def _bounds(self, rows: Int64[Tensor, " b"]) -> "_Bounds":
+    def _bounds(self) -> "_Bounds":
         """Lower bounds of the coefficients of all classes, over the square of the unit."""
         (A, B), (first, over, back, last) = self.ends.axes, self.ends.forms
-        own, each = self.own[rows], None
-        if self.y is None:  # samples of a class lie in one point
-            if own.device.type in SYNCHRONOUS_DEVICES:
-                own, each = own.unique_consecutive(return_inverse=True)
-            y, q = (part[own] for part in self.ends.coarse_last)
-        else:
-            y, q = (coarse(part[rows] / self.ends.unit) for part in (self.y, self.last_norms))
-        return _Bounds(
-            first=self.start.bounds("first", first, A),
-            over=self.start.bounds("frame" if self.frame else "means", over, B),
-            rows=rows,
-            back=back.bounds(y[:, A], q, own),
-            last=last.bounds(y[:, B], q, own),
-            each=each,
-        )
+        x, y = self.start, self.stop
+        return _Bounds(x.above(first, A), x.above(over, B), y.above(back, A), y.above(last, B))
 
     def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs, and what decides their ties."""
-        x, y, (a, b) = self.start.x, self.y, (self.ends.a, self.ends.b)
+        x, y, (a, b) = self.start.z, self.stop.z, (self.ends.a, self.ends.b)
         if on_processor(x.device, len(i) * x.shape[1]):
-            k = self.own[i]
-            y, l = (b, k) if y is None else (y, i)
-            found = processor.relative(x, y, a, b, torch.stack([i, l, k, j]), self.ends.axes[0].stop)
+            pairs = torch.stack([i, self.stop.of(i), self.own[i], j])
+            found = processor.relative(x, y, a, b, pairs, self.ends.axes[0].stop)
         else:
             height = rows_at_once(2 * x.shape[1], x)
             parts = zip(i.split(height), j.split(height), strict=True)
@@ -237,8 +205,8 @@ class Tile:
     def _about_own(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Float64[Tensor, "5 n"]:
         """Coefficients from residuals and from the classes' differences; the squared residuals."""
         (A, B), k, a, b = self.ends.axes, self.own[i], self.ends.a, self.ends.b
-        x, p, q = self.start.x[i] - a[k], a[j] - a[k], (b[j] - b[k])[:, B]
-        y = torch.zeros_like(x) if self.y is None else self.y[i] - b[k]
+        x, y = self.start.z[i] - a[k], self.stop.z[self.stop.of(i)] - b[k]
+        p, q = a[j] - a[k], (b[j] - b[k])[:, B]
         first = (p[:, A] * (p[:, A] - 2 * x[:, A])).sum(1)
         across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[:, A]).sum(1)
         last = (q * (q - 2 * y[:, B])).sum(1)
@@ -246,7 +214,8 @@ class Tile:
 
     def _rounding(self, i: Int64[Tensor, " n"]) -> Float64[Tensor, "3 n"]:
         """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
-        A, B, p, q = self.ends.first, self.ends.last, self.start.norms[i], self.last_norms[i]
+        A, B = self.ends.first, self.ends.last
+        p, q = self.start.norms[i], self.stop.norms[self.stop.of(i)]
         if A.crowded or B.crowded:
             return p.new_zeros(3, len(i))
         a, b = A.largest, B.largest
@@ -255,36 +224,31 @@ class Tile:
 
 
 class _Bounds(NamedTuple):
-    """Lower bounds of coefficients: the first, the two parts of the second, the third.
+    """Lower bounds of coefficients: the first, the second's two parts, and the third."""
 
-    Args:
-        rows: Rows of the first two that are asked about.
-        each: Row of the last two for each of these; `None` if they have the same rows.
-    """
+    first: Above
+    over: Above
+    back: Above
+    last: Above
 
-    first: Float[Tensor, "B K"]
-    over: Float[Tensor, "B K"]
-    rows: Int64[Tensor, " b"]
-    back: Float[Tensor, "P K"]
-    last: Float[Tensor, "P K"]
-    each: Int64[Tensor, " b"] | None
-
-    @property
-    def coefficients(self) -> Coefficients:
-        """Those of the rows that are asked about."""
-        ends = self.back, self.last
-        back, last = ends if self.each is None else (part[self.each] for part in ends)
-        return self.first[self.rows], self.over[self.rows].add_(back), last
+    def coefficients(self, each: Int64[Tensor, " B"] | None) -> Coefficients:
+        """Those of every sample, whose places at the last end are these."""
+        first, over, back, last = (part.differences() for part in self)
+        back, last = (back, last) if each is None else (back[each], last[each])
+        return first, over + back, last
 
 
 def _undecided(
-    bounds: _Bounds, e: Float[Tensor, "b 1"], u: Float[Tensor, "b 1"], own: Int64[Tensor, " b"]
+    bounds: _Bounds,
+    each: Int64[Tensor, " B"] | None,
+    e: Float[Tensor, " B"],
+    u: Float[Tensor, " B"],
+    own: Int64[Tensor, " B"],
 ) -> Int64[Tensor, " n"]:
-    """Numbers of the pairs that lower bounds leave open beyond e and before the last part u."""
-    c = bounds.coefficients
-    c = beyond(c, e) if bool((e > 0).any()) else c
-    c = beyond(c[::-1], u)[::-1] if bool((u > 0).any()) else c
+    """Numbers of the pairs that lower bounds leave open beyond e and before the last part u, if any."""
+    c = beyond(bounds.coefficients(each), e[:, None])
+    c = beyond(c[::-1], u[:, None].clamp(min=0))[::-1]
     asked = torch.minimum(torch.minimum(c[0], c[1]), c[2]) > 0
     asked = asked.logical_not_().scatter_(1, own[:, None], value=False)
-    flat = asked.flatten().nonzero()[:, 0]
-    return flat[may_fall(*(each.flatten()[flat] for each in c))]
+    flat = (asked & (u >= 0)[:, None]).flatten().nonzero()[:, 0]
+    return flat[may_fall(*(part.flatten()[flat] for part in c))]

@@ -271,18 +271,23 @@ def test_increments_of_many_layers():
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.7), (0.4, 0.7)])
 def test_the_loop_that_screens_a_line_and_its_twin_agree(before, after):
     g = torch.Generator().manual_seed(0)
-    first, over = torch.randn(2, 40, 30, generator=g) + 1
+    first, over = torch.randn(2, 25, 30, generator=g) + 1
     back, last = torch.randn(2, 7, 30, generator=g) + 1
-    rows, each = torch.randperm(40, generator=g)[:25], torch.randint(0, 7, (25,), generator=g)
+    levels = [torch.randn(len(values), generator=g) for values in (first, over, back, last)]
+    each = torch.randint(0, 7, (25,), generator=g)
     own, some = torch.randint(0, 30, (25,), generator=g), torch.rand(25, generator=g) < 0.8
-    bounds = screening._Bounds(first, over, rows, back, last, each)
+    parts = [
+        values + level[:, None] for values, level in zip((first, over, back, last), levels, strict=True)
+    ]
+    bounds = screening._Bounds(*map(screening.Above, parts, levels))
     e, u = before * some, after * some.roll(1)
-    found = processor.screen(*bounds, e, u, own, SURE)
-    assert found.equal(screening._undecided(bounds, e[:, None], u[:, None], own))
-    c = torch.stack([first[rows], over[rows] + back[each], last[each]]).double()
+    asked = torch.rand(25, generator=g) < 0.9
+    found = processor.screen(*bounds, each, e, torch.where(asked, u, -1), own, SURE)
+    assert found.equal(screening._undecided(bounds, each, e, torch.where(asked, u, -1), own))
+    c = torch.stack([first, over + back[each], last[each]]).double()
     t = torch.linspace(0, 1, 501).double()[:, None, None] * (1 - u - e + e * u)[:, None] + e[:, None]
     low = (c[0] * (1 - t) ** 2 + 2 * c[1] * t * (1 - t) + c[2] * t**2).amin(0)
-    low[torch.arange(25), own] = 1
+    low[torch.arange(25), own], low[~asked] = 1, 1
     assert set((low < -1e-6).flatten().nonzero()[:, 0].tolist()) <= set(found.tolist())
     assert len(found) < (low < 1e-2).sum() * 1.1
 
@@ -294,12 +299,13 @@ def test_the_loop_of_pairs_and_its_twin_agree(collapsed, offset, monkeypatch):
     g = torch.Generator().manual_seed(0)
     new = partial(torch.randn, generator=g, dtype=torch.float64)
     A, B = Prototypes(new(6, 3) + offset, new(()).abs()), Prototypes(new(6, 4), new(()).abs())
-    ends = screening.Ends(A, B, new(6, 7) + offset, new(6, 7) + offset, torch.ones(()).double())
+    ends = screening.Ends(A, B, new(6, 7) + offset, new(6, 7) + offset, A.form(A.unit))
     own, j = torch.randint(0, 6, (2, 50), generator=g)
     i = torch.randint(0, 50, (50,), generator=g)
-    start = screening.Start(ends.a[own] + new(50, 7), own, ends.unit)
-    y = None if collapsed else ends.b[own] + new(50, 7)
-    tile = screening.Tile(ends, start, y, (own, own))
+    own = own.sort().values
+    start = screening.Places(ends.a[own] + new(50, 7), own)
+    stop = ends.collapsed(own) if collapsed else screening.Places(ends.b[own] + new(50, 7), own)
+    tile = screening.Tile(ends, start, stop, (own, own))
     monkeypatch.setattr(fused, "LEAST", 0)
     found, twin = tile._exact(i, j), tile._about_own(i, j)
     torch.testing.assert_close(found.coefficients, twin[:3], rtol=1e-13, atol=1e-12)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pfc
+import pfc.line
 import pfc.tiles
 from pfc import fused, metrics, pairs
 from pfc.crossings import Pairs, intervals
@@ -15,7 +16,7 @@ from pfc.measuring import costs
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.prototypes import Prototypes
-from pfc.screening import Start, Tile
+from pfc.screening import Tile
 from tests import problems
 
 SEEDS = 80  # 6,000 were tried once
@@ -32,17 +33,13 @@ def all_pairs(tile):
 def tiles_of(A, B, y):
     """Of each end of a line one tile of all samples."""
     spans = [MeansSpan.of(ClassMoments.of(H, y)) for H in (A, B)]
-    line = LineCrossings(*spans)
+    line, tiles = LineCrossings(*spans), []
     order = y.argsort(stable=True)
     x, z = (project(H[order], span, line.bases) for H, span in zip((A, B), spans, strict=True))
-    own, r = line.first.place[y[order]], line.first.points.shape[1]
-    first = line.first.prototypes.nearest(x[:, :r].contiguous())
-    last = line.last.prototypes.nearest(z[:, r:].contiguous())
-    start = Start(x, own, line.ends["measured"].unit)
-    for end, ends in line.ends.items():
-        measured = end == "measured"
-        nearest = (first, last if measured else own)
-        yield Tile(ends, start, z if measured else None, nearest, end == "etf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pfc.line, "Tile", lambda *parts: tiles.append(Tile(*parts)) or tiles[-1])
+        line._screened(x, z, line.first.place[y[order]])
+    return dict(zip(line.ends, tiles, strict=True))
 
 
 def instance(seed):
@@ -69,10 +66,10 @@ def instance(seed):
 def test_what_is_sorted_out_changes_no_bit_of_the_curves(part):
     asked = there = 0
     for seed in range(part, SEEDS, 4):
-        for tile in tiles_of(*instance(seed)):
+        for end, tile in tiles_of(*instance(seed)).items():
             found, known = tile.pairs(), all_pairs(tile)
             for ours, theirs in zip(intervals(found), known, strict=True):
-                assert np.array_equal(np.sort(ours), np.sort(theirs)), (seed, tile.frame)
+                assert np.array_equal(np.sort(ours), np.sort(theirs)), (seed, end)
             asked, there = asked + len(found.sample), there + len(tile.own) * len(tile.ends.a)
     assert asked < 0.7 * there
 
@@ -82,7 +79,7 @@ def test_of_many_classes_few_pairs_are_left(monkeypatch):
     A, y = problems.features(1, N=600, D=12, K=100, spread=0.6)
     B, _ = problems.features(2, N=600, D=12, K=100, spread=0.3)
     B = B - torch.stack([B[y == k].mean(0) for k in range(100)])[y] + 3 * ClassMoments.of(A, y).mean[y]
-    for tile in tiles_of(A, B, y):
+    for tile in tiles_of(A, B, y).values():
         found = tile.pairs()
         for ours, theirs in zip(intervals(found), all_pairs(tile), strict=True):
             assert len(theirs)
@@ -92,21 +89,22 @@ def test_of_many_classes_few_pairs_are_left(monkeypatch):
 
 def test_coarse_bounds_are_below_the_exact_coefficients():
     for seed in range(40):
-        for tile in tiles_of(*instance(seed)):
+        for tile in tiles_of(*instance(seed)).values():
             rows = torch.arange(len(tile.own))
             K = len(tile.ends.a)
             i, j = rows.repeat_interleave(K), torch.arange(K).repeat(len(rows))
-            exact = tile._exact(i, j).coefficients.view(3, len(rows), K) / tile.ends.unit**2
-            for bound, known in zip(tile._bounds(rows).coefficients, exact, strict=True):
+            exact = tile._exact(i, j).coefficients.view(3, len(rows), K) / tile.ends.first_gaps.unit**2
+            coefficients = tile._bounds().coefficients(tile.stop.each)
+            for bound, known in zip(coefficients, exact, strict=True):
                 assert bool((bound.double() <= known).all()), seed
 
 
 def test_setting_torch_to_coarser_products_changes_nothing():
-    known = [intervals(tile.pairs()) for tile in tiles_of(*instance(1))]
+    known = [intervals(tile.pairs()) for tile in tiles_of(*instance(1)).values()]
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        found = [intervals(tile.pairs()) for tile in tiles_of(*instance(1))]
+        found = [intervals(tile.pairs()) for tile in tiles_of(*instance(1)).values()]
     finally:
         torch.set_float32_matmul_precision(before)
     for ours, theirs in zip(found, known, strict=True):

@@ -178,4 +178,4 @@ def test_single_precision_decides_only_what_it_can(monkeypatch, seed):
     monkeypatch.setattr("pfc.prototypes.MANY", 0)
     assert points.nearest(z).equal(known)
     if seed % 5 == 0:
-        assert not points._coarsely(z)[1].all()
+        assert not points.likely(z, points._form.bounds(z, z.norm(dim=1)))[1].all()

@@ -280,20 +280,31 @@ def tally(like, address, stride, points, place, nearest, count, hits, sums, squa
 
 
 @no_type_check
-def screen(first, over, rows, back, last, each, e, u, own, sure, undecided):
-    """Whether bounds of a quadratic leave open that it falls below 0 in part of [0, 1], pair by pair."""
-    for i in range(len(rows)):
-        parts = first[rows[i]], over[rows[i]], back[each[i]], last[each[i]]
-        _screen_row(*parts, e[i], u[i], sure, undecided[i])
-        undecided[i, own[i]] = False
+def screen(first, over, back, last, each, e, u, own, sure, undecided):
+    """Whether bounds of a quadratic leave open that it falls below 0 in part of [0, 1], pair by pair.
+
+    Of its coefficients come bounds of each class and what they are to be above, that of the own class;
+    the last ones by the sample's place `each`. Of a sample with `u` below 0 nothing is asked.
+    """
+    for i in range(len(own)):
+        n, open_now = each[i], undecided[i]
+        if u[i] < 0:
+            open_now[:] = False
+            continue
+        parts = first[0][i], over[0][i], back[0][n], last[0][n]
+        least = real(first[1][i]), real(over[1][i]) + real(back[1][n]), real(last[1][n])
+        _screen_row(parts, least, e[i], u[i], sure, open_now)
+        open_now[own[i]] = False
 
 
 @called
 @no_type_check
-def _screen_row(first, over, back, last, e, u, sure, undecided):
+def _screen_row(parts, least, e, u, sure, undecided):
     _widest()
+    (first, over, back, last), (low, middle, high) = parts, least
     for j in range(len(undecided)):
-        a, b, c = real(first[j]), real(over[j]) + real(back[j]), real(last[j])
+        a, c = real(first[j]) - low, real(last[j]) - high
+        b = real(over[j]) + real(back[j]) - middle
         p, b = a + e * (b - a), b + e * (c - b)  # beyond e (de Casteljau)
         a = p + e * (b - p)
         p, b = c + u * (b - c), b + u * (a - b)  # and before the last part u

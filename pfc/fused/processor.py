@@ -133,22 +133,21 @@ def tally(
 
 
 def screen(
-    first: Float[Tensor, "B K"],
-    over: Float[Tensor, "B K"],
-    rows: Int64[Tensor, " b"],
-    back: Float[Tensor, "P K"],
-    last: Float[Tensor, "P K"],
-    each: Int64[Tensor, " b"] | None,
-    e: Float[Tensor, " b"],
-    u: Float[Tensor, " b"],
-    own: Int64[Tensor, " b"],
+    first: tuple[Float[Tensor, "B K"], Float[Tensor, " B"]],
+    over: tuple[Float[Tensor, "B K"], Float[Tensor, " B"]],
+    back: tuple[Float[Tensor, "P K"], Float[Tensor, " P"]],
+    last: tuple[Float[Tensor, "P K"], Float[Tensor, " P"]],
+    each: Int64[Tensor, " B"] | None,
+    e: Float[Tensor, " B"],
+    u: Float[Tensor, " B"],
+    own: Int64[Tensor, " B"],
     sure: float,
 ) -> Int64[Tensor, " n"]:
     """Numbers of the pairs that lower bounds of a quadratic leave open; its twin is in `screening`."""
-    each = torch.arange(len(rows), device="cpu") if each is None else each
-    parts = [part.numpy() for part in (first, over, rows, back, last, each, e, u, own)]
-    undecided = np.empty((len(rows), first.shape[1]), np.bool_)
-    loops()["screen"](*parts, sure, undecided)
+    each = torch.arange(len(own), device="cpu") if each is None else each
+    bounds = [tuple(part.numpy() for part in bound) for bound in (first, over, back, last)]
+    undecided = np.empty((len(own), len(over[0].mT)), np.bool_)
+    loops()["screen"](*bounds, *(part.numpy() for part in (each, e, u, own)), sure, undecided)
     return torch.from_numpy(np.flatnonzero(undecided))
 
 

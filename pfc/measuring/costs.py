@@ -112,8 +112,9 @@ def cost(
 
 def _line(K: int, D: int) -> int:
     """Numbers kept of a segment's line: bases of its ends, class points in both, the same coarsely."""
-    r, ends = min(K - 1, D), 2 + (D >= K - 1)
-    return 2 * r * D + 2 * r * K + ends * (2 * r * K + K * (5 * r + 16) // 2)
+    r, frame = min(K - 1, D), D >= K - 1
+    form = K * (r + 5) // 2  # in single precision
+    return 2 * r * D + 2 * r * K + form + (1 + frame) * (2 * r * K + 3 * form) + frame * r * K
 
 
 def probe_width(shape: tuple[int, ...]) -> int:

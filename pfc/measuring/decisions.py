@@ -166,9 +166,9 @@ class _Deciding:
     decisions: Decisions
     labels: BatchLabels
     ends: Mapping[str, tuple[str, str]]
-    starts: dict[str, tuple[Tensor, Tensor]] = field(
+    starts: dict[str, tuple[Tensor, torch.dtype]] = field(
         default_factory=dict
-    )  # first layers of the segments, projected, and the nearest means there
+    )  # first layers of the segments, projected, and the type of their features
     decided: list[Tensor] = field(default_factory=list)  # at the classifier's input
 
     def see(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
@@ -178,30 +178,32 @@ class _Deciding:
         if name in of.influences:
             of.influences[name].update(H, self.labels.y)
         if name in self.ends:
-            z, nearest = self._end_of_line(name, H)
-        else:
-            z = project(H, (mean := of.nearest[name]).span, mean.span.basis)
-            nearest = mean.take(z, self.labels.y, H.dtype)
-        if name == of.layout.classifier_row:
-            self.decided.append(nearest)
+            return self._end_of_line(name, H)
+        span = of.nearest[name].span
+        z = project(H, span, span.basis)
+        self._take(name, z, H.dtype)
         return z
 
-    def _end_of_line(
-        self, name: str, H: Float[Tensor, "B D"]
-    ) -> tuple[Float64[Tensor, "B R"], Int64[Tensor, " B"]]:
-        """An end of a line is projected on the means of both ends at once."""
-        first, _ = ends = self.ends[name]
-        line, nearest, y = self.decisions.lines[ends], self.decisions.nearest[name], self.labels.y
+    def _end_of_line(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
+        """An end of a line is projected on the means of both ends at once, and waits for the other."""
+        first, last = ends = self.ends[name]
+        line = self.decisions.lines[ends]
         r = line.first.basis.shape[1]
-        z = project(H, nearest.span, line.bases)
-        own = z[:, :r] if name == first else z[:, r:]
-        found = nearest.take(own, y, H.dtype)
+        z = project(H, self.decisions.nearest[name].span, line.bases)
         if name == first:
-            self.starts[name] = z, found
-        else:
-            start, before = self.starts.pop(first)
-            line.update(start, z, y, (before, found))
-        return own, found
+            self.starts[name] = z, H.dtype
+            return z[:, :r]
+        start, dtype = self.starts.pop(first)
+        nearest = line.update(start, z, self.labels.y)
+        self._take(first, start[:, :r], dtype, nearest[0])
+        self._take(last, z[:, r:], H.dtype, nearest[1])
+        return z[:, r:]
+
+    def _take(self, name: str, z: Tensor, dtype: torch.dtype, nearest: Tensor | None = None) -> None:
+        """Add a layer's coordinates in the span of its means, and the nearest means if known."""
+        found = self.decisions.nearest[name].take(z, self.labels.y, dtype, nearest)
+        if name == self.decisions.layout.classifier_row:
+            self.decided.append(found)
 
     def answered(self, answers: Int64[Tensor, " B"]) -> None:
         """Compare what the classifier answered."""

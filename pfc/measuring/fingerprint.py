@@ -1,7 +1,7 @@
 """An order-independent fingerprint of the labelled inputs, by which the second pass knows them again."""
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from pfc.measuring.loader import Batch, attention_mask
@@ -73,13 +73,12 @@ class Fingerprint:
         K = max(len(self.sums), len(again.sums))
         ours, theirs = (with_room(each.sums.cpu(), K) for each in (self, again))
         _, _, length = self.reference or (0, 0.0, 0.0)
-        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            if a[0] != b[0]:
-                what = f"{int(b[0])} of class {k} after {int(a[0])}"
-            elif not _equal(a, b, ROUNDING * length):
-                what = f"the inputs of class {k} differ"
-            else:
-                continue
+        other = ours[:, 0] != theirs[:, 0]
+        wrong = other | ~_equal(ours, theirs, ROUNDING * length)
+        if wrong.any():
+            k = int(wrong.byte().argmax())
+            had, has = int(ours[k, 0]), int(theirs[k, 0])
+            what = f"{has} of class {k} after {had}" if other[k] else f"the inputs of class {k} differ"
             raise ValueError(
                 f"the second pass saw different samples from the first: {what}; {self._remedy()}"
             )
@@ -105,13 +104,12 @@ def _version(batch: Batch) -> int:
     return 0 if x is None or x.is_inference() else x._version
 
 
-def _equal(a: Float64[Tensor, "3"], b: Float64[Tensor, "3"], slip: float) -> bool:
-    """Whether sums and squares agree to rounding, where a mark may be off by a slip."""
-    n, size = a[0], torch.maximum(a[2], b[2])
-    sums, squares = (a - b).abs()[1:]
-    return bool(
-        (sums <= SAME * (n * size).sqrt() + n * slip)
-        & (squares <= SAME * size + n * slip**2 + 2 * slip * (n * size).sqrt())
+def _equal(a: Float64[Tensor, "K 3"], b: Float64[Tensor, "K 3"], slip: float) -> Bool[Tensor, " K"]:
+    """Whether sums and squares agree to rounding, class by class, where a mark may be off by a slip."""
+    n, size = a[:, 0], torch.maximum(a[:, 2], b[:, 2])
+    sums, squares = (a - b).abs()[:, 1:].unbind(1)
+    return (sums <= SAME * (n * size).sqrt() + n * slip) & (
+        squares <= SAME * size + n * slip**2 + 2 * slip * (n * size).sqrt()
     )
 
 

@@ -1,0 +1,81 @@
+"""Lower bounds of what is linear in samples, in single precision: what this may round is taken off."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from pfc.tiles import coarse, inner
+
+LEAST = 1e-30  # of a number over the square of the unit: below it single precision ends
+
+
+class Bounds(NamedTuple):
+    """Lower bounds of a number of each sample and class.
+
+    Args:
+        values: The bounds, over the square of the form's unit.
+        off: What `sizes` is multiplied with, sample by sample.
+        form: What they are of.
+    """
+
+    values: Float[Tensor, "b K"]
+    off: Float[Tensor, "b 2"]
+    form: "Form"
+
+    def least(self) -> Int64[Tensor, " b"]:
+        """The first class of the least bound."""
+        if self.values.device.type == "cpu":  # numpy is the faster
+            return torch.from_numpy(np.argmin(self.values.numpy(), 1))
+        return self.values.argmin(1)
+
+    def counted(self, most: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """How many classes have a bound that is at most so large."""
+        near = self.values <= most[:, None]
+        if near.device.type == "cpu":
+            return torch.from_numpy(np.count_nonzero(near.numpy(), 1))
+        return near.sum(1)
+
+    def above(self, k: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """What that of one class of each sample is at most."""
+        value = self.values.gather(1, k[:, None])[:, 0]
+        return value + 2 * (self.off * self.form.sizes[k]).sum(1) + LEAST
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A number of each sample and class as one product of what is known of both.
+
+    Args:
+        classes: What samples are multiplied with, less what that may round.
+        sizes: What it may round of each class: of all samples, and times the samples' norms.
+        unit: A power of two near the largest norm of the classes, over which single precision has room.
+    """
+
+    classes: Float[Tensor, "K C"]
+    sizes: Float[Tensor, "K 2"]
+    unit: Float64[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls,
+        factors: Float64[Tensor, "K c"],
+        constant: Float64[Tensor, " K"],
+        sizes: tuple[Float64[Tensor, " K"], Float64[Tensor, " K"]],
+        unit: Float64[Tensor, ""],
+    ) -> "Form":
+        """From factors of the samples' coordinates, what is added, and the sizes of all that."""
+        share = (factors.shape[1] + 16) * torch.finfo(coarse(constant).dtype).eps
+        off = share * torch.stack([sizes[0] / unit**2, sizes[1] / unit], 1)
+        parts = [factors / unit, (constant / unit**2)[:, None], -off]
+        return cls(coarse(torch.cat(parts, 1)), coarse(off), unit)
+
+    def bounds(self, z: Float64[Tensor, "b c"], norms: Float64[Tensor, " b"]) -> Bounds:
+        """Lower bounds for samples of these coordinates and norms."""
+        z, norms = z / self.unit, norms / self.unit
+        off = torch.stack([torch.ones_like(norms), norms], 1)
+        v = coarse(torch.cat([z, off[:, :1], off], 1))
+        return Bounds(inner(v, self.classes), v[:, -2:], self)
