@@ -169,10 +169,11 @@ def awkward(seed):
     return M, z
 
 
+@pytest.mark.parametrize("moved", [1e-15, 0.1])
 @pytest.mark.parametrize("seed", range(30))
-def test_single_precision_decides_only_what_it_can(monkeypatch, seed):
+def test_single_precision_decides_only_what_it_can(monkeypatch, seed, moved):
     M, z = awkward(seed)
-    points = Prototypes(M, M.abs().max() * 1e-15)
+    points = Prototypes(M, M.abs().max() * moved)
     monkeypatch.setattr("pfc.prototypes.MANY", 2**60)
     known = points.nearest(z)
     monkeypatch.setattr("pfc.prototypes.MANY", 0)
