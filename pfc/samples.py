@@ -111,9 +111,15 @@ def samples(
     if not rows.is_floating_point() or rows.element_size() == 1:
         rows = rows.to(torch.float32 if rows.element_size() <= 2 else torch.float64)
     height = max(1, BLOCK // rows.shape[1])
-    if finite and not all(bool(part.isfinite().all()) for part in rows.split(height)):
+    if finite and not all(map(_all_finite, rows.split(height))):
         raise ValueError(f"{name} must be finite, got NaN or infinity; drop or repair those samples")
     return rows
+
+
+def _all_finite(x: Tensor) -> bool:
+    """Whether all are numbers; where their sum is one, all are, and it is found many times faster."""
+    total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(x.isfinite().all())
 
 
 def class_indices(y: Any, *, batch: int | None = None) -> Int64[Tensor, " N"]:

@@ -307,6 +307,17 @@ def test_what_is_not_finite_is_left_to_those_who_look_themselves(monkeypatch):
     assert torch.equal(samples(X), X)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_whose_sum_overflows_are_finite_and_no_infinities_cancel(dtype):
+    X = torch.full((40, 50), torch.finfo(dtype).max, dtype=dtype)
+    assert samples(X).equal(X)
+    for bad in ([torch.nan], [torch.inf], [-torch.inf], [torch.inf, -torch.inf]):
+        X = torch.zeros(40, 50, dtype=dtype)
+        X[7, : len(bad)] = torch.tensor(bad, dtype=dtype)
+        with pytest.raises(ValueError, match="X must be finite"):
+            samples(X)
+
+
 def test_gaps_are_refused_dropped_or_kept():
     _, y = labelled(X, 5 * Y + 2, gaps="drop")
     assert torch.equal(y, Y)
