@@ -75,7 +75,7 @@ class Form:
 
     def bounds(self, z: Float64[Tensor, "b c"], norms: Float64[Tensor, " b"]) -> Bounds:
         """Lower bounds for samples of these coordinates and norms."""
-        z, norms = z / self.unit, norms / self.unit
-        off = torch.stack([torch.ones_like(norms), norms], 1)
-        v = coarse(torch.cat([z, off[:, :1], off], 1))
+        v = self.classes.new_empty(len(z), self.classes.shape[1])
+        torch.div(z, self.unit, out=v[:, :-3])
+        v[:, -3:-1], v[:, -1] = 1, norms / self.unit
         return Bounds(inner(v, self.classes), v[:, -2:], self)

@@ -21,12 +21,11 @@ from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
 from pfc.prototypes import Prototypes
-from pfc.screening import Ends, Places, Tile
+from pfc.screening import PAIRS, Ends, Places, Tile
 from pfc.tiles import FEWEST
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
-PAIRS = 2**20  # of samples and classes that are seen at once; ours
 WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 

@@ -6,7 +6,7 @@ holds a sample to a known time, only the rest of the line is asked about. What i
 double precision about the own class, to all digits.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
 from pfc.tiles import rows_at_once
 
+PAIRS = 2**20  # of samples and classes that are seen at once; ours
 WIDER = 2.0**-20  # by which the part of the line that is asked about is stretched, for single precision
 
 
@@ -66,8 +67,14 @@ class Ends:
         (A, B), (first, *_, last) = self.axes, self.forms
         return start.bounds(first, A), stop.bounds(last, B)
 
+    @cached_property
+    def _points(self) -> "Places":
+        return Places(self.b, torch.arange(len(self.b), device=self.b.device))
+
     def collapsed(self, own: Int64[Tensor, " B"]) -> "Places":
         """Samples of these classes, in ascending order, in their class points at the last end."""
+        if len(self.b) ** 2 <= PAIRS:  # then what is of pairs of classes is computed once
+            return replace(self._points, each=own)
         if own.device.type not in SYNCHRONOUS_DEVICES:
             return Places(self.b[own], own)
         own, each = own.unique_consecutive(return_inverse=True)

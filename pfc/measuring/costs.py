@@ -10,6 +10,7 @@ from itertools import groupby
 from math import prod
 
 from pfc.nearest import MOST_PAIRED
+from pfc.screening import PAIRS
 
 FLOAT = 8  # bytes of a float64 number
 MOST = 300  # samples whose coordinates are kept; ours
@@ -114,7 +115,9 @@ def _line(K: int, D: int) -> int:
     """Numbers kept of a segment's line: bases of its ends, class points in both, the same coarsely."""
     r, frame = min(K - 1, D), D >= K - 1
     form = K * (r + 5) // 2  # in single precision
-    return 2 * r * D + 2 * r * K + form + (1 + frame) * (2 * r * K + 3 * form) + frame * r * K
+    pairs = K * K if K * K <= PAIRS else 0
+    of_ends = (1 + frame) * (2 * r * K + 3 * form + pairs)
+    return 2 * r * D + 2 * r * K + form + of_ends + frame * r * K
 
 
 def probe_width(shape: tuple[int, ...]) -> int:
