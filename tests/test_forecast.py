@@ -399,7 +399,7 @@ def test_a_long_measurement_says_so_once(clock, monkeypatch):
         measured(clock, monkeypatch)
     assert [str(w.message) for w in caught if w.category is CostWarning] == [
         "measuring takes about 11 min, by its first batches: pool='mean' has 24.3 times fewer numbers "
-        "to sum, segments=False pairs no layers and keeps 17.1 KiB less"
+        "to sum, segments=False pairs no layers and keeps 16.8 KiB less"
     ]
 
 

@@ -77,7 +77,7 @@ def cost(
         >>> stages = [(256,)] * 3 + [(512,)] * 4 + [(1024,)] * 6 + [(2048,)] * 3  # ResNet-50, pooled
         >>> pooled = cost(stages, 1000, processes=8)
         >>> round(pooled.state / 2**20), round(pooled.exchanged / 2**20)
-        (958, 605)
+        (898, 605)
     """
     K, R = classes, processes
     runs = [[prod(shape) for shape in run] for _, run in groupby(shapes)] if segments else []
