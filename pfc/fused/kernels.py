@@ -125,7 +125,7 @@ def absorb(like, address, stride, labels, before, means, errors, start, kept, be
     """
     order, present, count = labels
     S, total, others, lost = kept[0], kept[1], beside[0], beside[1]
-    width, address, stop = S.shape[1], address + start * like.itemsize, 0
+    width, stop = S.shape[1], 0
     for p in range(len(present)):
         i, stop, s, t = stop, stop + int(count[p]), S[p % len(S)], total[p % len(S)]
         mean, error = means[present[p], start:], errors[present[p], start:]
@@ -198,7 +198,7 @@ def _move(n, m, S, total, mean, error):
 def relate(like, addresses, strides, labels, first, last, start, cross, steps):
     """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
     order, present, count, width = labels
-    depth, addresses, stop = len(addresses) - 1, addresses + start * like.itemsize, 0
+    depth, stop = len(addresses) - 1, 0
     ends = addresses[0], strides[0], addresses[depth], strides[depth]
     for p in range(len(present)):
         begin, stop = stop, stop + int(count[p])
@@ -232,9 +232,9 @@ def _relate_rows(like, ends, rows, a, b):
 
 
 @no_type_check
-def increase(like, addresses, strides, start, D, steps):
+def increase(like, addresses, strides, D, steps):
     """Products of all increments, row by row, of which `D` has room for an even number."""
-    (size, depth, _), width, addresses = steps.shape, D.shape[1], addresses + start * like.itemsize
+    (size, depth, _), width = steps.shape, D.shape[1]
     for i in range(size):
         for l in range(depth):
             A = _row(like, addresses[l], strides[l], i, width)

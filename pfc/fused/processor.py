@@ -70,7 +70,8 @@ def absorb(
     room = np.empty((2, 1, width)) if kept is None else kept.numpy()
     other = np.empty((2, 0, width)) if beside is None else beside.numpy()
     gained, before = np.zeros((3, len(n))), (n.numpy(), means.numpy(), errors.numpy())
-    loops()["absorb"](*read.first(), _by_class(labels), *before, columns.start, room, other, gained)
+    rest = (*before, columns.start, room, other, gained)
+    loops()["absorb"](*read.first(column=columns.start), _by_class(labels), *rest)
     return torch.from_numpy(gained)
 
 
@@ -84,11 +85,10 @@ def relate(
     read, ends, width = _Read.of(batch), [M.numpy() for M in means], columns.stop - columns.start
     cross, depth = np.zeros(len(labels.present)), len(batch) - 1
     steps = np.zeros((len(labels.place), depth, depth))
-    where = (*_by_class(labels), width)
-    loops()["relate"](*read.all(), where, *ends, columns.start, cross, steps)
+    where, layers = (*_by_class(labels), width), read.all(column=columns.start)
+    loops()["relate"](*layers, where, *ends, columns.start, cross, steps)
     if depth > 1:
-        room = np.zeros((depth + depth % 2, width))
-        loops()["increase"](*read.all(), columns.start, room, steps)
+        loops()["increase"](*layers, np.zeros((depth + depth % 2, width)), steps)
     return torch.from_numpy(cross), torch.from_numpy(steps)
 
 
@@ -198,13 +198,14 @@ class _Read:
         like, addresses = np.empty(0, TYPES[layers[0].dtype]), np.array([H.data_ptr() for H in layers])
         return cls(layers, like, addresses, np.array([H.stride(0) for H in layers]))
 
-    def all(self, row: int = 0) -> tuple[Any, ...]:
-        """All layers from a row on, as the loops take them."""
-        return self.like, self.addresses + row * self.strides * self.like.itemsize, self.strides
+    def all(self, row: int = 0, column: int = 0) -> tuple[Any, ...]:
+        """All layers from a number of their rows on, as the loops take them."""
+        numbers = row * self.strides + column
+        return self.like, self.addresses + numbers * self.like.itemsize, self.strides
 
-    def first(self, row: int = 0) -> tuple[Any, ...]:
-        """The first layer from a row on, as the loops take it."""
-        like, addresses, strides = self.all(row)
+    def first(self, row: int = 0, column: int = 0) -> tuple[Any, ...]:
+        """The first layer from a number of its rows on, as the loops take it."""
+        like, addresses, strides = self.all(row, column)
         return like, addresses[0], strides[0]
 
 
