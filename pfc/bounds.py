@@ -13,6 +13,11 @@ from pfc.tiles import coarse, inner
 LEAST = 1e-30  # of a number over the square of the unit: below it single precision ends
 
 
+def unit_of(norms: Float64[Tensor, " K"]) -> Float64[Tensor, ""]:
+    """A power of two near the largest norm."""
+    return torch.exp2(norms.max().log2().nan_to_num(neginf=0.0).floor())
+
+
 class Bounds(NamedTuple):
     """Lower bounds of a number of each sample and class.
 
@@ -72,6 +77,12 @@ class Form:
         off = share * torch.stack([sizes[0] / unit**2, sizes[1] / unit], 1)
         parts = [factors / unit, (constant / unit**2)[:, None], -off]
         return cls(coarse(torch.cat(parts, 1)), coarse(off), unit)
+
+    @classmethod
+    def gaps(cls, points: Float64[Tensor, "K c"], unit: Float64[Tensor, ""] | None = None) -> "Form":
+        """Squared distances to points, less that to the origin."""
+        n = points.norm(dim=1)
+        return cls.of(-2 * points, n.square(), (n.square(), 2 * n), unit_of(n) if unit is None else unit)
 
     def bounds(self, z: Float64[Tensor, "b c"], norms: Float64[Tensor, " b"]) -> Bounds:
         """Lower bounds for samples of these coordinates and norms."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from pfc.bounds import Form, unit_of
 from pfc.crossings import intervals
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
@@ -118,7 +119,8 @@ class LineCrossings:
         """Class points of the first layer and of each end, in both bases side by side."""
         A, overlap = self.first.prototypes, self.first.basis.mT @ self.last.basis
         a = torch.cat([A.points, A.points @ overlap], 1)
-        gaps = A.form(torch.maximum(A.unit, self.last.prototypes.unit))
+        unit = unit_of(torch.stack([A.largest, self.last.prototypes.largest]))
+        gaps = Form.gaps(A.points, unit)
         made = {
             B: Ends(A, B, a, torch.cat([B.points @ overlap.mT, B.points], 1), gaps)
             for B in set(self.prototypes.values())

@@ -7,9 +7,10 @@ distance is taken from their difference, to all digits.
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.bounds import Form
 from pfc.tiles import rows_at_once
 
 EPS = torch.finfo(torch.float64).eps
@@ -49,21 +50,28 @@ def _to_all_digits(
     return found
 
 
-def nearest_others(M: Float[Tensor, "P R"]) -> Int64[Tensor, " P"]:
+def nearest_others(M: Float64[Tensor, "P R"]) -> Int64[Tensor, " P"]:
     """The other point that is the nearest to each, the lowest of those at one distance."""
-    largest = M.norm(dim=1).max()
-    unsure = 2 * ROUNDING * (2 * largest) ** 2  # both what a product rounds and what counts as one
-    found = []
+    norms, squares, form = M.norm(dim=1), M.square().sum(1), Form.gaps(M)
+    largest = norms.max()
+    tie = 2 * ROUNDING * (2 * largest) ** 2  # both what a product rounds and what counts as one
+    found, left = [], []
     every = torch.arange(len(M), device=M.device)
-    for part, _, square in squared_distances(M):
-        rows = every[part]
+    for rows in every.split(rows_at_once(len(M), M)):
+        gaps = form.bounds(M[rows], norms[rows])
+        gaps.values.scatter_(1, rows[:, None], torch.inf)
+        found.append(gaps.least())
+        most = gaps.above(found[-1]).double() + 1.001 * tie / form.unit**2
+        left.append(rows[gaps.counted(most.to(gaps.values)) != 1])
+    place = torch.cat(found)
+    for rows in torch.cat(left).split(rows_at_once(len(M), M)):  # in double precision
+        square = _to_all_digits(M[rows], M, squares[rows, None], squares)
         square.scatter_(1, rows[:, None], torch.inf)
-        place = square.argmin(1)
-        tied = (square <= square.amin(1, keepdim=True) + unsure).sum(1) > 1
-        if tied.any():
-            place[tied] = _first_nearest(M, rows[tied], ROUNDING * largest)
-        found.append(place)
-    return torch.cat(found)
+        place[rows] = square.argmin(1)
+        tied = rows[(square <= square.amin(1, keepdim=True) + tie).sum(1) > 1]
+        if len(tied):
+            place[tied] = _first_nearest(M, tied, ROUNDING * largest)
+    return place
 
 
 def _first_nearest(

@@ -36,11 +36,6 @@ class Prototypes:
     floor: Float64[Tensor, ""]
 
     @cached_property
-    def unit(self) -> Float64[Tensor, ""]:
-        """A power of two near the largest norm."""
-        return torch.exp2(self.largest.log2().nan_to_num(neginf=0.0).floor())
-
-    @cached_property
     def largest(self) -> Float64[Tensor, ""]:
         """The largest norm of the points."""
         return self.points.norm(dim=1).max()
@@ -72,12 +67,7 @@ class Prototypes:
 
     @cached_property
     def _form(self) -> Form:
-        return self.form(self.unit)
-
-    def form(self, unit: Float64[Tensor, ""]) -> Form:
-        """The gaps as a product, over the square of a unit."""
-        p, n = self.points, self.points.norm(dim=1)
-        return Form.of(-2 * p, n.square(), (n.square(), 2 * n), unit)
+        return Form.gaps(self.points)
 
     def likely(
         self, z: Float64[Tensor, "b R"], gaps: Bounds

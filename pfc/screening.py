@@ -59,7 +59,7 @@ class Ends:
             self.first_gaps,
             Form.of(-b[:, B], (a[:, B] * b[:, B]).sum(1), (p * q, q), unit),
             Form.of(-a[:, A], 0 * p, (0 * p, p), unit),
-            self.last.form(unit),
+            Form.gaps(self.last.points, unit),
         )
 
     def gaps(self, start: "Places", stop: "Places") -> tuple[Bounds, Bounds]:

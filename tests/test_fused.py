@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import pfc
 from pfc import fused, screening
+from pfc.bounds import Form
 from pfc.crossings import SURE
 from pfc.fused import processor
 from pfc.labels import BatchLabels
@@ -299,7 +300,7 @@ def test_the_loop_of_pairs_and_its_twin_agree(collapsed, offset, monkeypatch):
     g = torch.Generator().manual_seed(0)
     new = partial(torch.randn, generator=g, dtype=torch.float64)
     A, B = Prototypes(new(6, 3) + offset, new(()).abs()), Prototypes(new(6, 4), new(()).abs())
-    ends = screening.Ends(A, B, new(6, 7) + offset, new(6, 7) + offset, A.form(A.unit))
+    ends = screening.Ends(A, B, new(6, 7) + offset, new(6, 7) + offset, Form.gaps(A.points))
     own, j = torch.randint(0, 6, (2, 50), generator=g)
     i = torch.randint(0, 50, (50,), generator=g)
     own = own.sort().values

@@ -156,6 +156,8 @@ def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_on
     M = torch.randn(K, D, generator=g, dtype=torch.float64)
     if seed % 3 == 0:
         M = M.mul(2).round()  # distances that tie, points that coincide
+    if seed % 6 == 0:  # and tie but for rounding
+        M = M @ torch.linalg.qr(torch.randn(D, D, generator=g, dtype=torch.float64)).Q
     if seed % 3 == 1:
         M[K // 2 :] = M[0] + 1e-7 * M[K // 2 :]
     apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
