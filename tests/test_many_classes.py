@@ -156,8 +156,6 @@ def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_on
     M = torch.randn(K, D, generator=g, dtype=torch.float64)
     if seed % 3 == 0:
         M = M.mul(2).round()  # distances that tie, points that coincide
-    if seed % 6 == 0:  # and tie but for rounding
-        M = M @ torch.linalg.qr(torch.randn(D, D, generator=g, dtype=torch.float64)).Q
     if seed % 3 == 1:
         M[K // 2 :] = M[0] + 1e-7 * M[K // 2 :]
     apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
@@ -175,6 +173,16 @@ def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_on
         angle, farthest = metrics.angles(M)
         assert float(angle) == pytest.approx(float(cosines.std(correction=0)), abs=1e-12, rel=1e-10)
         assert float(farthest) == pytest.approx(float((cosines + 1 / (K - 1)).abs().mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distances_that_tie_but_for_rounding_are_one(seed):
+    g = torch.Generator().manual_seed(seed)
+    corners = torch.tensor([*product([-1.0, 1.0], repeat=5)], dtype=torch.float64)
+    corners = corners[torch.randperm(len(corners), generator=g)]
+    known = (torch.cdist(corners, corners).round(decimals=6) == 2).byte().argmax(1)
+    turned = corners @ torch.linalg.qr(torch.randn(5, 5, generator=g, dtype=torch.float64)).Q
+    assert pairs.nearest_others(turned).equal(known)
 
 
 @pytest.mark.parametrize(("K", "D"), [(3, 1), (7, 3), (7, 6), (7, 7), (4, 9)])
