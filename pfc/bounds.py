@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from pfc.tiles import coarse, inner
@@ -37,12 +37,13 @@ class Bounds(NamedTuple):
             return torch.from_numpy(np.argmin(self.values.numpy(), 1))
         return self.values.argmin(1)
 
-    def counted(self, most: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """How many classes have a bound that is at most so large."""
-        near = self.values <= most[:, None]
+    def rivalled(self, most: Float[Tensor, " b"], tie: Float64[Tensor, "..."]) -> Bool[Tensor, " b"]:
+        """Whether the numbers of several classes may be at most so large, or larger by a tie."""
+        reach = (most.double() + 1.001 * tie / self.form.unit**2).to(self.values)
+        near = self.values <= reach[:, None]
         if near.device.type == "cpu":
-            return torch.from_numpy(np.count_nonzero(near.numpy(), 1))
-        return near.sum(1)
+            return torch.from_numpy(np.count_nonzero(near.numpy(), 1)) != 1
+        return near.sum(1) != 1
 
     def above(self, k: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """What that of one class of each sample is at most."""

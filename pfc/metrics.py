@@ -334,7 +334,7 @@ def class_distance_variance(M: Float[Tensor, "K D"], variance: Float[Tensor, " K
     over, K = _over(M), len(M)
     M, variance = M * over, variance * over[0] * over[0]
     total = M.new_zeros(())
-    for rows, rest, square in squared_distances(M, once=True):
+    for rows, rest, square in squared_distances(M):
         total += ((variance[rows, None] + variance[rest]) / square).triu(1).sum()
     return total / (K * (K - 1))
 

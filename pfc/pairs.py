@@ -27,12 +27,11 @@ def blocks(M: Float[Tensor, "P R"]) -> Iterator[tuple[slice, slice]]:
 
 
 def squared_distances(
-    M: Float[Tensor, "P R"], *, once: bool = False
+    M: Float[Tensor, "P R"],
 ) -> Iterator[tuple[slice, slice, Float[Tensor, "a b"]]]:
-    """Squared distances of some points to all, to all digits; or `once`, to those from the first on."""
+    """Squared distances of some points to those from the first of them on, to all digits."""
     squares = M.square().sum(1)
     for rows, rest in blocks(M):
-        rest = rest if once else slice(None)
         yield rows, rest, _to_all_digits(M[rows], M[rest], squares[rows, None], squares[rest])
 
 
@@ -61,8 +60,7 @@ def nearest_others(M: Float64[Tensor, "P R"]) -> Int64[Tensor, " P"]:
         gaps = form.bounds(M[rows], norms[rows])
         gaps.values.scatter_(1, rows[:, None], torch.inf)
         found.append(gaps.least())
-        most = gaps.above(found[-1]).double() + 1.001 * tie / form.unit**2
-        left.append(rows[gaps.counted(most.to(gaps.values)) != 1])
+        left.append(rows[gaps.rivalled(gaps.above(found[-1]), tie)])
     place = torch.cat(found)
     for rows in torch.cat(left).split(rows_at_once(len(M), M)):  # in double precision
         square = _to_all_digits(M[rows], M, squares[rows, None], squares)

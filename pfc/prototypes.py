@@ -74,10 +74,9 @@ class Prototypes:
     ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
         """The nearest point by bounds of the gaps, and whether another may be as near."""
         found, unit = gaps.least(), gaps.form.unit
-        most = gaps.above(found).double()
+        most = gaps.above(found)
         distance = unit * (most + (z.norm(dim=1) / unit).square()).clamp(min=0).sqrt()
-        most += 1.001 * (self.tie(distance) + self.rounding(z)) / unit**2
-        return found, gaps.counted(most.to(gaps.values)) != 1
+        return found, gaps.rivalled(most, self.tie(distance) + self.rounding(z))
 
     def settled(
         self, z: Float64[Tensor, "B R"], found: Int64[Tensor, " B"], unsure: Bool[Tensor, " B"]

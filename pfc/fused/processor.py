@@ -146,7 +146,7 @@ def screen(
     """Numbers of the pairs that lower bounds of a quadratic leave open; its twin is in `screening`."""
     each = torch.arange(len(own), device="cpu") if each is None else each
     bounds = [tuple(part.numpy() for part in bound) for bound in (first, over, back, last)]
-    undecided = np.empty((len(own), len(over[0].mT)), np.bool_)
+    undecided = np.empty(first[0].shape, np.bool_)
     loops()["screen"](*bounds, *(part.numpy() for part in (each, e, u, own)), sure, undecided)
     return torch.from_numpy(np.flatnonzero(undecided))
 
