@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.foreign import of_worker
+
 BLOCK = 2**22  # numbers checked at once; ours
 Gaps = Literal["refuse", "drop", "keep"]
 
@@ -238,6 +240,8 @@ def _tensor(value: Any, name: str) -> Tensor:
         if found.layout != torch.strided:
             raise TypeError(f"its layout is {found.layout}; take its to_dense()")
     except Exception as error:
+        if of_worker(error):  # it only came while the array was read
+            raise
         kind = type(value).__name__
         raise ValueError(f"{name} must be an array of numbers, got {kind}: {error}") from error
     return found.cpu() if found.device.type == "mps" else found  # which has no float64

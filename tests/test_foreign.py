@@ -458,5 +458,11 @@ def test_the_word_of_a_dead_worker_is_of_the_data_wherever_it_comes():
         def taps(self):
             raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 4.")
 
-    with pytest.raises(ValueError, match=r"^the data failed: RuntimeError: DataLoader worker \(pid 7\)"):
-        measure(Unlucky(8, 4), [(X, Y)])
+    class Labels(list):
+        def __array__(self, *_, **__):
+            Unlucky(8, 4).taps  # noqa: B018
+
+    word = r"^the data failed: RuntimeError: DataLoader worker \(pid 7\)"
+    for net, y in ((Unlucky(8, 4), Y), (nn.Linear(8, 4), Labels())):
+        with pytest.raises(ValueError, match=word):
+            measure(net, [(X, y)])
