@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pfc.bounds import Form, unit_of
 from pfc.crossings import intervals
-from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
 from pfc.nearest import MeansSpan
@@ -27,7 +26,6 @@ from pfc.tiles import FEWEST
 
 End = Literal["measured", "means", "etf"]
 ENDS: tuple[End, ...] = ("measured", "means", "etf")
-WAITING = 2**22  # numbers that may wait on a device to be fetched at once, 32 MB; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,6 @@ class LineCrossings:
     last: MeansSpan
     samples: int = 0
     found: dict[End, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
@@ -141,22 +138,9 @@ class LineCrossings:
             The nearest class points at both layers.
         """
         self.samples += len(y)
-        own, layers = self.first.place[y], self._layers(z_A, z_B)
-        if y.device.type in SYNCHRONOUS_DEVICES:
-            likely = zip(layers, *self._find(z_A, z_B, own), strict=True)
-            first, last = (points.settled(z, *found) for (points, z), *found in likely)
-            return first, last
-        self._waiting.append((z_A, z_B, own))
-        if sum(z.numel() for batch in self._waiting for z in batch[:2]) > WAITING:
-            self.fetch()
-        first, last = (points.nearest(z.contiguous()) for points, z in layers)
+        likely = zip(self._layers(z_A, z_B), *self._find(z_A, z_B, self.first.place[y]), strict=True)
+        first, last = (points.settled(z, *found) for (points, z), *found in likely)
         return first, last
-
-    def fetch(self) -> None:
-        """Find the intervals of the batches that wait; each fetch waits for the device's queue."""
-        for batch in self._waiting:
-            self._find(*batch)
-        self._waiting.clear()
 
     def _find(self, x: Tensor, y: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Find the intervals of samples for each end; what is `likely` their nearest at both layers."""
@@ -191,8 +175,6 @@ class LineCrossings:
     def merge(self, *others: "LineCrossings", total: Total = alone, gather: Gather = own) -> None:
         """Add others in place: those given here, and those of the processes."""
         parts = (self, *others)
-        for part in parts:
-            part.fetch()
         self.samples = int(total(torch.tensor([sum(part.samples for part in parts)], device="cpu")))
         for end in self.prototypes:
             found = [events for part in parts for events in part.found.get(end, [])]
@@ -202,7 +184,6 @@ class LineCrossings:
 
     def curves(self) -> dict[End, StepCurve]:
         """The step function of each end; an end that is undefined is absent."""
-        self.fetch()
         curves = {}
         for end, parts in self.found.items():
             events = [np.sort(np.concatenate([part[i] for part in parts])) for i in (0, 1)]

@@ -222,17 +222,20 @@ class NearestMean:
         Returns:
             The class of the nearest mean of each sample, as a position in `span.points`.
         """
-        return self.take(project(H, self.span, self.span.basis), y, H.dtype)
+        self.note(H.dtype)
+        return self.take(project(H, self.span, self.span.basis), y)
+
+    def note(self, dtype: torch.dtype) -> None:
+        """Note that features had this type."""
+        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
 
     def take(
         self,
         z: Float64[Tensor, "B R"],
         y: Int64[Tensor, " B"],
-        dtype: torch.dtype,
         nearest: Int64[Tensor, " B"] | None = None,
     ) -> Int64[Tensor, " B"]:
-        """Add a batch that is already in the coordinates of the span; its features had this type."""
-        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
+        """Add a batch that is already in the coordinates of the span, with the nearest if known."""
         p = self.span.place[y]
         nearest = self.span.prototypes.nearest(z) if nearest is None else nearest
         if on_processor(z.device, len(z) * len(self.span.centre)):

@@ -19,9 +19,12 @@ import pfc
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import processor
 from pfc.labels import BatchLabels
-from pfc.line import ENDS, LineCrossings
+from pfc.line import LineCrossings
 from pfc.measuring import passes
+from pfc.measuring.decisions import Answers, Decisions
+from pfc.measuring.layout import Layout
 from pfc.measuring.loader import MeasuredBatches
+from pfc.measuring.scale import Scale
 from pfc.moments import ClassMoments, SegmentMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.theory.path import PathSample
@@ -150,21 +153,38 @@ def test_moments_ask_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nearest_means_and_the_line_ask_nothing(dtype):
+def test_nearest_means_and_what_is_to_be_decided_ask_nothing(dtype):
     H, y = problems.features(1)
     spans = [MeansSpan.of(ClassMoments.of(H * s, y)) for s in (1, 2)]
     first, last = map(on_meta, spans)
     for there, span in zip((first, last), spans, strict=True):  # asked once a layer
         there.__dict__["central"] = span.central
         there.prototypes.__dict__["crowded"] = span.prototypes.crowded
-    line, nearest, y = LineCrossings(first, last), NearestMean.empty(first), y.to(META)
-    z = [project(H.to(META, dtype), span, line.bases) for span in (first, last)]
-    line.__dict__["prototypes"] = dict.fromkeys(ENDS, last.prototypes)  # its decomposition asks once
-    for _ in range(2):
-        nearest.update(H.to(META, dtype), y)
-        line.update(*z, y)
-    assert line.samples == 120
+    decisions, labels = about(dict(zip("ab", (first, last), strict=True))), BatchLabels.of(y, META)
+    for number in range(2):
+        with decisions.batch(labels, number) as seen:
+            for name, s in (("a", 1), ("b", 2)):
+                seen.see(name, H.to(META, dtype) * s)
+            seen.answers = labels.y
+        NearestMean.empty(first).update(H.to(META, dtype), labels.y)
+    (line,) = decisions.lines.values()
+    assert line.samples == 0
     assert not line.found
+
+
+def about(spans):
+    """No decisions yet about the means of two layers of one segment."""
+    place = spans["a"].place
+    return Decisions(
+        layout=Layout({name: (7,) for name in spans}, classifier_row="b", outputs=len(place)),
+        nearest={name: NearestMean.empty(span) for name, span in spans.items()},
+        lines={("a", "b"): LineCrossings(spans["a"], spans["b"])},
+        scales={name: Scale() for name in spans},
+        classes=torch.arange(len(place), device=place.device),
+        known=frozenset(range(len(place))),
+        answers=Answers(torch.zeros(3, dtype=torch.int64, device=place.device)),
+        influences={},
+    )
 
 
 # The whole, on the CPU as on a device
@@ -243,24 +263,31 @@ def test_queued_numbers_are_the_same(options, queued):
             torch.testing.assert_close(array, b.arrays()[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_what_waits_on_a_device_is_fetched_before_it_is_much(queued, monkeypatch):
+def test_what_waits_on_a_device_is_decided_before_it_is_much(queued, monkeypatch):
     H, y = problems.features(1)
-    spans = [MeansSpan.of(ClassMoments.of(H * s, y)) for s in (1, 2)]
-    line, known = LineCrossings(*spans), LineCrossings(*spans)
-    monkeypatch.setattr("pfc.line.WAITING", 2 * len(y) * line.bases.shape[1])
-    z = [project(H, span, line.bases) for span in spans]
-    line.update(*z, y)
-    assert not line.found
-    line.update(*z, y)
-    assert len(line.found["measured"]) == 2
-    line.update(*z, y)
-    curves = line.curves()
+    spans = {name: MeansSpan.of(ClassMoments.of(H * s, y)) for name, s in (("a", 1), ("b", 2))}
+    decisions, labels = about(spans), BatchLabels.of(y)
+    (line,) = decisions.lines.values()
+    known = LineCrossings(*spans.values())
+    monkeypatch.setattr(
+        "pfc.measuring.decisions.QUEUED",
+        2 * len(y) * sum(span.basis.shape[1] * 2 for span in spans.values()),
+    )
+    found = []
+    for number in range(3):
+        with decisions.batch(labels, number) as seen:
+            seen.see("a", H)
+            seen.see("b", H * 2)
+        found.append(line.samples // len(y))
+    assert found == [0, 0, 2]
+    decisions.settle()
     SYNCHRONOUS_DEVICES.add("cpu")
+    z = [project(H * s, span, known.bases) for s, span in zip((1, 2), spans.values(), strict=True)]
     for _ in range(3):
         known.update(*z, y)
     for end, curve in known.curves().items():
-        assert curves[end].starts.equal(curve.starts)
-        assert curves[end].samples == curve.samples
+        assert line.curves()[end].starts.equal(curve.starts)
+        assert line.curves()[end].samples == curve.samples
 
 
 class Breaks(nn.Module):

@@ -378,6 +378,21 @@ def test_batches_of_any_sizes_give_the_same_numbers(sizes):
         np.testing.assert_allclose(found, known, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("most", [0, 1, 3, 19, 20, 22, 47, 1000])
+def test_samples_are_decided_alike_with_any_others(most, monkeypatch):
+    model, x, y = precise()
+    whole = measured(model, [(x, y)])
+    monkeypatch.setattr("pfc.measuring.decisions.Decisions._most", most)
+    sizes = [3, 17, 2, 20, 5]
+    cut = measured(model, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    same_numbers(cut.table(), whole.table())
+    assert cut.accuracy == whole.accuracy
+    for a, b in zip(whole.segments, cut.segments, strict=True):
+        for end, curve in a.curves.items():
+            torch.testing.assert_close(b.curves[end].starts, curve.starts, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(b.curves[end].stops, curve.stops, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("limit", [20, 25, 30, 47, 99])
 def test_a_limit_takes_so_many_samples(limit):
     model, x, y = precise()

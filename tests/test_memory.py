@@ -56,6 +56,7 @@ def largest(n, **options):
 def _small_tiles(monkeypatch):
     monkeypatch.setitem(pfc.tiles.TILE, "cpu", 400)
     monkeypatch.setattr(pfc.tiles._kept, "arrays", {})
+    monkeypatch.setattr("pfc.measuring.decisions.WAITING", 400)
 
 
 @pytest.mark.usefixtures("_small_tiles")

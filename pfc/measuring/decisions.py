@@ -1,12 +1,15 @@
 """State of pass two: nearest class means, about means that are known, which may be another set's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.influence import Influence
 from pfc.labels import BatchLabels
 from pfc.line import LineCrossings
@@ -18,7 +21,8 @@ from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.warning import warn
 
 Decide = Callable[[str, Float[Tensor, "B D"]], Float64[Tensor, "B R"]]  # gives where features are
-Answered = Callable[[Int64[Tensor, " B"]], None]  # takes the classifier's answers
+WAITING = 2**19  # numbers of samples that wait to be decided at once, 4 MB; ours
+QUEUED = 2**22  # the same on a device whose queue has to be waited for, 32 MB; ours
 
 
 def answers_of(logits: Float[Tensor, "B K"], threshold: float = 0.0) -> Int64[Tensor, " B"]:
@@ -41,14 +45,14 @@ class Answers:
     samples: int = 0
 
     def add(
-        self, answers: Int64[Tensor, " B"], labels: BatchLabels, nearest: Sequence[Int64[Tensor, " B"]]
+        self, answers: Int64[Tensor, " B"], y: Int64[Tensor, " B"], nearest: Int64[Tensor, " B"] | None
     ) -> None:
         """Add the answers to a batch, with the classes of the nearest means where they are known."""
         self.samples += len(answers)
-        self.tally[0] += (answers == labels.y).sum()
+        self.tally[0] += (answers == y).sum()
         self.tally[2] += (answers < 0).sum()
-        for classes in nearest:
-            self.tally[1] += (classes != answers).sum()
+        if nearest is not None:
+            self.tally[1] += (nearest != answers).sum()
 
     def merge(self, total: Total) -> None:
         """Make the answers those of all processes that `total` sums over."""
@@ -94,6 +98,8 @@ class Decisions:
     known: frozenset[int]
     answers: Answers
     influences: Mapping[str, Influence]
+    _waiting: list["Coordinates"] = field(default_factory=list)
+    _waits: int = 0  # samples
 
     @classmethod
     def about(
@@ -123,15 +129,67 @@ class Decisions:
         """The span of the means at each layer."""
         return {name: nearest.span for name, nearest in self.nearest.items()}
 
-    def batch(self, labels: BatchLabels, number: int) -> tuple[Decide, Answered]:
-        """Take a batch: what is to be called with each layer's features, then with the answers."""
+    @contextmanager
+    def batch(self, labels: BatchLabels, number: int) -> Iterator["Coordinates"]:
+        """Take a batch layer by layer; it is decided together with others."""
         if not self.known.issuperset(labels.numbers):
             raise ValueError(
                 f"the second pass saw different samples from the first: batch {number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
             )
-        deciding = _Deciding(self, labels, {name: pair for pair in self.lines for name in pair})
-        return deciding.see, deciding.answered
+        if self._waits + len(labels.y) > self._most:
+            self.settle()
+        batch = Coordinates(self, labels)
+        yield batch
+        self._waiting.append(batch)
+        self._waits += len(labels.y)
+
+    def settle(self) -> None:
+        """Decide the samples that wait; from then on all numbers are those of all batches."""
+        batches, self._waiting, self._waits = self._waiting, [], 0
+        if not batches:
+            return
+        sizes = [len(batch.labels.y) for batch in batches]
+        y, z = torch.cat([batch.labels.y for batch in batches]), batches[0].z
+        if len(batches) > 1:
+            z = {name: room[: len(y)] for name, room in self._room.items()}
+        found: dict[str, Int64[Tensor, " B"]] = {}
+        for (first, last), line in self.lines.items():
+            found[first], found[last] = line.update(z[first], z[last], y)
+        for name, nearest in self.nearest.items():
+            found[name] = nearest.take(z[name][:, self.frames[name][1]], y, found.get(name))
+        row = self.layout.classifier_row
+        means = [None] * len(batches) if row is None else self.classes[found[row]].split(sizes)
+        for batch, decided in zip(batches, means, strict=True):
+            if self.answerable and batch.answers is not None:
+                self.answers.add(batch.answers, batch.labels.y, decided)
+
+    def keep(self, name: str, z: Float64[Tensor, "B R"]) -> Float64[Tensor, "B R"]:
+        """Coordinates that wait, in memory that serves again: new memory costs more than the copy."""
+        rows = slice(self._waits, self._waits + len(z))
+        return z if len(z) > self._most else self._room[name][rows].copy_(z)
+
+    @cached_property
+    def _most(self) -> int:
+        """Samples that may wait."""
+        numbers = sum(bases.shape[1] for bases, _ in self.frames.values())
+        here = self.classes.device.type in SYNCHRONOUS_DEVICES
+        return (WAITING if here else QUEUED) // max(1, numbers)
+
+    @cached_property
+    def _room(self) -> dict[str, Float64[Tensor, "M R"]]:
+        """Memory for the coordinates of these."""
+        frames = self.frames.items()
+        return {name: bases.new_empty(self._most, bases.shape[1]) for name, (bases, _) in frames}
+
+    @cached_property
+    def frames(self) -> dict[str, tuple[Float64[Tensor, "D R"], slice]]:
+        """What each layer is projected on, an end of a line on both ends' means; which are its own."""
+        found = {name: (nearest.span.basis, slice(None)) for name, nearest in self.nearest.items()}
+        for (first, last), line in self.lines.items():
+            own = line.first.basis.shape[1]
+            found[first], found[last] = (line.bases, slice(own)), (line.bases, slice(own, None))
+        return found
 
     @property
     def answerable(self) -> bool:
@@ -159,54 +217,29 @@ class Decisions:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _Deciding:
-    """A batch that is decided layer by layer."""
+@dataclass(eq=False)
+class Coordinates:
+    """A batch that is seen layer by layer: where its samples are about the class means.
+
+    Args:
+        decisions: That it is for.
+        labels: Of its samples.
+        z: Of each layer seen so far, the samples in its frame.
+        answers: What the classifier answered, if it has.
+    """
 
     decisions: Decisions
     labels: BatchLabels
-    ends: Mapping[str, tuple[str, str]]
-    starts: dict[str, tuple[Tensor, torch.dtype]] = field(
-        default_factory=dict
-    )  # first layers of the segments, projected, and the type of their features
-    decided: list[Tensor] = field(default_factory=list)  # at the classifier's input
+    z: dict[str, Float64[Tensor, "B R"]] = field(default_factory=dict)
+    answers: Int64[Tensor, " B"] | None = None
 
     def see(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
-        """Decide by the features of a layer; their coordinates in the span of its means."""
+        """Take the features of a layer; their coordinates in the span of its means."""
         of = self.decisions
         H = of.scales[name].rescaled(H)
         if name in of.influences:
             of.influences[name].update(H, self.labels.y)
-        if name in self.ends:
-            return self._end_of_line(name, H)
-        span = of.nearest[name].span
-        z = project(H, span, span.basis)
-        self._take(name, z, H.dtype)
-        return z
-
-    def _end_of_line(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
-        """An end of a line is projected on the means of both ends at once, and waits for the other."""
-        first, last = ends = self.ends[name]
-        line = self.decisions.lines[ends]
-        r = line.first.basis.shape[1]
-        z = project(H, self.decisions.nearest[name].span, line.bases)
-        if name == first:
-            self.starts[name] = z, H.dtype
-            return z[:, :r]
-        start, dtype = self.starts.pop(first)
-        nearest = line.update(start, z, self.labels.y)
-        self._take(first, start[:, :r], dtype, nearest[0])
-        self._take(last, z[:, r:], H.dtype, nearest[1])
-        return z[:, r:]
-
-    def _take(self, name: str, z: Tensor, dtype: torch.dtype, nearest: Tensor | None = None) -> None:
-        """Add a layer's coordinates in the span of its means, and the nearest means if known."""
-        found = self.decisions.nearest[name].take(z, self.labels.y, dtype, nearest)
-        if name == self.decisions.layout.classifier_row:
-            self.decided.append(found)
-
-    def answered(self, answers: Int64[Tensor, " B"]) -> None:
-        """Compare what the classifier answered."""
-        of = self.decisions
-        if of.answerable:
-            of.answers.add(answers, self.labels, [of.classes[place] for place in self.decided])
+        nearest, (bases, own) = of.nearest[name], of.frames[name]
+        nearest.note(H.dtype)
+        self.z[name] = of.keep(name, project(H, nearest.span, bases))
+        return self.z[name][:, own]

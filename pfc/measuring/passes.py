@@ -204,9 +204,9 @@ def second_pass(
     for batch in batches:
         inputs.update(batch)
         labels = batch.labels.to(device)
-        see, answered = decisions.batch(labels, batch.number)
-        answers = source.forward(batch, device, subset.follow(batch, labels, decisions, see))
+        with decisions.batch(labels, batch.number) as seen:
+            see = subset.follow(batch, labels, decisions, seen.see)
+            seen.answers = source.forward(batch, device, see)
         subset.settle()
-        if answers is not None:
-            answered(answers)
         step(done + batch.number + 1, "pass 2")
+    decisions.settle()
