@@ -131,7 +131,7 @@ def project(
     flat = bases.mT.contiguous()
     few = len(flat) <= FEW
     if few and (loops := loops_for([H])):
-        return loops.project(H, span.centre, flat) - span.centre_error @ bases
+        return loops.project(H, span.centre, flat).sub_(span.centre_error @ bases)
     z = bases.new_zeros(len(flat), len(H)).mT if few else bases.new_zeros(len(H), len(flat))
     if H.dtype == torch.float64 and span.central:  # needs no copy
         _add(z, H, flat, few=few)

@@ -348,7 +348,7 @@ def project(like, address, stride, centre, flat, ways, wide, z):
     In `ways` so many columns of the directions, and zeros that make them up to threes or nines.
     """
     (R, D), size = flat.shape, len(z)
-    nine = len(ways) - len(ways) % 9
+    nine, far = len(ways) - len(ways) % 9, (size + 2) // 3
     for start in range(0, D, wide):
         stop = min(start + wide, D)
         at, middle = address + start * like.itemsize, centre[start:stop]
@@ -356,8 +356,8 @@ def project(like, address, stride, centre, flat, ways, wide, z):
             way, direction = ways[r], flat[r, start:stop]
             for d in range(len(direction)):
                 way[d] = direction[d]
-        for i in range(0, size, 3):
-            rows = i, min(i + 1, size - 1), min(i + 2, size - 1)
+        for i in range(far):  # three streams of rows that lie one after the other, as caches expect
+            rows = i, i + far if i + far < size else i, i + 2 * far if i + 2 * far < size else i
             for r in range(0, nine, 9):
                 _multiply(like, at, stride, rows, middle, ways[r:], NINE, z[:, r:])
             if nine < R:
