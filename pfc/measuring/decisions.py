@@ -99,7 +99,7 @@ class Decisions:
     answers: Answers
     influences: Mapping[str, Influence]
     _waiting: list["Coordinates"] = field(default_factory=list)
-    _waits: int = 0  # samples
+    _samples: int = 0  # that wait
 
     @classmethod
     def about(
@@ -137,58 +137,74 @@ class Decisions:
                 f"the second pass saw different samples from the first: batch {number} has a class "
                 "that had no sample before; turn off random augmentation and sampling, or take passes=1"
             )
-        if self._waits + len(labels.y) > self._most:
+        size = len(labels.y)
+        if self._samples + size > self._most:
             self.settle()
-        batch = Coordinates(self, labels)
+        batch = Coordinates(self, labels, self._samples if size <= self._most else None)
         yield batch
-        self._waiting.append(batch)
-        self._waits += len(labels.y)
+        if batch.start is None:
+            self._compare(batch, batch.nearest)
+        else:
+            self._waiting.append(batch)
+            self._samples += size
 
     def settle(self) -> None:
         """Decide the samples that wait; from then on all numbers are those of all batches."""
-        batches, self._waiting, self._waits = self._waiting, [], 0
-        if not batches:
+        if not self._waiting:
             return
-        sizes = [len(batch.labels.y) for batch in batches]
-        y, z = torch.cat([batch.labels.y for batch in batches]), batches[0].z
-        if len(batches) > 1:
-            z = {name: room[: len(y)] for name, room in self._room.items()}
+        y = torch.cat([batch.labels.y for batch in self._waiting])
+        nearest = self.decide({name: room[: len(y)] for name, room in self._room.items()}, y)
+        for batch in self._waiting:
+            own, nearest = (
+                (None, None) if nearest is None else nearest.tensor_split([len(batch.labels.y)])
+            )
+            self._compare(batch, own)
+        self._waiting, self._samples = [], 0
+
+    def decide(
+        self, z: Mapping[str, Float64[Tensor, "B R"]], y: Int64[Tensor, " B"]
+    ) -> Int64[Tensor, " B"] | None:
+        """Decide samples at some layers by their coordinates; the nearest means for the classifier."""
         found: dict[str, Int64[Tensor, " B"]] = {}
         for (first, last), line in self.lines.items():
-            found[first], found[last] = line.update(z[first], z[last], y)
-        for name, nearest in self.nearest.items():
-            found[name] = nearest.take(z[name][:, self.frames[name][1]], y, found.get(name))
+            if last in z:
+                found[first], found[last] = line.update(z[first], z[last], y)
+        for name, coordinates in z.items():
+            own = coordinates[:, self.frames[name].own]
+            found[name] = self.nearest[name].take(own, y, found.get(name))
         row = self.layout.classifier_row
-        means = [None] * len(batches) if row is None else self.classes[found[row]].split(sizes)
-        for batch, decided in zip(batches, means, strict=True):
-            if self.answerable and batch.answers is not None:
-                self.answers.add(batch.answers, batch.labels.y, decided)
+        return self.classes[found[row]] if row in found else None
 
-    def keep(self, name: str, z: Float64[Tensor, "B R"]) -> Float64[Tensor, "B R"]:
-        """Coordinates that wait, in memory that serves again: new memory costs more than the copy."""
-        rows = slice(self._waits, self._waits + len(z))
-        return z if len(z) > self._most else self._room[name][rows].copy_(z)
+    def _compare(self, batch: "Coordinates", nearest: Int64[Tensor, " B"] | None) -> None:
+        """Compare what the classifier answered to a batch."""
+        if self.answerable and batch.answers is not None:
+            self.answers.add(batch.answers, batch.labels.y, nearest)
+
+    def keep(self, name: str, start: int, z: Float64[Tensor, "B R"]) -> None:
+        """Keep coordinates that wait, in memory that serves again: new one costs more than the copy."""
+        self._room[name][start : start + len(z)] = z
 
     @cached_property
     def _most(self) -> int:
         """Samples that may wait."""
-        numbers = sum(bases.shape[1] for bases, _ in self.frames.values())
+        numbers = sum(frame.bases.shape[1] for frame in self.frames.values())
         here = self.classes.device.type in SYNCHRONOUS_DEVICES
         return (WAITING if here else QUEUED) // max(1, numbers)
 
     @cached_property
     def _room(self) -> dict[str, Float64[Tensor, "M R"]]:
         """Memory for the coordinates of these."""
-        frames = self.frames.items()
-        return {name: bases.new_empty(self._most, bases.shape[1]) for name, (bases, _) in frames}
+        frames = {name: frame.bases for name, frame in self.frames.items()}
+        return {name: bases.new_empty(self._most, bases.shape[1]) for name, bases in frames.items()}
 
     @cached_property
-    def frames(self) -> dict[str, tuple[Float64[Tensor, "D R"], slice]]:
-        """What each layer is projected on, an end of a line on both ends' means; which are its own."""
-        found = {name: (nearest.span.basis, slice(None)) for name, nearest in self.nearest.items()}
+    def frames(self) -> dict[str, "Frame"]:
+        """What each layer is projected on; an end of a line on the means of both ends."""
+        found = {name: Frame(of.span.basis, slice(None), (name,)) for name, of in self.nearest.items()}
         for (first, last), line in self.lines.items():
             own = line.first.basis.shape[1]
-            found[first], found[last] = (line.bases, slice(own)), (line.bases, slice(own, None))
+            found[first] = Frame(line.bases, slice(own), ())
+            found[last] = Frame(line.bases, slice(own, None), (first, last))
         return found
 
     @property
@@ -217,6 +233,21 @@ class Decisions:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What the features of a layer are projected on.
+
+    Args:
+        bases: Orthonormal columns, of the layer's span or of a line's both ends.
+        own: Those of the layer's span.
+        ready: Layers that can be decided once this one is seen.
+    """
+
+    bases: Float64[Tensor, "D R"]
+    own: slice
+    ready: tuple[str, ...]
+
+
 @dataclass(eq=False)
 class Coordinates:
     """A batch that is seen layer by layer: where its samples are about the class means.
@@ -224,14 +255,17 @@ class Coordinates:
     Args:
         decisions: That it is for.
         labels: Of its samples.
-        z: Of each layer seen so far, the samples in its frame.
+        start: Where it lies among the samples that wait; `None` if it is decided layer by layer.
+        nearest: The nearest means at the classifier's input, once they are decided.
         answers: What the classifier answered, if it has.
     """
 
     decisions: Decisions
     labels: BatchLabels
-    z: dict[str, Float64[Tensor, "B R"]] = field(default_factory=dict)
+    start: int | None
+    nearest: Int64[Tensor, " B"] | None = None
     answers: Int64[Tensor, " B"] | None = None
+    _seen: dict[str, Float64[Tensor, "B R"]] = field(default_factory=dict)
 
     def see(self, name: str, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
         """Take the features of a layer; their coordinates in the span of its means."""
@@ -239,7 +273,13 @@ class Coordinates:
         H = of.scales[name].rescaled(H)
         if name in of.influences:
             of.influences[name].update(H, self.labels.y)
-        nearest, (bases, own) = of.nearest[name], of.frames[name]
+        nearest, frame = of.nearest[name], of.frames[name]
         nearest.note(H.dtype)
-        self.z[name] = of.keep(name, project(H, nearest.span, bases))
-        return self.z[name][:, own]
+        z = project(H, nearest.span, frame.bases)
+        if self.start is not None:
+            of.keep(name, self.start, z)
+            return z[:, frame.own]
+        self._seen[name] = z
+        found = of.decide({each: self._seen.pop(each) for each in frame.ready}, self.labels.y)
+        self.nearest = self.nearest if found is None else found
+        return z[:, frame.own]
