@@ -1,7 +1,9 @@
 """The labels of a batch, prepared once for all layers."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
@@ -44,6 +46,11 @@ class BatchLabels:
         numbers = tuple(present.tolist())
         own = cls(indices, present, place, order, first, count.double(), None, numbers)
         return own.to(device or y.device)
+
+    @cached_property
+    def by_class(self) -> tuple[np.ndarray, ...]:
+        """The rows class by class, and the classes with their counts; on the processor."""
+        return self.order.numpy(), self.present.numpy(), self.count.numpy()
 
     def to(self, device: torch.device) -> "BatchLabels":
         """The same for features on another device; from the CPU without synchronising it."""

@@ -240,11 +240,11 @@ class SegmentMoments:
             )
             for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
         ]
-        scatter, moved, rounded = zip(*gained, strict=True)
+        scatter = [each[0] for each in gained]
         if not self.paired:
-            return _Gained([*scatter], *_unpaired(labels))
-        cross = cross - (n + labels.count) * moved[-1] + n * rounded[-1]
-        return _Gained([*scatter], cross, steps)
+            return _Gained(scatter, *_unpaired(labels))
+        _, moved, rounded = gained[-1]
+        return _Gained(scatter, cross - (n + labels.count) * moved + n * rounded, steps)
 
     def _add(self, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]) -> "_Gained":
         """Add a batch to the means, tile by tile; what the rest gains."""

@@ -66,12 +66,12 @@ class Loops(Protocol):
 
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:
     """Compiled loops that read these features, if there are any."""
-    kinds, numbers = {H.device.type for H in batch}, sum(H.numel() for H in batch)
-    if any(H.dtype not in processor.TYPES for H in batch) or len(kinds) > 1:
+    device, numbers = batch[0].device, sum(H.numel() for H in batch)
+    if any(H.dtype not in processor.TYPES or H.device != device for H in batch):
         return None
-    if kinds == {"cuda"}:
+    if device.type == "cuda":
         return _on_cuda(len(batch)) if numbers >= LEAST else None
-    return processor if on_processor(batch[0].device, numbers) else None
+    return processor if on_processor(device, numbers) else None
 
 
 def on_processor(device: torch.device, numbers: int) -> bool:

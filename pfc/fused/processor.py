@@ -3,11 +3,10 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, reduce
 from glob import glob
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ TYPES = {  # of features, and what the loops read them as
     torch.bfloat16: np.uint16,
     torch.float16: np.int16,
 }
+LIKE = {dtype: np.empty(0, kind) for dtype, kind in TYPES.items()}
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
 WIDTH = 2**14  # columns of a layer that are worked on at once; ours
@@ -65,13 +65,12 @@ def absorb(
     beside: Float64[Tensor, "2 P C"] | None = None,
 ) -> Float64[Tensor, "3 P"]:
     """As in `Loops`."""
-    read = _Read.of([H])  # held until the loop is done with it
-    width = columns.stop - columns.start
+    (H,), width = side_by_side([H]), columns.stop - columns.start
     room = np.empty((2, 1, width)) if kept is None else kept.numpy()
     other = np.empty((2, 0, width)) if beside is None else beside.numpy()
     gained, before = np.zeros((3, len(n))), (n.numpy(), means.numpy(), errors.numpy())
     rest = (*before, columns.start, room, other, gained)
-    loops()["absorb"](*read.first(column=columns.start), _by_class(labels), *rest)
+    loops()["absorb"](*_place(H, column=columns.start), labels.by_class, *rest)
     return torch.from_numpy(gained)
 
 
@@ -82,31 +81,27 @@ def relate(
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    read, ends, width = _Read.of(batch), [M.numpy() for M in means], columns.stop - columns.start
+    layers, ends, width = side_by_side(batch), [M.numpy() for M in means], columns.stop - columns.start
     cross, depth = np.zeros(len(labels.present)), len(batch) - 1
     steps = np.zeros((len(labels.place), depth, depth))
-    where, layers = (*_by_class(labels), width), read.all(column=columns.start)
-    loops()["relate"](*layers, where, *ends, columns.start, cross, steps)
+    likes, addresses, strides = zip(*(_place(H, column=columns.start) for H in layers), strict=True)
+    places = likes[0], np.array(addresses), np.array(strides)
+    loops()["relate"](*places, (*labels.by_class, width), *ends, columns.start, cross, steps)
     if depth > 1:
-        loops()["increase"](*layers, np.zeros((depth + depth % 2, width)), steps)
+        loops()["increase"](*places, np.zeros((depth + depth % 2, width)), steps)
     return torch.from_numpy(cross), torch.from_numpy(steps)
-
-
-def _by_class(labels: BatchLabels) -> tuple[np.ndarray, ...]:
-    """The rows class by class, and the classes with their counts."""
-    return labels.order.numpy(), labels.present.numpy(), labels.count.numpy()
 
 
 def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    read, (R, D), z = _Read.of([H]), flat.shape, np.zeros((len(H), len(flat)))
+    (H,), (R, D), z = side_by_side([H]), flat.shape, np.zeros((len(H), len(flat)))
     middle, directions = centre.numpy(), flat.numpy()
 
     def rows(part: slice) -> None:
         ways = _apart(R + (-R % 9 if R % 9 > 3 else -R % 3), min(WIDE, D))
-        loops()["project"](*read.first(part.start), middle, directions, ways, WIDE, z[part])
+        loops()["project"](*_place(H, part.start), middle, directions, ways, WIDE, z[part])
 
     _on_threads(rows, len(H), H.numel(), 1)
     return torch.from_numpy(z)
@@ -128,8 +123,8 @@ def tally(
     sums: Sequence[Float64[Tensor, "..."]],
 ) -> None:
     """Add to `sums`, by class: counts, hits, residuals, their squares, confusion if it has room."""
-    read, parts = _Read.of([z]), (points.contiguous(), place, nearest, *sums)
-    loops()["tally"](*read.first(), *(part.numpy() for part in parts))
+    (z,), parts = side_by_side([z]), (points.contiguous(), place, nearest, *sums)
+    loops()["tally"](*_place(z), *(part.numpy() for part in parts))
 
 
 def screen(
@@ -172,47 +167,24 @@ def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found
 
 def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B D"]]:
     """Layers in the widest of their types, each row's numbers side by side; copied if need be."""
-    dtype = reduce(torch.promote_types, (H.dtype for H in batch))
-    layers = [H.to(dtype).resolve_neg() for H in batch]
-    return [H if H.stride(1) == 1 else H.contiguous() for H in layers]
+    if len({H.dtype for H in batch}) > 1:
+        widest = reduce(torch.promote_types, (H.dtype for H in batch))
+        batch = [H.to(widest) for H in batch]
+    return [(H if H.stride(1) == 1 else H.contiguous()).resolve_neg() for H in batch]
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """Where features lie: the address of the first row of each layer, and the distance of its rows.
-
-    Args:
-        layers: The features, which must outlive the loops.
-        like: An empty array of the type that the loops read.
-    """
-
-    layers: Sequence[Tensor]
-    like: np.ndarray
-    addresses: np.ndarray
-    strides: np.ndarray
-
-    @classmethod
-    def of(cls, batch: Sequence[Float[Tensor, "B C"]]) -> "_Read":
-        """Where the layers of a batch lie, or copies of them that the loops can read."""
-        layers = side_by_side(batch)
-        like, addresses = np.empty(0, TYPES[layers[0].dtype]), np.array([H.data_ptr() for H in layers])
-        return cls(layers, like, addresses, np.array([H.stride(0) for H in layers]))
-
-    def all(self, row: int = 0, column: int = 0) -> tuple[Any, ...]:
-        """All layers from a number of their rows on, as the loops take them."""
-        numbers = row * self.strides + column
-        return self.like, self.addresses + numbers * self.like.itemsize, self.strides
-
-    def first(self, row: int = 0, column: int = 0) -> tuple[Any, ...]:
-        """The first layer from a number of its rows on, as the loops take it."""
-        like, addresses, strides = self.all(row, column)
-        return like, addresses[0], strides[0]
+def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.ndarray, int, int]:
+    """Where a layer lies from some row and column on, as the loops take it: they do not keep it."""
+    like, stride = LIKE[H.dtype], H.stride(0)
+    return like, H.data_ptr() + (row * stride + column) * like.itemsize, stride
 
 
 def _on_threads(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
     """What `run` gives of at least so many parts of a size."""
     threads = max(1, min(torch.get_num_threads(), numbers // SHARE, size))
     parts = max(threads, least)
+    if parts == 1:
+        return [run(slice(0, size))]
     cuts = [size * i // parts for i in range(parts + 1)]
     slices = [slice(*cut) for cut in pairwise(cuts)]
     return [*map(run, slices)] if threads == 1 else [*_threads(threads).map(run, slices)]
