@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
@@ -48,9 +47,10 @@ class BatchLabels:
         return own.to(device or y.device)
 
     @cached_property
-    def by_class(self) -> tuple[np.ndarray, ...]:
-        """The rows class by class, and the classes with their counts; on the processor."""
-        return self.order.numpy(), self.present.numpy(), self.count.numpy()
+    def by_class(self) -> tuple[int, int, int, int]:
+        """Addresses of the rows class by class, of the classes and their counts; how many these are."""
+        order, present, count = (part.data_ptr() for part in (self.order, self.present, self.count))
+        return order, present, count, len(self.present)
 
     def to(self, device: torch.device) -> "BatchLabels":
         """The same for features on another device; from the CPU without synchronising it."""

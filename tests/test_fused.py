@@ -5,7 +5,6 @@ import sys
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -202,11 +201,9 @@ def test_compiled_loops_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("PFC_CACHE", str(tmp_path))
     assert processor.uncompiled()
     loops = compiled(processor._kept())
-    like, z = np.empty(0), np.zeros((1, 3))
-    row = np.arange(2.0)
-    ways = np.zeros((3, 8))
-    loops["project"](like, row.ctypes.data, 2, np.zeros(2), np.ones((3, 2)), ways, 2, z)
-    assert z.tolist() == [[1, 1, 1]]
+    monkeypatch.setattr(processor, "loops", lambda: loops)
+    row, zero = torch.arange(2.0)[None], torch.zeros(2, dtype=torch.float64)
+    assert processor.project(row, zero, torch.ones(3, 2, dtype=torch.float64)).tolist() == [[1, 1, 1]]
     assert not processor.uncompiled()
 
 
@@ -223,14 +220,13 @@ def test_a_full_disk_or_a_damaged_file_costs_time_only(monkeypatch, tmp_path, er
     name = "save_overload" if isinstance(error, OSError) else "load_overload"
     monkeypatch.setattr(FunctionCache, name, fails)
     loops = kernels.compiled(str(tmp_path))
-    count = np.zeros(1)
-    place, empty = np.zeros(1, np.int64), np.zeros((0, 0))
-    z = np.ones((1, 1))
+    monkeypatch.setattr(processor, "loops", lambda: loops)
+    count, *sums = (
+        torch.zeros(size, dtype=torch.float64) for size in ((1,), (1,), (1, 1), (1, 1), (0, 0))
+    )
+    place, z = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.float64)
     for n in (1, 2):
-        loops["tally"](
-            z, z.ctypes.data, 1, np.ones((1, 1)), place, place, count, np.zeros(1), np.zeros((1, 1)),
-            np.zeros((1, 1)), empty,
-        )  # fmt: skip
+        processor.tally(z, z, place, place, [count, *sums])
         assert count.tolist() == [n]
 
 

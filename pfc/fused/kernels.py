@@ -1,8 +1,9 @@
 """Loops over features that numba compiles: each number is read once, float64 stays in registers.
 
-Every loop has a slow twin in torch beside the place that calls it. Features come by the address of
-their first number, the distance between rows, and an empty array of their type: bfloat16 as uint16 and
-float16 as int16, which numba has no type for. Sums may be reordered, nothing else is assumed of them.
+Every loop has a slow twin in torch beside the place that calls it. What they read and write comes by the
+address of its first number, as arrays take twice as long to compile; features besides by the bytes from
+row to row and a number of their type: bfloat16 as uint16 and float16 as int16, which numba has no type
+for. Sums may be reordered, nothing else is assumed of them.
 """
 
 from contextlib import suppress
@@ -84,14 +85,15 @@ def _half(number):
 
 @intrinsic
 @no_type_check
-def _pointer(context, address, like):
-    kind = types.CPointer(like.dtype)
+def _at(context, like, address):
+    """Numbers of a type from an address on, or from one of their places on."""
+    kind = types.CPointer(types.unliteral(like))
 
     @no_type_check
     def code(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(kind))
+        return builder.inttoptr(args[1], context.get_value_type(kind))
 
-    return kind(address, like), code
+    return kind(like, address), code
 
 
 @intrinsic
@@ -108,59 +110,59 @@ def _widest(context):
     return types.none(), code
 
 
-@called
 @no_type_check
-def _row(like, address, stride, i, width):
-    return numba.carray(_pointer(address + i * stride * like.itemsize, like), (width,))
-
-
-@no_type_check
-def absorb(like, address, stride, labels, before, means, errors, start, kept, beside, gained):
+def absorb(like, address, row, labels, state, columns, kept, beside, gained):
     """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
 
     For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, and the classes
-    of the batch with their counts; in `before` their samples so far. How far the means moved and what
-    rounding had taken from them goes to `kept`: of each class, or, where it has one row, of the last.
-    Their products with those of another layer, if there are any, are gained, too.
+    of the batch with their counts; in `state` their samples so far, the means and their errors. How far
+    the means moved and what rounding had taken from them goes to `kept`: of each class, or, where it has
+    one row, of the last. Their products with those of another layer, if there are any, are gained, too.
     """
-    order, present, count = labels
-    S, total, others, lost = kept[0], kept[1], beside[0], beside[1]
-    width, stop = S.shape[1], 0
-    for p in range(len(present)):
-        i, stop, s, t = stop, stop + int(count[p]), S[p % len(S)], total[p % len(S)]
-        mean, error = means[present[p], start:], errors[present[p], start:]
+    (rows, classes, counts, P), (samples, means, errors, D) = labels, state
+    (start, width), (room, rooms) = columns, kept
+    order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
+    before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
+    for p in range(P):
+        i, stop = stop, stop + int(count[p])
+        s, t = _at(0.0, room + p % rooms * width * 8), _at(0.0, room + (rooms + p % rooms) * width * 8)
+        place = (present[p] * D + start) * 8
+        mean, error, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
         for d in range(width):
             s[d] = mean[d]
             t[d] = 0.0
         while i + 4 <= stop:
-            gained[0, p] += _absorb_rows(like, address, stride, order[i : i + 4], s, t)
+            A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
+            C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
+            square += _absorb_rows(A, B, C, E, s, t, width)
             i += 4
         while i < stop:
-            gained[0, p] += _absorb_row(_row(like, address, stride, order[i], width), s, t)
+            square += _absorb_row(_at(like, address + order[i] * row), s, t, width)
             i += 1
         n, m = before[p], count[p]
-        _move(n, m, s, t, mean, error)
-        gained[0, p] -= (n + m) * _inner(s, s) - n * _inner(t, t)
-        if len(others):
-            gained[1, p] += _inner(s, others[p])
-            gained[2, p] += _inner(t, lost[p])
+        _move(n, m, s, t, mean, error, width)
+        found[p] += square - ((n + m) * _inner(s, s, width) - n * _inner(t, t, width))
+        if beside != 0:
+            other, lost = beside + p * width * 8, beside + (P + p) * width * 8
+            found[P + p] += _inner(s, _at(0.0, other), width)
+            found[2 * P + p] += _inner(t, _at(0.0, lost), width)
 
 
 @called
 @no_type_check
-def _inner(a, b):
+def _inner(a, b, width):
     product = 0.0
-    for d in range(len(a)):
+    for d in range(width):
         product += a[d] * b[d]
     return product
 
 
 @called
 @no_type_check
-def _absorb_row(H, s, total):
+def _absorb_row(H, s, total, width):
     """Add a row less its shift; the sum of its squares."""
     square = 0.0
-    for d in range(len(s)):
+    for d in range(width):
         x = real(H[d]) - s[d]
         total[d] += x
         square += x * x
@@ -169,13 +171,12 @@ def _absorb_row(H, s, total):
 
 @called
 @no_type_check
-def _absorb_rows(like, address, stride, rows, s, total):
+def _absorb_rows(A, B, C, E, s, total, width):
     """The same of four rows of a class, whose sums are written once."""
-    A, B = _row(like, address, stride, rows[0], len(s)), _row(like, address, stride, rows[1], len(s))
-    C, D = _row(like, address, stride, rows[2], len(s)), _row(like, address, stride, rows[3], len(s))
     square = 0.0
-    for d in range(len(s)):
-        a, b, c, e = real(A[d]) - s[d], real(B[d]) - s[d], real(C[d]) - s[d], real(D[d]) - s[d]
+    for d in range(width):
+        shift = s[d]
+        a, b, c, e = real(A[d]) - shift, real(B[d]) - shift, real(C[d]) - shift, real(E[d]) - shift
         total[d] += (a + b) + (c + e)
         square += (a * a + b * b) + (c * c + e * e)
     return square
@@ -183,100 +184,110 @@ def _absorb_rows(like, address, stride, rows, s, total):
 
 @numba.njit(error_model="numpy", fastmath=False)  # else the caller's: here no sum may be reordered
 @no_type_check
-def _move(n, m, S, total, mean, error):
+def _move(n, m, S, total, mean, error, width):
     """Move a class mean by its step from the shift `S`; the step and the error before come in place."""
-    for d in range(len(S)):
+    for d in range(width):
         shift, e = S[d], error[d]
         step = (n * e + total[d]) / (n + m)
-        mean[d] = shift + step
-        part = mean[d] - shift
-        error[d] = (shift - (mean[d] - part)) + (step - part)
-        S[d], total[d] = step, e
+        moved = shift + step
+        part = moved - shift
+        mean[d] = moved
+        error[d] = (shift - (moved - part)) + (step - part)
+        S[d] = step
+        total[d] = e
 
 
 @no_type_check
-def relate(like, addresses, strides, labels, first, last, start, cross, steps):
+def relate(like, ends, labels, means, columns, cross, steps):
     """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
-    order, present, count, width = labels
-    depth, stop = len(addresses) - 1, 0
-    ends = addresses[0], strides[0], addresses[depth], strides[depth]
-    for p in range(len(present)):
+    (first, before, last, after), (rows, classes, counts, P) = ends, labels
+    (M, N, D), (start, width) = means, columns
+    order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
+    found, gained, stop = _at(0.0, cross), _at(0.0, steps), 0
+    for p in range(P):
         begin, stop = stop, stop + int(count[p])
-        a, b = first[present[p], start : start + width], last[present[p], start : start + width]
-        for i in range(begin, stop, 2):
-            rows = order[i], order[min(i + 1, stop - 1)]
-            product, step, other = _relate_rows(like, ends, rows, a, b)
-            cross[p] += product
-            if depth == 1:
-                steps[rows[0], 0, 0] += step
-                if i + 1 < stop:
-                    steps[rows[1], 0, 0] += other
+        place = (present[p] * D + start) * 8
+        a, b = _at(0.0, M + place), _at(0.0, N + place)
+        for n in range(begin, stop, 2):
+            i, j = order[n], order[min(n + 1, stop - 1)]
+            A, B = _at(like, first + i * before), _at(like, last + i * after)
+            C, E = _at(like, first + j * before), _at(like, last + j * after)
+            product, more, step, other = _relate_rows(A, B, C, E, a, b, width)
+            found[p] += product + more if i != j else product
+            if steps != 0:
+                gained[i] += step
+                if i != j:
+                    gained[j] += other
 
 
 @called
 @no_type_check
-def _relate_rows(like, ends, rows, a, b):
-    """The product of two rows at the ends less their means, and each row's squared step; or of one."""
+def _relate_rows(A, B, C, E, a, b, width):
+    """Of two rows each the product of the ends less their means, and the squared step."""
     _widest()
-    (i, j), (first, before, last, after), width = rows, ends, len(a)
-    A, B = _row(like, first, before, i, width), _row(like, last, after, i, width)
-    C, D = _row(like, first, before, j, width), _row(like, last, after, j, width)
     product = more = step = other = 0.0
     for d in range(width):
-        x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(D[d])
+        x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(E[d])
         product += (x - a[d]) * (y - b[d])
         more += (u - a[d]) * (v - b[d])
         step += (y - x) * (y - x)
         other += (v - u) * (v - u)
-    return product + more if i != j else product, step, other
+    return product, more, step, other
 
 
 @no_type_check
-def increase(like, addresses, strides, D, steps):
-    """Products of all increments, row by row, of which `D` has room for an even number."""
-    (size, depth, _), width = steps.shape, D.shape[1]
+def increase(like, layers, strides, shape, room, steps):
+    """Products of all increments, row by row, for which there is room for an even number."""
+    (size, depth, width), wide = shape, 8 * shape[2]
+    address, row = _at(0, layers), _at(0, strides)
     for i in range(size):
         for l in range(depth):
-            A = _row(like, addresses[l], strides[l], i, width)
-            B = _row(like, addresses[l + 1], strides[l + 1], i, width)
+            A, B = _at(like, address[l] + i * row[l]), _at(like, address[l + 1] + i * row[l + 1])
+            D = _at(0.0, room + l * wide)
             for d in range(width):
-                D[l, d] = real(B[d]) - real(A[d])
+                D[d] = real(B[d]) - real(A[d])
+        gram = _at(0.0, steps + i * depth * depth * 8)
         for l in range(0, depth, 2):
+            p, q = _at(0.0, room + l * wide), _at(0.0, room + (l + 1) * wide)
             for m in range(0, l + 1, 2):
-                _products(D[l], D[l + 1], D[m], D[m + 1], steps[i], l, m)
+                u, v = _at(0.0, room + m * wide), _at(0.0, room + (m + 1) * wide)
+                pu, pv, qu, qv = _products(p, q, u, v, width)
+                for a, b, product in ((l, m, pu), (l, m + 1, pv), (l + 1, m, qu), (l + 1, m + 1, qv)):
+                    if a < depth and b <= a:
+                        gram[a * depth + b] += product
+                        if a != b:
+                            gram[b * depth + a] += product
 
 
 @called
 @no_type_check
-def _products(p, q, u, v, gram, l, m):
-    """Add the inner products of two rows with two others to both sides of a symmetric matrix."""
+def _products(p, q, u, v, width):
+    """The inner products of two rows with two others."""
     pu = pv = qu = qv = 0.0
-    for d in range(len(p)):
+    for d in range(width):
         pu += p[d] * u[d]
         pv += p[d] * v[d]
         qu += q[d] * u[d]
         qv += q[d] * v[d]
-    for a, b, product in ((l, m, pu), (l, m + 1, pv), (l + 1, m, qu), (l + 1, m + 1, qv)):
-        if a < len(gram) and b <= a:
-            gram[a, b] += product
-            if a != b:
-                gram[b, a] += product
+    return pu, pv, qu, qv
 
 
 @no_type_check
-def tally(like, address, stride, points, place, nearest, count, hits, sums, squares, confusion):
+def tally(z, row, shape, points, labels, sums, confusion):
     """Add up by class: samples, those nearest to their own point, residuals and their squares."""
-    for i in range(len(place)):
-        p, n, z = place[i], nearest[i], _row(like, address, stride, i, points.shape[1])
-        own, total, square = points[p], sums[p], squares[p]
+    (size, P, R), (places, others), (counts, right, totals, squares) = shape, labels, sums
+    place, nearest, count, hits = _at(0, places), _at(0, others), _at(0.0, counts), _at(0.0, right)
+    for i in range(size):
+        p, n, x, at = place[i], nearest[i], _at(0.0, z + i * row), place[i] * R * 8
+        own, total, square = _at(0.0, points + at), _at(0.0, totals + at), _at(0.0, squares + at)
         count[p] += 1
         hits[p] += n == p
-        if len(confusion):
-            confusion[p, n] += 1
-        for r in range(points.shape[1]):
-            x = z[r] - own[r]
-            total[r] += x
-            square[r] += x * x
+        if confusion != 0:
+            _at(0.0, confusion)[p * P + n] += 1
+        for r in range(R):
+            y = x[r] - own[r]
+            total[r] += y
+            square[r] += y * y
 
 
 @no_type_check
@@ -342,64 +353,92 @@ def _relative_pair(x, y, a, b, c, e, split, found):
 
 
 @no_type_check
-def project(like, address, stride, centre, flat, ways, wide, z):
+def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
     """Add the products of centred rows with directions, of three rows with nine or three at once.
 
-    In `ways` so many columns of the directions, and zeros that make them up to threes or nines.
+    In `ways` is room for so many columns of the directions, with zeros that make them up to threes or
+    nines, and for sums in a last row: its address, its rows before the last, and their length.
     """
-    (R, D), size = flat.shape, len(z)
-    nine, far = len(ways) - len(ways) % 9, (size + 2) // 3
+    (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
+    nine, sums = rows - rows % 9, _at(0.0, room + rows * length * 8)
     for start in range(0, D, wide):
-        stop = min(start + wide, D)
-        at, middle = address + start * like.itemsize, centre[start:stop]
+        width, middle, at = (
+            min(wide, D - start),
+            _at(0.0, centre + start * 8),
+            address + start * itemsize,
+        )
         for r in range(R):
-            way, direction = ways[r], flat[r, start:stop]
-            for d in range(len(direction)):
+            way, direction = _at(0.0, room + r * length * 8), _at(0.0, flat + (r * D + start) * 8)
+            for d in range(width):
                 way[d] = direction[d]
         for i in range(far):  # three streams of rows that lie one after the other, as caches expect
-            rows = i, i + far if i + far < size else i, i + 2 * far if i + 2 * far < size else i
+            j, k = i + far, i + 2 * far
+            A = _at(like, at + i * row)
+            B = _at(like, at + j * row) if j < size else A
+            C = _at(like, at + k * row) if k < size else A
             for r in range(0, nine, 9):
-                _multiply(like, at, stride, rows, middle, ways[r:], NINE, z[:, r:])
+                _multiply(A, B, C, middle, _at(0.0, room + r * length * 8), length, width, NINE, sums)
+                _add(z, size, R, i, far, r, 9, sums)
             if nine < R:
-                _multiply(like, at, stride, rows, middle, ways[nine:], THREE, z[:, nine:])
+                _multiply(
+                    A, B, C, middle, _at(0.0, room + nine * length * 8), length, width, THREE, sums
+                )
+                _add(z, size, R, i, far, nine, 3, sums)
 
 
 @called
 @no_type_check
-def _multiply(like, address, stride, rows, middle, ways, none, z):
-    """Add the products of three rows with some directions to as many of them as there is room for."""
+def _multiply(A, B, C, middle, ways, length, width, none, found):
+    """The products of three rows with some directions."""
     _widest()
-    (i, j, k), width, sums = rows, len(middle), none
-    A, B = _row(like, address, stride, i, width), _row(like, address, stride, j, width)
-    C = _row(like, address, stride, k, width)
+    sums = none
     for d in range(width):
         numbers = real(A[d]) - middle[d], real(B[d]) - middle[d], real(C[d]) - middle[d]
-        sums = _plus(sums, numbers, ways, d)
-    for r in range(min(len(none) // 3, z.shape[1])):
-        z[i, r] += sums[3 * r]
-        if j > i:
-            z[j, r] += sums[3 * r + 1]
-        if k > j:
-            z[k, r] += sums[3 * r + 2]
+        sums = _plus(sums, numbers, ways, length, d)
+    _store(sums, found)
+
+
+@called
+@no_type_check
+def _add(z, size, R, i, far, start, most, sums):
+    """Add the products to as many columns of three rows as there are."""
+    for n in range(3):
+        if i + n * far < size:
+            found = _at(0.0, z + ((i + n * far) * R + start) * 8)
+            for r in range(min(most, R - start)):
+                found[r] += sums[3 * r + n]
 
 
 @intrinsic
 @no_type_check
-def _plus(context, sums, numbers, ways, d):
+def _store(context, sums, found):
+    """Write the sums side by side."""
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        for s in range(len(signature.args[0])):
+            place = builder.gep(args[1], [context.get_constant(types.intp, s)])
+            builder.store(builder.extract_value(args[0], s), place)
+        return context.get_dummy_value()
+
+    return types.none(sums, found), code
+
+
+@intrinsic
+@no_type_check
+def _plus(context, sums, numbers, ways, length, d):
     """Add the products of three numbers with column d of some rows to these sums, row by row."""
 
     @no_type_check
     def code(context, builder, signature, args):
-        sums, numbers, ways, d = args
-        matrix = context.make_array(signature.args[2])(context, builder, ways)
-        width = builder.extract_value(matrix.shape, 1)
+        sums, numbers, ways, length, d = args
         for s in range(len(signature.args[0])):
             if s % 3 == 0:
-                start = builder.mul(width, context.get_constant(types.intp, s // 3))
-                y = builder.load(builder.gep(builder.gep(matrix.data, [start]), [d]))
+                start = builder.mul(length, context.get_constant(types.intp, s // 3))
+                y = builder.load(builder.gep(builder.gep(ways, [start]), [d]))
             product = builder.fmul(builder.extract_value(numbers, s % 3), y, flags=[*FASTMATH])
             total = builder.fadd(builder.extract_value(sums, s), product, flags=[*FASTMATH])
             sums = builder.insert_value(sums, total, s)
         return sums
 
-    return sums(sums, numbers, ways, d), code
+    return sums(sums, numbers, ways, length, d), code

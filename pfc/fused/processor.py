@@ -16,13 +16,12 @@ from torch import Tensor
 from pfc.folders import cache_folder
 from pfc.labels import BatchLabels
 
-TYPES = {  # of features, and what the loops read them as
-    torch.float64: np.float64,
-    torch.float32: np.float32,
-    torch.bfloat16: np.uint16,
-    torch.float16: np.int16,
+TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what the loops read them as
+    torch.float64: np.float64(0),
+    torch.float32: np.float32(0),
+    torch.bfloat16: np.uint16(0),
+    torch.float16: np.int16(0),
 }
-LIKE = {dtype: np.empty(0, kind) for dtype, kind in TYPES.items()}
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
 WIDTH = 2**14  # columns of a layer that are worked on at once; ours
@@ -66,12 +65,20 @@ def absorb(
 ) -> Float64[Tensor, "3 P"]:
     """As in `Loops`."""
     (H,), width = side_by_side([H]), columns.stop - columns.start
-    room = np.empty((2, 1, width)) if kept is None else kept.numpy()
-    other = np.empty((2, 0, width)) if beside is None else beside.numpy()
-    gained, before = np.zeros((3, len(n))), (n.numpy(), means.numpy(), errors.numpy())
-    rest = (*before, columns.start, room, other, gained)
-    loops()["absorb"](*_place(H, column=columns.start), labels.by_class, *rest)
-    return torch.from_numpy(gained)
+    gained, room = torch.zeros(3, len(n), dtype=torch.float64, device="cpu"), kept
+    if room is None:
+        room = means.new_empty(2, 1, width)
+    state = (*_addresses(n, means, errors), means.shape[1])
+    loops()["absorb"](
+        *_place(H, column=columns.start),
+        labels.by_class,
+        state,
+        (columns.start, width),
+        (*_addresses(room), room.shape[1]),
+        0 if beside is None else beside.data_ptr(),
+        gained.data_ptr(),
+    )
+    return gained
 
 
 def relate(
@@ -81,38 +88,45 @@ def relate(
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    layers, ends, width = side_by_side(batch), [M.numpy() for M in means], columns.stop - columns.start
-    cross, depth = np.zeros(len(labels.present)), len(batch) - 1
-    steps = np.zeros((len(labels.place), depth, depth))
-    likes, addresses, strides = zip(*(_place(H, column=columns.start) for H in layers), strict=True)
-    places = likes[0], np.array(addresses), np.array(strides)
-    loops()["relate"](*places, (*labels.by_class, width), *ends, columns.start, cross, steps)
+    layers, width, depth = side_by_side(batch), columns.stop - columns.start, len(batch) - 1
+    cross = torch.zeros_like(labels.count)
+    steps = cross.new_zeros(len(labels.place), depth, depth)
+    (like, *first), *_, (_, *last) = places = [_place(H, column=columns.start) for H in layers]
+    ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
+    alone = steps.data_ptr() if depth == 1 else 0
+    where = columns.start, width
+    loops()["relate"](like, ends, labels.by_class, within, where, cross.data_ptr(), alone)
     if depth > 1:
-        loops()["increase"](*places, np.zeros((depth + depth % 2, width)), steps)
-    return torch.from_numpy(cross), torch.from_numpy(steps)
+        lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
+        room, shape = cross.new_zeros(depth + depth % 2, width), (len(labels.place), depth, width)
+        loops()["increase"](like, *_addresses(*lie), shape, *_addresses(room, steps))
+    return cross, steps
 
 
 def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), (R, D), z = side_by_side([H]), flat.shape, np.zeros((len(H), len(flat)))
-    middle, directions = centre.numpy(), flat.numpy()
+    (H,), (R, D), z = side_by_side([H]), flat.shape, flat.new_zeros(len(H), len(flat))
 
     def rows(part: slice) -> None:
-        ways = _apart(R + (-R % 9 if R % 9 > 3 else -R % 3), min(WIDE, D))
-        loops()["project"](*_place(H, part.start), middle, directions, ways, WIDE, z[part])
+        ways = R + (-R % 9 if R % 9 > 3 else -R % 3)
+        room, shape = _apart(ways + 1, min(WIDE, D)), (part.stop - part.start, R, D)
+        where = *_place(H, part.start), H.element_size(), *_addresses(centre, flat)
+        loops()["project"](
+            *where, shape, (*_addresses(room), ways, room.shape[1]), WIDE, *_addresses(z[part])
+        )
 
     _on_threads(rows, len(H), H.numel(), 1)
-    return torch.from_numpy(z)
+    return z
 
 
-def _apart(rows: int, width: int) -> np.ndarray:
+def _apart(rows: int, width: int) -> Float64[Tensor, "R C"]:
     """Zeros whose rows begin each on another line of the processor's cache."""
-    width = 8 * (-(-width // 8) | 1)
-    room = np.zeros(rows * width + 8)
-    lost = -room.ctypes.data // 8 % 8
-    return room[lost : lost + rows * width].reshape(rows, width)
+    width = 8 * (-(-max(width, 27) // 8) | 1)
+    room = torch.zeros(rows * width + 8, dtype=torch.float64, device="cpu")
+    lost = -room.data_ptr() // 8 % 8
+    return room[lost : lost + rows * width].view(rows, width)
 
 
 def tally(
@@ -123,8 +137,11 @@ def tally(
     sums: Sequence[Float64[Tensor, "..."]],
 ) -> None:
     """Add to `sums`, by class: counts, hits, residuals, their squares, confusion if it has room."""
-    (z,), parts = side_by_side([z]), (points.contiguous(), place, nearest, *sums)
-    loops()["tally"](*_place(z), *(part.numpy() for part in parts))
+    (z,), points, (*sums, confusion) = side_by_side([z]), points.contiguous(), sums
+    _, address, row = _place(z)
+    counted = confusion.data_ptr() if len(confusion) else 0
+    where, to = _addresses(place, nearest), _addresses(*sums)
+    loops()["tally"](address, row, (len(z), *points.shape), points.data_ptr(), where, to, counted)
 
 
 def screen(
@@ -173,10 +190,17 @@ def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B
     return [(H if H.stride(1) == 1 else H.contiguous()).resolve_neg() for H in batch]
 
 
-def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.ndarray, int, int]:
-    """Where a layer lies from some row and column on, as the loops take it: they do not keep it."""
-    like, stride = LIKE[H.dtype], H.stride(0)
-    return like, H.data_ptr() + (row * stride + column) * like.itemsize, stride
+def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.generic, int, int]:
+    """A number of a layer's type, its address from some row and column on, bytes from row to row."""
+    like, stride = TYPES[H.dtype], H.stride(0)
+    return like, H.data_ptr() + (row * stride + column) * like.itemsize, stride * like.itemsize
+
+
+def _addresses(*tensors: Tensor) -> tuple[int, ...]:
+    """Where tensors of 8-byte numbers begin, each of which is one piece of memory."""
+    if not all(tensor.is_contiguous() and tensor.element_size() == 8 for tensor in tensors):
+        raise ValueError("compiled loops read and write only contiguous numbers of 8 bytes")
+    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
 def _on_threads(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
