@@ -291,29 +291,36 @@ def tally(z, row, shape, points, labels, sums, confusion):
 
 
 @no_type_check
-def screen(first, over, back, last, each, e, u, own, sure, undecided):
+def screen(like, itemsize, shape, values, owns, each, parts, classes, sure, undecided):
     """Whether bounds of a quadratic leave open that it falls below 0 in part of [0, 1], pair by pair.
 
     Of its coefficients come bounds of each class and what they are to be above, that of the own class;
     the last ones by the sample's place `each`. Of a sample with `u` below 0 nothing is asked.
     """
-    for i in range(len(own)):
-        n, open_now = each[i], undecided[i]
+    (B, K), (first, over, back, last) = shape, values
+    own_first, own_over = _at(like, owns[0]), _at(like, owns[1])
+    own_back, own_last = _at(like, owns[2]), _at(like, owns[3])
+    place, own, e, u = _at(0, each), _at(0, classes), _at(like, parts[0]), _at(like, parts[1])
+    for i in range(B):
+        open_now = _at(np.uint8(0), undecided + i * K)
         if u[i] < 0:
-            open_now[:] = False
+            for j in range(K):
+                open_now[j] = 0
             continue
-        parts = first[0][i], over[0][i], back[0][n], last[0][n]
-        least = real(first[1][i]), real(over[1][i]) + real(back[1][n]), real(last[1][n])
-        _screen_row(parts, least, e[i], u[i], sure, open_now)
-        open_now[own[i]] = False
+        n, here, there = place[i], i * K * itemsize, place[i] * K * itemsize
+        least = real(own_first[i]), real(own_over[i]) + real(own_back[n]), real(own_last[n])
+        starts = _at(like, first + here), _at(like, over + here)
+        stops = _at(like, back + there), _at(like, last + there)
+        _screen_row(starts, stops, least, real(e[i]), real(u[i]), sure, open_now, K)
+        open_now[own[i]] = 0
 
 
 @called
 @no_type_check
-def _screen_row(parts, least, e, u, sure, undecided):
+def _screen_row(starts, stops, least, e, u, sure, undecided, K):
     _widest()
-    (first, over, back, last), (low, middle, high) = parts, least
-    for j in range(len(undecided)):
+    (first, over), (back, last), (low, middle, high) = starts, stops, least
+    for j in range(K):
         a, c = real(first[j]) - low, real(last[j]) - high
         b = real(over[j]) + real(back[j]) - middle
         p, b = a + e * (b - a), b + e * (c - b)  # beyond e (de Casteljau)
@@ -324,32 +331,39 @@ def _screen_row(parts, least, e, u, sure, undecided):
 
 
 @no_type_check
-def relative(x, y, a, b, pairs, split, found):
+def relative(shape, samples, means, pairs, split, found):
     """Of pairs of a sample and a class, coefficients about the own class and squared residuals.
 
     In `pairs` the row of each in `x` and in `y`, its own class and the other; the axes are of the first
     basis up to `split`, and then of the last.
     """
-    for n in range(pairs.shape[1]):
-        i, l, k, j = pairs[:, n]
-        _relative_pair(x[i], y[l], a[k], b[k], a[j], b[j], split, found[:, n])
+    (N, S), (x, y), (a, b), wide = shape, samples, means, shape[1] * 8
+    rows, to = _at(0, pairs), _at(0.0, found)
+    for n in range(N):
+        i, l, k, j = rows[n] * wide, rows[N + n] * wide, rows[2 * N + n] * wide, rows[3 * N + n] * wide
+        sample, own = (_at(0.0, x + i), _at(0.0, y + l)), (_at(0.0, a + k), _at(0.0, b + k))
+        other = _at(0.0, a + j), _at(0.0, b + j)
+        first, across, last, before, after = _relative_pair(sample, own, other, split, S)
+        to[n], to[N + n], to[2 * N + n] = first, across, last
+        to[3 * N + n], to[4 * N + n] = before, after
 
 
 @called
 @no_type_check
-def _relative_pair(x, y, a, b, c, e, split, found):
+def _relative_pair(sample, own, other, split, width):
     first = across = last = before = after = 0.0
+    (x, y), (a, b), (c, e) = sample, own, other
     for d in range(split):
         p, u, v = c[d] - a[d], x[d] - a[d], y[d] - b[d]
         first += p * (p - 2 * u)
         across -= p * v
         before += u * u
-    for d in range(split, len(x)):
+    for d in range(split, width):
         p, q, u, v = c[d] - a[d], e[d] - b[d], x[d] - a[d], y[d] - b[d]
         across += q * (p - u)
         last += q * (q - 2 * v)
         after += v * v
-    found[0], found[1], found[2], found[3], found[4] = first, across, last, before, after
+    return first, across, last, before, after
 
 
 @no_type_check

@@ -157,9 +157,12 @@ def screen(
 ) -> Int64[Tensor, " n"]:
     """Numbers of the pairs that lower bounds of a quadratic leave open; its twin is in `screening`."""
     each = torch.arange(len(own), device="cpu") if each is None else each
-    bounds = [tuple(part.numpy() for part in bound) for bound in (first, over, back, last)]
-    undecided = np.empty(first[0].shape, np.bool_)
-    loops()["screen"](*bounds, *(part.numpy() for part in (each, e, u, own)), sure, undecided)
+    values, owns = zip(first, over, back, last, strict=True)
+    single, shape = TYPES[e.dtype], (len(own), values[0].shape[1])
+    bounds = (_addresses(*parts, size=single.itemsize) for parts in (values, owns))
+    among, undecided = _addresses(e, u, size=single.itemsize), np.empty(shape, np.bool_)
+    given = *bounds, *_addresses(each), among, *_addresses(own), sure
+    loops()["screen"](single, single.itemsize, shape, *given, undecided.ctypes.data)
     return torch.from_numpy(np.flatnonzero(undecided))
 
 
@@ -172,8 +175,9 @@ def relative(
     split: int,
 ) -> Float64[Tensor, "5 n"]:
     """Coefficients of pairs about the own class, squared residuals; its twin is in `screening`."""
-    found = torch.empty(5, pairs.shape[1], dtype=torch.float64, device="cpu")
-    loops()["relative"](*(part.numpy() for part in (x, y, a, b, pairs)), split, found.numpy())
+    found, shape = x.new_empty(5, pairs.shape[1]), (pairs.shape[1], x.shape[1])
+    given = _addresses(x, y), _addresses(a, b), *_addresses(pairs)
+    loops()["relative"](shape, *given, split, *_addresses(found))
     return found
 
 
@@ -196,10 +200,10 @@ def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.g
     return like, H.data_ptr() + (row * stride + column) * like.itemsize, stride * like.itemsize
 
 
-def _addresses(*tensors: Tensor) -> tuple[int, ...]:
-    """Where tensors of 8-byte numbers begin, each of which is one piece of memory."""
-    if not all(tensor.is_contiguous() and tensor.element_size() == 8 for tensor in tensors):
-        raise ValueError("compiled loops read and write only contiguous numbers of 8 bytes")
+def _addresses(*tensors: Tensor, size: int = 8) -> tuple[int, ...]:
+    """Where tensors of numbers of so many bytes begin, each of which is one piece of memory."""
+    if not all(tensor.is_contiguous() and tensor.element_size() == size for tensor in tensors):
+        raise ValueError(f"compiled loops read and write only contiguous numbers of {size} bytes here")
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
