@@ -22,6 +22,7 @@ from tests import problems
 
 F64 = torch.float64
 TYPES = [*processor.TYPES]
+ZEROS = torch.zeros(12, dtype=torch.float64)
 needs_numba = pytest.mark.skipif(not processor.loops(), reason="no numba here")
 
 
@@ -192,6 +193,16 @@ def test_few_numbers_need_no_compiler(monkeypatch):
     assert fused.loops_for([H]) is None
     monkeypatch.undo()
     assert fused.loops_for([H, H]) is processor
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "means", [torch.zeros(3, 2).double().mT, torch.zeros(2, 3)], ids=["turned", "single"]
+)
+def test_memory_that_the_loops_would_misread_is_refused(means):
+    labels = BatchLabels.of(torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="compiled loops take only contiguous numbers of 8 bytes here"):
+        processor.absorb(torch.zeros(2, 3), labels, labels.count, means, means, slice(0, 3))
 
 
 @needs_numba

@@ -3,7 +3,8 @@
 Every loop has a slow twin in torch beside the place that calls it. What they read and write comes by the
 address of its first number, as arrays take twice as long to compile; features besides by the bytes from
 row to row and a number of their type: bfloat16 as uint16 and float16 as int16, which numba has no type
-for. Sums may be reordered, nothing else is assumed of them.
+for. Sums may be reordered, nothing else is assumed of them. All stands in one file: what is kept
+compiled is compiled anew when that file changes.
 """
 
 from contextlib import suppress

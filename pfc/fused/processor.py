@@ -202,9 +202,10 @@ def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.g
 
 def _addresses(*tensors: Tensor, size: int = 8) -> tuple[int, ...]:
     """Where tensors of numbers of so many bytes begin, each of which is one piece of memory."""
-    if not all(tensor.is_contiguous() and tensor.element_size() == size for tensor in tensors):
-        raise ValueError(f"compiled loops read and write only contiguous numbers of {size} bytes here")
-    return tuple(tensor.data_ptr() for tensor in tensors)
+    for tensor in tensors:
+        if not tensor.is_contiguous() or tensor.element_size() != size:
+            raise ValueError(f"compiled loops take only contiguous numbers of {size} bytes here")
+    return tuple([tensor.data_ptr() for tensor in tensors])
 
 
 def _on_threads(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:
