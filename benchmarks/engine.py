@@ -3,11 +3,16 @@
 `python benchmarks/engine.py` compares `pfc.measure` on stored features with the least that any tool
 must do, in float32: read the features twice, one class-sum product, one product with K columns. As plain
 products these are not the fastest: beside this floor stands one of class sums row by row and a product
-in the better order.
+in the better order. Then what a layer costs where batches are small, and what compiling the loops takes
+that a machine's first measurement calls.
 """
 
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import torch
 from record import keep, one_thread, peak_memory, ratios, side_by_side
@@ -18,20 +23,30 @@ import pfc
 
 N, D, K, LAYERS, BATCH, REPEATS = 60_000, 1_000, 10, 5, 1_000, 5
 SHAPES = [(1000,), (500, 2), (250, 4), (125, 8), (100, 10)]  # of one size, but no two layers pair
+SMALL, WIDTH, DEEP, SAMPLES = 128, 512, 16, 12_800  # of small batches
+FIRST = """
+import time, torch, pfc
+x, y = torch.randn(600, 1000), torch.arange(600) % 10
+layers = {name: x * size for name, size in (("a", 1), ("b", 2), ("c", 3))}
+for _ in range(2):
+    before = time.process_time()
+    pfc.measure_features(layers, y, progress=False)
+    print(time.process_time() - before)
+"""
 
 
 class Stored(nn.Module):
     """Hands out stored features, layer by layer; there is no forward pass to pay for."""
 
-    def __init__(self, features: list[Tensor]) -> None:
+    def __init__(self, features: list[Tensor], shapes: list[tuple[int, ...]]) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.shapes = features, shapes
         self.layers = nn.ModuleList(nn.Identity() for _ in features)
 
     def forward(self, rows: Tensor) -> None:
         """Show each layer its rows."""
         start, stop = int(rows[0]), int(rows[-1]) + 1
-        for layer, H, shape in zip(self.layers, self.features, SHAPES, strict=True):
+        for layer, H, shape in zip(self.layers, self.features, self.shapes, strict=True):
             layer(H[start:stop].view(-1, *shape))
 
 
@@ -40,14 +55,15 @@ class Rows:
 
     classes = K
 
-    def __init__(self, y: Tensor) -> None:
-        self.y = y
+    def __init__(self, y: Tensor, size: int) -> None:
+        self.y, self.size = y, size
 
     def __len__(self) -> int:
-        return -(-N // BATCH)
+        return -(-len(self.y) // self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(torch.arange(N).split(BATCH), self.y.split(BATCH), strict=True)
+        rows = torch.arange(len(self.y))
+        return zip(rows.split(self.size), self.y.split(self.size), strict=True)
 
 
 def floor(features: list[Tensor], y: Tensor) -> None:
@@ -83,6 +99,47 @@ def errors(profile: pfc.Profile, features: list[Tensor], y: Tensor) -> float:
     return worst
 
 
+def small_batches() -> dict[str, float]:
+    """CPU milliseconds of a layer and batch where batches are small."""
+    g = torch.Generator().manual_seed(0)
+    y, means = torch.arange(SAMPLES) % K, torch.randn(K, WIDTH, generator=g)
+    features = [means[y] + torch.randn(SAMPLES, WIDTH, generator=g) for _ in range(DEEP)]
+    model, rows = Stored(features, [(WIDTH,)] * DEEP), Rows(y, SMALL)
+
+    def measured(passes: int, segments: bool) -> Callable[[], object]:
+        how = {"layers": "layers.*", "passes": passes, "segments": segments, "progress": False}
+        return lambda: pfc.measure(model, rows, **how)
+
+    seconds = side_by_side(
+        {
+            "one pass": measured(1, False),
+            "one pass with segments": measured(1, True),
+            "two passes": measured(2, False),
+            "two passes with segments": measured(2, True),
+        },
+        REPEATS,
+    )
+    each = 1e3 / DEEP / len(rows)
+    return {name: round(median(times) * each, 3) for name, times in seconds.items()}
+
+
+def compiling() -> list[float]:
+    """CPU seconds by which the first measurement on a machine takes longer than the next."""
+    found = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            run = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", FIRST],
+                env={**os.environ, "PFC_CACHE": folder, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        first, second = map(float, run.stdout.split())
+        found.append(round(first - second, 2))
+    return found
+
+
 def main() -> None:
     """Measure and write the record."""
     one_thread()
@@ -90,7 +147,7 @@ def main() -> None:
     y = torch.randint(0, K, (N,), generator=g)
     means = torch.randn(K, D, generator=g)
     features = [means[y] + torch.randn(N, D, generator=g) + offset for offset in (0, 1, 10, 100, 1e4)]
-    model, rows = Stored(features), Rows(y)
+    model, rows = Stored(features, SHAPES), Rows(y, BATCH)
 
     def measured(passes: int) -> Callable[[], pfc.Profile]:
         return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
@@ -119,6 +176,9 @@ def main() -> None:
         "aim": {"passes=1": 0.3, "passes=2": 0.8, "extra_memory_mb": 20, "relative_error": 1e-9},
         "extra_memory_mb": memory,
         "relative_error_of_pfc1": error,
+        "small_batches": f"{DEEP} layers of {WIDTH} features, batches of {SMALL}",
+        "small_batches_ms_per_layer_and_batch": small_batches(),
+        "compiling_cpu_seconds": compiling(),
     }
     keep(__file__, record)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc.fused import loops_for, on_processor, processor
+from pfc.fused import loops_for
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
@@ -238,18 +238,16 @@ class NearestMean:
         """Add a batch that is already in the coordinates of the span, with the nearest if known."""
         p = self.span.place[y]
         nearest = self.span.prototypes.nearest(z) if nearest is None else nearest
-        if on_processor(z.device, len(z) * len(self.span.centre)):
-            sums = (self.count, self.hits, self.sums, self.squares, self.confusion)
-            processor.tally(z, self.span.points, p, nearest, sums)
-            return nearest
-        residual = z - self.span.points[p]
         self.count.index_add_(0, p, z.new_ones(len(z)))
         self.hits.index_add_(0, p, (nearest == p).to(z))
-        self.sums.index_add_(0, p, residual)
-        self.squares.index_add_(0, p, residual.square())
         if len(self.confusion):
             pairs = self.confusion.view(-1)
             pairs.index_add_(0, p * len(self.count) + nearest, z.new_ones(len(z)))
+        height = rows_at_once(2 * z.shape[1], z)
+        for some, places in zip(z.split(height), p.split(height), strict=True):
+            residual = some - self.span.points[places]
+            self.sums.index_add_(0, places, residual)
+            self.squares.index_add_(0, places, residual.square_())
         return nearest
 
     def rows(self, places: Int64[Tensor, " Q"]) -> "NearestMean":

@@ -23,6 +23,7 @@ from pfc.prototypes import Prototypes
 from pfc.tiles import rows_at_once
 
 PAIRS = 2**20  # of samples and classes that are seen at once; ours
+FEW = 3  # times what is worth a compiler in pass one, for what is seen of a batch or of several; ours
 WIDER = 2.0**-20  # by which the part of the line that is asked about is stretched, for single precision
 
 
@@ -163,6 +164,11 @@ class Tile:
         s[known[1].sample] = 1 - leaves(known[1].coefficients.flip(0), known[1].room)
         return Pairs.of(self._exact(*self._open(e, s)), *known)
 
+    @property
+    def _compiled(self) -> bool:
+        """Whether loops are compiled for so many pairs of samples and classes; few are soon seen."""
+        return on_processor(self.start.z.device, len(self.own) * len(self.ends.a) // FEW)
+
     def _wrong(self, places: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """The samples that are in another place than their own, and that place."""
         rows = (places != self.own).nonzero()[:, 0]
@@ -173,12 +179,12 @@ class Tile:
     ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """Pairs that the coarse bounds leave open between their times e and s."""
         bounds = self._bounds()
-        (B, K), single = bounds.first.values.shape, bounds.first.values.dtype
+        K, single = bounds.first.values.shape[1], bounds.first.values.dtype
         asked = e < s
         e = (e * (1 - WIDER)).to(single)  # the time that is asked from, as single precision has it
         u = ((1 - s) / (1 - e.double()) * (1 - WIDER)).to(single)  # the part that is left out at the end
         u = torch.where(asked, u, -1)
-        if on_processor(e.device, B * K):
+        if self._compiled:
             flat = processor.screen(*bounds, self.stop.each, e, u, self.own, SURE)
         else:
             flat = _undecided(bounds, self.stop.each, e, u, self.own)
@@ -193,7 +199,7 @@ class Tile:
     def _exact(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Pairs:
         """The coefficients of some pairs, and what decides their ties."""
         x, y, (a, b) = self.start.z, self.stop.z, (self.ends.a, self.ends.b)
-        if on_processor(x.device, len(i) * x.shape[1]):
+        if self._compiled:
             pairs = torch.stack([i, self.stop.of(i), self.own[i], j])
             found = processor.relative(x, y, a, b, pairs, self.ends.axes[0].stop)
         else:

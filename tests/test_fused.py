@@ -232,13 +232,9 @@ def test_a_full_disk_or_a_damaged_file_costs_time_only(monkeypatch, tmp_path, er
     monkeypatch.setattr(FunctionCache, name, fails)
     loops = kernels.compiled(str(tmp_path))
     monkeypatch.setattr(processor, "loops", lambda: loops)
-    count, *sums = (
-        torch.zeros(size, dtype=torch.float64) for size in ((1,), (1,), (1, 1), (1, 1), (0, 0))
-    )
-    place, z = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
     for n in (1, 2):
-        processor.tally(z, z, place, place, [count, *sums])
-        assert count.tolist() == [n]
+        assert processor.project(n * one, ZEROS[:1], one).tolist() == [[n]]
 
 
 def test_with_numbas_compiler_turned_off_torch_serves(monkeypatch):
@@ -261,7 +257,7 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    loops = {"absorb", "relate", "increase", "project", "tally", "screen", "relative"}
+    loops = {"absorb", "relate", "increase", "project", "screen", "relative"}
     assert {*kernels.compiled("")} == loops
 
 

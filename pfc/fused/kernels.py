@@ -26,8 +26,7 @@ def compiled(cache):
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
         return {
-            loop.__name__: _kept(loop)
-            for loop in (absorb, relate, increase, project, tally, screen, relative)
+            loop.__name__: _kept(loop) for loop in (absorb, relate, increase, project, screen, relative)
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -271,24 +270,6 @@ def _products(p, q, u, v, width):
         qu += q[d] * u[d]
         qv += q[d] * v[d]
     return pu, pv, qu, qv
-
-
-@no_type_check
-def tally(z, row, shape, points, labels, sums, confusion):
-    """Add up by class: samples, those nearest to their own point, residuals and their squares."""
-    (size, P, R), (places, others), (counts, right, totals, squares) = shape, labels, sums
-    place, nearest, count, hits = _at(0, places), _at(0, others), _at(0.0, counts), _at(0.0, right)
-    for i in range(size):
-        p, n, x, at = place[i], nearest[i], _at(0.0, z + i * row), place[i] * R * 8
-        own, total, square = _at(0.0, points + at), _at(0.0, totals + at), _at(0.0, squares + at)
-        count[p] += 1
-        hits[p] += n == p
-        if confusion != 0:
-            _at(0.0, confusion)[p * P + n] += 1
-        for r in range(R):
-            y = x[r] - own[r]
-            total[r] += y
-            square[r] += y * y
 
 
 @no_type_check

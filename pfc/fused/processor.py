@@ -129,21 +129,6 @@ def _apart(rows: int, width: int) -> Float64[Tensor, "R C"]:
     return room[lost : lost + rows * width].view(rows, width)
 
 
-def tally(
-    z: Float64[Tensor, "B R"],
-    points: Float64[Tensor, "P R"],
-    place: Int64[Tensor, " B"],
-    nearest: Int64[Tensor, " B"],
-    sums: Sequence[Float64[Tensor, "..."]],
-) -> None:
-    """Add to `sums`, by class: counts, hits, residuals, their squares, confusion if it has room."""
-    (z,), points, (*sums, confusion) = side_by_side([z]), points.contiguous(), sums
-    _, address, row = _place(z)
-    counted = confusion.data_ptr() if len(confusion) else 0
-    where, to = _addresses(place, nearest), _addresses(*sums)
-    loops()["tally"](address, row, (len(z), *points.shape), points.data_ptr(), where, to, counted)
-
-
 def screen(
     first: tuple[Float[Tensor, "B K"], Float[Tensor, " B"]],
     over: tuple[Float[Tensor, "B K"], Float[Tensor, " B"]],
