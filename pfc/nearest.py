@@ -17,7 +17,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
 from pfc.prototypes import Prototypes
-from pfc.tiles import column_tiles, row_tiles, rows_at_once, upcast
+from pfc.tiles import column_tiles, row_tiles, rows_at_once, scratch, upcast
 
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
@@ -245,7 +245,8 @@ class NearestMean:
             pairs.index_add_(0, p * len(self.count) + nearest, z.new_ones(len(z)))
         height = rows_at_once(2 * z.shape[1], z)
         for some, places in zip(z.split(height), p.split(height), strict=True):
-            residual = some - self.span.points[places]
+            residual = scratch("residual", some.shape, some)
+            torch.sub(some, torch.index_select(self.span.points, 0, places, out=residual), out=residual)
             self.sums.index_add_(0, places, residual)
             self.squares.index_add_(0, places, residual.square_())
         return nearest
