@@ -1,7 +1,6 @@
 """The labels of a batch, prepared once for all layers."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Float64, Int, Int64
@@ -45,12 +44,6 @@ class BatchLabels:
         numbers = tuple(present.tolist())
         own = cls(indices, present, place, order, first, count.double(), None, numbers)
         return own.to(device or y.device)
-
-    @cached_property
-    def by_class(self) -> tuple[int, int, int, int]:
-        """Addresses of the rows class by class, of the classes and their counts; how many these are."""
-        order, present, count = (part.data_ptr() for part in (self.order, self.present, self.count))
-        return order, present, count, len(self.present)
 
     def to(self, device: torch.device) -> "BatchLabels":
         """The same for features on another device; from the CPU without synchronising it."""

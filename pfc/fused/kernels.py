@@ -86,7 +86,7 @@ def _half(number):
 @intrinsic
 @no_type_check
 def _at(context, like, address):
-    """Numbers of a type from an address on, or from one of their places on."""
+    """Numbers of the type of another, from an address on."""
     kind = types.CPointer(types.unliteral(like))
 
     @no_type_check
@@ -358,11 +358,8 @@ def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
     (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
     nine, sums = rows - rows % 9, _at(0.0, room + rows * length * 8)
     for start in range(0, D, wide):
-        width, middle, at = (
-            min(wide, D - start),
-            _at(0.0, centre + start * 8),
-            address + start * itemsize,
-        )
+        width, middle = min(wide, D - start), _at(0.0, centre + start * 8)
+        at = address + start * itemsize
         for r in range(R):
             way, direction = _at(0.0, room + r * length * 8), _at(0.0, flat + (r * D + start) * 8)
             for d in range(width):

@@ -71,7 +71,7 @@ def absorb(
     state = (*_addresses(n, means, errors), means.shape[1])
     loops()["absorb"](
         *_place(H, column=columns.start),
-        labels.by_class,
+        _by_class(labels),
         state,
         (columns.start, width),
         (*_addresses(room), room.shape[1]),
@@ -95,12 +95,17 @@ def relate(
     ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
     alone = steps.data_ptr() if depth == 1 else 0
     where = columns.start, width
-    loops()["relate"](like, ends, labels.by_class, within, where, cross.data_ptr(), alone)
+    loops()["relate"](like, ends, _by_class(labels), within, where, cross.data_ptr(), alone)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(depth + depth % 2, width), (len(labels.place), depth, width)
         loops()["increase"](like, *_addresses(*lie), shape, *_addresses(room, steps))
     return cross, steps
+
+
+def _by_class(labels: BatchLabels) -> tuple[int, ...]:
+    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
+    return *_addresses(labels.order, labels.present, labels.count), len(labels.present)
 
 
 def project(
@@ -122,7 +127,7 @@ def project(
 
 
 def _apart(rows: int, width: int) -> Float64[Tensor, "R C"]:
-    """Zeros whose rows begin each on another line of the processor's cache."""
+    """Zeros whose rows begin each on another line of the processor's cache; 27 sums fit into a row."""
     width = 8 * (-(-max(width, 27) // 8) | 1)
     room = torch.zeros(rows * width + 8, dtype=torch.float64, device="cpu")
     lost = -room.data_ptr() // 8 % 8

@@ -152,12 +152,11 @@ class Decisions:
         """Decide the samples that wait; from then on all numbers are those of all batches."""
         if not self._waiting:
             return
-        y = torch.cat([batch.labels.y for batch in self._waiting])
+        labels = [batch.labels.y for batch in self._waiting]
+        y = torch.cat(labels)
         nearest = self.decide({name: room[: len(y)] for name, room in self._room.items()}, y)
-        for batch in self._waiting:
-            own, nearest = (
-                (None, None) if nearest is None else nearest.tensor_split([len(batch.labels.y)])
-            )
+        parts = [None] * len(labels) if nearest is None else nearest.split([*map(len, labels)])
+        for batch, own in zip(self._waiting, parts, strict=True):
             self._compare(batch, own)
         self._waiting, self._samples = [], 0
 
