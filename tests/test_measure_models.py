@@ -974,6 +974,57 @@ def test_maps_about_other_means_or_with_a_probe_are_read_in_their_order():
         assert about[1].columns[name] == pytest.approx(values, rel=1e-9, abs=1e-12, nan_ok=True), name
 
 
+class WritesOver(nn.Module):
+    """Two layers of one shape; what the first gave is changed, of so many samples and more."""
+
+    def __init__(self, least, change):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.least, self.change = least, change
+
+    def forward(self, x):
+        H = self.a(x)
+        inside = H.sin()
+        if len(x) >= self.least:
+            self.change(H)
+        return self.fc(self.b(inside))
+
+
+UNSEEN = pytest.param(lambda H: H.data.mul_(2), id="unseen")
+
+
+@pytest.mark.parametrize("change", [pytest.param(lambda H: H.mul_(2), id="seen"), UNSEEN])
+def test_a_layer_written_over_before_the_next_is_measured_as_it_was(change):
+    model = seeded(lambda: WritesOver(1, change))
+    check(model, POINTS, ["a", "b"], "b", "fc", layers=["a", "b"])
+
+
+def test_a_layer_written_over_on_some_batches_only_is_refused():
+    model = seeded(lambda: WritesOver(3, lambda H: H.mul_(2)))
+    with pytest.raises(ValueError, match=r"layer 'a' was overwritten in place .* take segments=False"):
+        measured(model, POINTS, layers=["a", "b"])
+    alone = measured(model, POINTS, layers=["a", "b"], segments=False)
+    known = measured(seeded(lambda: WritesOver(99, None)), POINTS, layers=["a", "b"], segments=False)
+    assert alone.table()["pfc1"].equals(known.table()["pfc1"])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_features_that_last_are_not_copied(monkeypatch, inference):
+    copied, of = [], Copies.of
+
+    def noted(self, name, H):
+        kept = of(self, name, H)
+        copied.append(kept is not H)
+        return kept
+
+    monkeypatch.setattr(Copies, "of", noted)
+    net = fc_resnet()
+    if inference:  # in which nobody counts how often a tensor is written to
+        net.forward = torch.inference_mode()(net.forward)
+    measured(net, POINTS, passes=1)
+    assert {*copied} == {inference}
+
+
 def test_copies_share_memory_only_with_those_that_are_done():
     copies, H = Copies(), torch.randn(4, 6)
     a, b = copies.of("a", H), copies.of("b", H + 1)

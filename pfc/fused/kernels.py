@@ -17,6 +17,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
+NEAR = 2**10  # columns whose sums stay in the nearest cache; measured
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -111,41 +112,45 @@ def _widest(context):
 
 
 @no_type_check
-def absorb(like, address, row, labels, state, columns, kept, beside, gained):
+def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, gained):
     """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
 
     For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, and the classes
     of the batch with their counts; in `state` their samples so far, the means and their errors. How far
-    the means moved and what rounding had taken from them goes to `kept`: of each class, or, where it has
-    one row, of the last. Their products with those of another layer, if there are any, are gained, too.
+    the means moved and what rounding had taken from them goes to `kept`, where classes lie so many
+    numbers apart, or share a place if none. Products with those of another layer are gained, too.
     """
     (rows, classes, counts, P), (samples, means, errors, D) = labels, state
-    (start, width), (room, rooms) = columns, kept
+    (start, width), (moved, rounded, apart) = columns, kept
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
     for p in range(P):
-        i, stop = stop, stop + int(count[p])
-        s, t = _at(0.0, room + p % rooms * width * 8), _at(0.0, room + (rooms + p % rooms) * width * 8)
-        place = (present[p] * D + start) * 8
-        mean, error, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
-        for d in range(width):
-            s[d] = mean[d]
-            t[d] = 0.0
-        while i + 4 <= stop:
-            A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
-            C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
-            square += _absorb_rows(A, B, C, E, s, t, width)
-            i += 4
-        while i < stop:
-            square += _absorb_row(_at(like, address + order[i] * row), s, t, width)
-            i += 1
+        begin, stop = stop, stop + int(count[p])
         n, m = before[p], count[p]
-        _move(n, m, s, t, mean, error, width)
-        found[p] += square - ((n + m) * _inner(s, s, width) - n * _inner(t, t, width))
-        if beside != 0:
-            other, lost = beside + p * width * 8, beside + (P + p) * width * 8
-            found[P + p] += _inner(s, _at(0.0, other), width)
-            found[2 * P + p] += _inner(t, _at(0.0, lost), width)
+        for first in range(0, width, NEAR):
+            at, some, i = address + first * itemsize, min(NEAR, width - first), begin
+            own = (p * apart + first) * 8 if apart else 0
+            s, t = _at(0.0, moved + own), _at(0.0, rounded + own)
+            place = (present[p] * D + start + first) * 8
+            mean, error, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
+            for d in range(some):
+                s[d] = mean[d]
+                t[d] = 0.0
+            while i + 4 <= stop:
+                A, B = _at(like, at + order[i] * row), _at(like, at + order[i + 1] * row)
+                C, E = _at(like, at + order[i + 2] * row), _at(like, at + order[i + 3] * row)
+                square += _absorb_rows(A, B, C, E, s, t, some)
+                i += 4
+            while i < stop:
+                square += _absorb_row(_at(like, at + order[i] * row), s, t, some)
+                i += 1
+            _move(n, m, s, t, mean, error, some)
+            found[p] += square - ((n + m) * _inner(s, s, some) - n * _inner(t, t, some))
+            if beside != 0:
+                other = _at(0.0, beside + (p * width + first) * 8)
+                lost = _at(0.0, beside + ((P + p) * width + first) * 8)
+                found[P + p] += _inner(s, other, some)
+                found[2 * P + p] += _inner(t, lost, some)
 
 
 @called
@@ -236,27 +241,35 @@ def _relate_rows(A, B, C, E, a, b, width):
 
 
 @no_type_check
-def increase(like, layers, strides, shape, room, steps):
+def increase(like, itemsize, layers, strides, shape, room, steps):
     """Products of all increments, row by row, for which there is room for an even number."""
-    (size, depth, width), wide = shape, 8 * shape[2]
+    (size, depth, width), wide = shape, 8 * min(NEAR, shape[2])
     address, row = _at(0, layers), _at(0, strides)
     for i in range(size):
-        for l in range(depth):
-            A, B = _at(like, address[l] + i * row[l]), _at(like, address[l + 1] + i * row[l + 1])
-            D = _at(0.0, room + l * wide)
-            for d in range(width):
-                D[d] = real(B[d]) - real(A[d])
         gram = _at(0.0, steps + i * depth * depth * 8)
-        for l in range(0, depth, 2):
-            p, q = _at(0.0, room + l * wide), _at(0.0, room + (l + 1) * wide)
-            for m in range(0, l + 1, 2):
-                u, v = _at(0.0, room + m * wide), _at(0.0, room + (m + 1) * wide)
-                pu, pv, qu, qv = _products(p, q, u, v, width)
-                for a, b, product in ((l, m, pu), (l, m + 1, pv), (l + 1, m, qu), (l + 1, m + 1, qv)):
-                    if a < depth and b <= a:
-                        gram[a * depth + b] += product
-                        if a != b:
-                            gram[b * depth + a] += product
+        for first in range(0, width, NEAR):
+            some = min(NEAR, width - first)
+            for l in range(depth):
+                at, then = i * row[l] + first * itemsize, i * row[l + 1] + first * itemsize
+                A, B = _at(like, address[l] + at), _at(like, address[l + 1] + then)
+                D = _at(0.0, room + l * wide)
+                for d in range(some):
+                    D[d] = real(B[d]) - real(A[d])
+            for l in range(0, depth, 2):
+                p, q = _at(0.0, room + l * wide), _at(0.0, room + (l + 1) * wide)
+                for m in range(0, l + 1, 2):
+                    u, v = _at(0.0, room + m * wide), _at(0.0, room + (m + 1) * wide)
+                    pu, pv, qu, qv = _products(p, q, u, v, some)
+                    for a, b, product in (
+                        (l, m, pu),
+                        (l, m + 1, pv),
+                        (l + 1, m, qu),
+                        (l + 1, m + 1, qv),
+                    ):
+                        if a < depth and b <= a:
+                            gram[a * depth + b] += product
+                            if a != b:
+                                gram[b * depth + a] += product
 
 
 @called

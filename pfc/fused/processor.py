@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pfc.folders import cache_folder
 from pfc.labels import BatchLabels
+from pfc.tiles import scratch
 
 TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what the loops read them as
     torch.float64: np.float64(0),
@@ -65,18 +66,17 @@ def absorb(
 ) -> Float64[Tensor, "3 P"]:
     """As in `Loops`."""
     (H,), width = side_by_side([H]), columns.stop - columns.start
-    gained, room = torch.zeros(3, len(n), dtype=torch.float64, device="cpu"), kept
-    if room is None:
-        room = means.new_empty(2, 1, width)
-    state = (*_addresses(n, means, errors), means.shape[1])
+    like, *where = _place(H, column=columns.start)
+    gained = torch.zeros(3, len(n), dtype=torch.float64, device="cpu")
+    moved, rounded = scratch("moved", (2, width), n) if kept is None else kept
     loops()["absorb"](
-        *_place(H, column=columns.start),
+        *(like, like.itemsize, *where),
         _by_class(labels),
-        state,
+        (*_addresses(n, means, errors), means.shape[1]),
         (columns.start, width),
-        (*_addresses(room), room.shape[1]),
-        0 if beside is None else beside.data_ptr(),
-        gained.data_ptr(),
+        (*_addresses(moved, rounded), 0 if kept is None else width),
+        *([0] if beside is None else _addresses(beside)),
+        *_addresses(gained),
     )
     return gained
 
@@ -99,7 +99,7 @@ def relate(
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(depth + depth % 2, width), (len(labels.place), depth, width)
-        loops()["increase"](like, *_addresses(*lie), shape, *_addresses(room, steps))
+        loops()["increase"](like, like.itemsize, *_addresses(*lie), shape, *_addresses(room, steps))
     return cross, steps
 
 
