@@ -990,10 +990,14 @@ class WritesOver(nn.Module):
         return self.fc(self.b(inside))
 
 
-UNSEEN = pytest.param(lambda H: H.data.mul_(2), id="unseen")
+CHANGES = {
+    "counted": lambda H: H.mul_(2),
+    "uncounted": lambda H: H.data.mul_(2),
+    "later samples": lambda H: H[2:].mul_(2),
+}
 
 
-@pytest.mark.parametrize("change", [pytest.param(lambda H: H.mul_(2), id="seen"), UNSEEN])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_layer_written_over_before_the_next_is_measured_as_it_was(change):
     model = seeded(lambda: WritesOver(1, change))
     check(model, POINTS, ["a", "b"], "b", "fc", layers=["a", "b"])

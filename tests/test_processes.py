@@ -124,6 +124,26 @@ def test_every_way_of_measuring_is_that_of_one_process(ranks, case):
         same(found, known, rtol=1e-12 if case != "offset" else 1e-11)
 
 
+def maps(group, rank, batches):
+    """Of a network whose maps lie otherwise in memory in every second process."""
+    torch.manual_seed(0)
+    convs = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(*convs, nn.Tanh(), nn.Flatten(), nn.Linear(100, 3))
+    lie = [torch.contiguous_format, torch.channels_last][rank % 2]
+    net = net.double().to(memory_format=lie)
+    own = batches if group is False else batches[rank::2]
+    own = [(x.contiguous(memory_format=lie), y) for x, y in own]
+    return numbers(pfc.measure(net, own, layers=["0", "1"], group=group, progress=False))
+
+
+def test_processes_whose_maps_lie_otherwise_agree(ranks):
+    x, y = samples(60, (3, 5, 5))
+    batches = batched(x.double(), y, 7)
+    known = maps(False, 0, batches)
+    for found in ranks.run(2, maps, batches):
+        same(found, known)
+
+
 def kept(profile):
     """What is kept of the classes and of the sample, up to the signs of directions."""
     classes = {

@@ -209,7 +209,7 @@ class Copies:
     def of(self, name: str, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The features of a layer, until they are done with; a copy where something may change them."""
         self.done([name])
-        if name in self._lasting and writes(H) >= 0:
+        if name in self._lasting:
             self._watched[name] = H, writes(H)
             return H
         kind, room = (H.dtype, H.device), None
