@@ -7,17 +7,22 @@ for. Sums may be reordered, nothing else is assumed of them. All stands in one f
 compiled is compiled anew when that file changes.
 """
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import no_type_check
 
 import numba
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, register_jitable
+
+from pfc.fused.processor import uncollected
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
-NEAR = 2**10  # columns whose sums stay in the nearest cache; measured
+exactly = register_jitable(
+    no_cfunc_wrapper=True, fastmath=False
+)  # of those in which sums keep their order
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -47,7 +52,8 @@ def _kept(loop):
     def run(*args):
         nonlocal serving
         try:
-            return serving(*args)
+            with nullcontext() if serving.overloads else uncollected():
+                return serving(*args)
         except Exception:  # of a full disk or a damaged file; what is wrong with the loop comes again
             if serving is anew:
                 raise
@@ -57,20 +63,23 @@ def _kept(loop):
     return run
 
 
+@intrinsic
 @no_type_check
-def real(number):
+def real(context, number):
     """A number of any type that features have, as float64."""
-    raise NotImplementedError
 
+    @no_type_check
+    def code(context, builder, signature, args):
+        (number,), (kind,), wanted = args, signature.args, signature.return_type
+        if kind == types.int16:
+            return context.compile_internal(builder, _half, signature, args)
+        if kind == types.uint16:  # the upper half of a float32
+            bits = context.cast(builder, number, kind, types.uint32)
+            bits = builder.shl(bits, context.get_constant(types.uint32, 16))
+            number, kind = builder.bitcast(bits, context.get_value_type(types.float32)), types.float32
+        return context.cast(builder, number, kind, wanted)
 
-@overload(real)
-@no_type_check
-def _real(number):
-    if number == types.uint16:
-        return lambda number: np.float64(np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32))
-    if number == types.int16:
-        return _half
-    return lambda number: np.float64(number)
+    return types.float64(number), code
 
 
 @no_type_check
@@ -121,54 +130,47 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
     numbers apart, or share a place if none. Products with those of another layer are gained, too.
     """
     (rows, classes, counts, P), (samples, means, errors, D) = labels, state
-    (start, width), (moved, rounded, apart) = columns, kept
+    (start, width, near), (moved, rounded, apart) = columns, kept
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
     for p in range(P):
-        begin, stop = stop, stop + int(count[p])
+        begin, stop = stop, stop + np.int64(count[p])
         n, m = before[p], count[p]
-        for first in range(0, width, NEAR):
-            at, some, i = address + first * itemsize, min(NEAR, width - first), begin
+        for first in range(0, width, near):
+            at, i = address + first * itemsize, begin
+            some = near if first + near < width else width - first
             own = (p * apart + first) * 8 if apart else 0
             s, t = _at(0.0, moved + own), _at(0.0, rounded + own)
             place = (present[p] * D + start + first) * 8
-            mean, error, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
+            mean, rest, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
             for d in range(some):
-                s[d] = mean[d]
                 t[d] = 0.0
             while i + 4 <= stop:
                 A, B = _at(like, at + order[i] * row), _at(like, at + order[i + 1] * row)
                 C, E = _at(like, at + order[i + 2] * row), _at(like, at + order[i + 3] * row)
-                square += _absorb_rows(A, B, C, E, s, t, some)
+                square += _absorb_rows(A, B, C, E, mean, t, some)
                 i += 4
             while i < stop:
-                square += _absorb_row(_at(like, at + order[i] * row), s, t, some)
+                square += _absorb_row(_at(like, at + order[i] * row), mean, t, some)
                 i += 1
-            _move(n, m, s, t, mean, error, some)
-            found[p] += square - ((n + m) * _inner(s, s, some) - n * _inner(t, t, some))
+            _move(n, m, mean, rest, t, s, some)
+            step, _, _, error = _products(s, t, s, t, some)
+            found[p] += square - ((n + m) * step - n * error)
             if beside != 0:
                 other = _at(0.0, beside + (p * width + first) * 8)
                 lost = _at(0.0, beside + ((P + p) * width + first) * 8)
-                found[P + p] += _inner(s, other, some)
-                found[2 * P + p] += _inner(t, lost, some)
+                step, _, _, error = _products(s, t, other, lost, some)
+                found[P + p] += step
+                found[2 * P + p] += error
 
 
 @called
 @no_type_check
-def _inner(a, b, width):
-    product = 0.0
-    for d in range(width):
-        product += a[d] * b[d]
-    return product
-
-
-@called
-@no_type_check
-def _absorb_row(H, s, total, width):
-    """Add a row less its shift; the sum of its squares."""
+def _absorb_row(H, mean, total, width):
+    """Add a row less the mean so far; the sum of its squares."""
     square = 0.0
     for d in range(width):
-        x = real(H[d]) - s[d]
+        x = real(H[d]) - mean[d]
         total[d] += x
         square += x * x
     return square
@@ -176,29 +178,29 @@ def _absorb_row(H, s, total, width):
 
 @called
 @no_type_check
-def _absorb_rows(A, B, C, E, s, total, width):
+def _absorb_rows(A, B, C, E, mean, total, width):
     """The same of four rows of a class, whose sums are written once."""
     square = 0.0
     for d in range(width):
-        shift = s[d]
+        shift = mean[d]
         a, b, c, e = real(A[d]) - shift, real(B[d]) - shift, real(C[d]) - shift, real(E[d]) - shift
         total[d] += (a + b) + (c + e)
         square += (a * a + b * b) + (c * c + e * e)
     return square
 
 
-@numba.njit(error_model="numpy", fastmath=False)  # else the caller's: here no sum may be reordered
+@exactly
 @no_type_check
-def _move(n, m, S, total, mean, error, width):
-    """Move a class mean by its step from the shift `S`; the step and the error before come in place."""
+def _move(n, m, mean, error, total, steps, width):
+    """Move a class mean by its step; what rounding had taken from it comes in place of the total."""
     for d in range(width):
-        shift, e = S[d], error[d]
+        shift, e = mean[d], error[d]
         step = (n * e + total[d]) / (n + m)
         moved = shift + step
         part = moved - shift
         mean[d] = moved
         error[d] = (shift - (moved - part)) + (step - part)
-        S[d] = step
+        steps[d] = step
         total[d] = e
 
 
@@ -210,11 +212,11 @@ def relate(like, ends, labels, means, columns, cross, steps):
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     found, gained, stop = _at(0.0, cross), _at(0.0, steps), 0
     for p in range(P):
-        begin, stop = stop, stop + int(count[p])
+        begin, stop = stop, stop + np.int64(count[p])
         place = (present[p] * D + start) * 8
         a, b = _at(0.0, M + place), _at(0.0, N + place)
         for n in range(begin, stop, 2):
-            i, j = order[n], order[min(n + 1, stop - 1)]
+            i, j = order[n], order[n + 1 if n + 1 < stop else n]
             A, B = _at(like, first + i * before), _at(like, last + i * after)
             C, E = _at(like, first + j * before), _at(like, last + j * after)
             product, more, step, other = _relate_rows(A, B, C, E, a, b, width)
@@ -242,34 +244,34 @@ def _relate_rows(A, B, C, E, a, b, width):
 
 @no_type_check
 def increase(like, itemsize, layers, strides, shape, room, steps):
-    """Products of all increments, row by row, for which there is room for an even number."""
-    (size, depth, width), wide = shape, 8 * min(NEAR, shape[2])
+    """Products of all increments, row by row; there is room for an even number of them."""
+    (size, depth, width, near), even = shape, shape[1] + shape[1] % 2
     address, row = _at(0, layers), _at(0, strides)
     for i in range(size):
-        gram = _at(0.0, steps + i * depth * depth * 8)
-        for first in range(0, width, NEAR):
-            some = min(NEAR, width - first)
+        gram = _at(0.0, steps + i * even * even * 8)
+        for first in range(0, width, near):
+            some = near if first + near < width else width - first
             for l in range(depth):
                 at, then = i * row[l] + first * itemsize, i * row[l + 1] + first * itemsize
                 A, B = _at(like, address[l] + at), _at(like, address[l + 1] + then)
-                D = _at(0.0, room + l * wide)
+                D = _at(0.0, room + l * near * 8)
                 for d in range(some):
                     D[d] = real(B[d]) - real(A[d])
             for l in range(0, depth, 2):
-                p, q = _at(0.0, room + l * wide), _at(0.0, room + (l + 1) * wide)
+                p, q = _at(0.0, room + l * near * 8), _at(0.0, room + (l + 1) * near * 8)
                 for m in range(0, l + 1, 2):
-                    u, v = _at(0.0, room + m * wide), _at(0.0, room + (m + 1) * wide)
+                    u, v = _at(0.0, room + m * near * 8), _at(0.0, room + (m + 1) * near * 8)
                     pu, pv, qu, qv = _products(p, q, u, v, some)
-                    for a, b, product in (
-                        (l, m, pu),
-                        (l, m + 1, pv),
-                        (l + 1, m, qu),
-                        (l + 1, m + 1, qv),
-                    ):
-                        if a < depth and b <= a:
-                            gram[a * depth + b] += product
-                            if a != b:
-                                gram[b * depth + a] += product
+                    g, h = l * even + m, m * even + l
+                    gram[g] += pu
+                    gram[g + 1] += pv
+                    gram[g + even] += qu
+                    gram[g + even + 1] += qv
+                    if m < l:
+                        gram[h] += pu
+                        gram[h + 1] += qu
+                        gram[h + even] += pv
+                        gram[h + even + 1] += qv
 
 
 @called
@@ -366,13 +368,13 @@ def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
     """Add the products of centred rows with directions, of three rows with nine or three at once.
 
     In `ways` is room for so many columns of the directions, with zeros that make them up to threes or
-    nines, and for sums in a last row: its address, its rows before the last, and their length.
+    nines: its address, its rows, and their length. In `z` is as much room, and for threes of rows.
     """
     (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
-    nine, sums = rows - rows % 9, _at(0.0, room + rows * length * 8)
+    nine = rows - rows % 9
     for start in range(0, D, wide):
-        width, middle = min(wide, D - start), _at(0.0, centre + start * 8)
-        at = address + start * itemsize
+        width = wide if start + wide < D else D - start
+        middle, at = _at(0.0, centre + start * 8), address + start * itemsize
         for r in range(R):
             way, direction = _at(0.0, room + r * length * 8), _at(0.0, flat + (r * D + start) * 8)
             for d in range(width):
@@ -383,51 +385,44 @@ def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
             B = _at(like, at + j * row) if j < size else A
             C = _at(like, at + k * row) if k < size else A
             for r in range(0, nine, 9):
-                _multiply(A, B, C, middle, _at(0.0, room + r * length * 8), length, width, NINE, sums)
-                _add(z, size, R, i, far, r, 9, sums)
-            if nine < R:
-                _multiply(
-                    A, B, C, middle, _at(0.0, room + nine * length * 8), length, width, THREE, sums
-                )
-                _add(z, size, R, i, far, nine, 3, sums)
+                found = _at(0.0, z + (i * rows + r) * 8)
+                way = _at(0.0, room + r * length * 8)
+                _multiply(A, B, C, middle, way, length, width, NINE, found, far * rows)
+            if nine < rows:
+                found = _at(0.0, z + (i * rows + nine) * 8)
+                way = _at(0.0, room + nine * length * 8)
+                _multiply(A, B, C, middle, way, length, width, THREE, found, far * rows)
 
 
 @called
 @no_type_check
-def _multiply(A, B, C, middle, ways, length, width, none, found):
-    """The products of three rows with some directions."""
+def _multiply(A, B, C, middle, ways, length, width, none, found, apart):
+    """Add the products of three rows with some directions, row by row so far apart."""
     _widest()
     sums = none
     for d in range(width):
         numbers = real(A[d]) - middle[d], real(B[d]) - middle[d], real(C[d]) - middle[d]
         sums = _plus(sums, numbers, ways, length, d)
-    _store(sums, found)
-
-
-@called
-@no_type_check
-def _add(z, size, R, i, far, start, most, sums):
-    """Add the products to as many columns of three rows as there are."""
-    for n in range(3):
-        if i + n * far < size:
-            found = _at(0.0, z + ((i + n * far) * R + start) * 8)
-            for r in range(min(most, R - start)):
-                found[r] += sums[3 * r + n]
+    _add(sums, found, apart)
 
 
 @intrinsic
 @no_type_check
-def _store(context, sums, found):
-    """Write the sums side by side."""
+def _add(context, sums, found, apart):
+    """Add sums of three rows by turns to what was found of each."""
 
     @no_type_check
     def code(context, builder, signature, args):
-        for s in range(len(signature.args[0])):
-            place = builder.gep(args[1], [context.get_constant(types.intp, s)])
-            builder.store(builder.extract_value(args[0], s), place)
+        sums, found, apart = args
+        number = partial(context.get_constant, types.intp)
+        rows = [builder.gep(found, [builder.mul(apart, number(n))]) for n in range(3)]
+        places = [builder.gep(rows[s % 3], [number(s // 3)]) for s in range(len(signature.args[0]))]
+        before = [builder.load(place) for place in places]
+        for s, place in enumerate(places):
+            builder.store(builder.fadd(before[s], builder.extract_value(sums, s)), place)
         return context.get_dummy_value()
 
-    return types.none(sums, found), code
+    return types.none(sums, found, apart), code
 
 
 @intrinsic

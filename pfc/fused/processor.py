@@ -1,8 +1,10 @@
 """The loops on the processor, where numba is at hand (extra `fast`): where features lie, and threads."""
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, reduce
 from glob import glob
 from itertools import pairwise
@@ -15,7 +17,6 @@ from torch import Tensor
 
 from pfc.folders import cache_folder
 from pfc.labels import BatchLabels
-from pfc.tiles import scratch
 
 TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what the loops read them as
     torch.float64: np.float64(0),
@@ -25,6 +26,9 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
+NEAR = (
+    2**10
+)  # columns of a row that are summed at once, so that sums stay in the nearest cache; measured
 WIDTH = 2**14  # columns of a layer that are worked on at once; ours
 
 Found = TypeVar("Found")
@@ -34,12 +38,25 @@ Found = TypeVar("Found")
 def loops() -> dict[str, Callable[..., None]]:
     """The loops by name, kept compiled in the user's cache folder; none without numba."""
     try:
-        import numba
+        with uncollected():
+            import numba
 
-        from pfc.fused.kernels import compiled
+            from pfc.fused.kernels import compiled
     except ImportError:  # also of a numba that does not fit the numpy that is here
         return {}
     return {} if getattr(numba.config, "DISABLE_JIT", 0) else compiled(_kept())
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected: to look for it takes a sixth of the time of compiling."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _kept() -> str:
@@ -68,15 +85,18 @@ def absorb(
     (H,), width = side_by_side([H]), columns.stop - columns.start
     like, *where = _place(H, column=columns.start)
     gained = torch.zeros(3, len(n), dtype=torch.float64, device="cpu")
-    moved, rounded = scratch("moved", (2, width), n) if kept is None else kept
+    room, apart = (n.new_empty(2, min(NEAR, width)), 0) if kept is None else (kept, width)
+    (moved,) = _addresses(room)
     loops()["absorb"](
-        *(like, like.itemsize, *where),
+        like,
+        like.itemsize,
+        *where,
         _by_class(labels),
         (*_addresses(n, means, errors), means.shape[1]),
-        (columns.start, width),
-        (*_addresses(moved, rounded), 0 if kept is None else width),
-        *([0] if beside is None else _addresses(beside)),
-        *_addresses(gained),
+        (columns.start, width, NEAR),
+        (moved, moved + 4 * room.numel(), apart),
+        0 if beside is None else beside.data_ptr(),
+        gained.data_ptr(),
     )
     return gained
 
@@ -89,8 +109,9 @@ def relate(
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
     layers, width, depth = side_by_side(batch), columns.stop - columns.start, len(batch) - 1
+    even, size = depth if depth < 2 else depth + depth % 2, len(labels.place)
     cross = torch.zeros_like(labels.count)
-    steps = cross.new_zeros(len(labels.place), depth, depth)
+    steps = cross.new_zeros(size, even, even)
     (like, *first), *_, (_, *last) = places = [_place(H, column=columns.start) for H in layers]
     ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
     alone = steps.data_ptr() if depth == 1 else 0
@@ -98,9 +119,9 @@ def relate(
     loops()["relate"](like, ends, _by_class(labels), within, where, cross.data_ptr(), alone)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
-        room, shape = cross.new_zeros(depth + depth % 2, width), (len(labels.place), depth, width)
+        room, shape = cross.new_zeros(even, NEAR), (size, depth, width, NEAR)
         loops()["increase"](like, like.itemsize, *_addresses(*lie), shape, *_addresses(room, steps))
-    return cross, steps
+    return cross, steps if even == depth else steps[:, :depth, :depth]
 
 
 def _by_class(labels: BatchLabels) -> tuple[int, ...]:
@@ -112,23 +133,24 @@ def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), (R, D), z = side_by_side([H]), flat.shape, flat.new_zeros(len(H), len(flat))
+    (H,), (R, D) = side_by_side([H]), flat.shape
+    ways = R + (-R % 9 if R % 9 > 3 else -R % 3)
 
-    def rows(part: slice) -> None:
-        ways = R + (-R % 9 if R % 9 > 3 else -R % 3)
-        room, shape = _apart(ways + 1, min(WIDE, D)), (part.stop - part.start, R, D)
+    def rows(part: slice) -> Tensor:
+        size = part.stop - part.start
+        room, z = _apart(ways, min(WIDE, D)), flat.new_zeros(size + -size % 3, ways)
         where = *_place(H, part.start), H.element_size(), *_addresses(centre, flat)
-        loops()["project"](
-            *where, shape, (*_addresses(room), ways, room.shape[1]), WIDE, *_addresses(z[part])
-        )
+        among = *_addresses(room), ways, room.shape[1]
+        loops()["project"](*where, (size, R, D), among, WIDE, *_addresses(z))
+        return z[:size] if ways == R else z[:size, :R].contiguous()
 
-    _on_threads(rows, len(H), H.numel(), 1)
-    return z
+    found = _on_threads(rows, len(H), H.numel(), 1)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _apart(rows: int, width: int) -> Float64[Tensor, "R C"]:
-    """Zeros whose rows begin each on another line of the processor's cache; 27 sums fit into a row."""
-    width = 8 * (-(-max(width, 27) // 8) | 1)
+    """Zeros whose rows begin each on another line of the processor's cache."""
+    width = 8 * (-(-width // 8) | 1)
     room = torch.zeros(rows * width + 8, dtype=torch.float64, device="cpu")
     lost = -room.data_ptr() // 8 % 8
     return room[lost : lost + rows * width].view(rows, width)
