@@ -31,19 +31,23 @@ class Bounds(NamedTuple):
     off: Float[Tensor, "b 2"]
     form: "Form"
 
-    def least(self) -> Int64[Tensor, " b"]:
-        """The first class of the least bound."""
-        if self.values.device.type == "cpu":  # numpy is the faster
-            return torch.from_numpy(np.argmin(self.values.numpy(), 1))
-        return self.values.argmin(1)
+    def least(self) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+        """The first class of the least bound, and the least bound of the others."""
+        values, cpu = self.values, self.values.device.type == "cpu"  # where numpy is the faster
+        found = torch.from_numpy(np.argmin(values.numpy(), 1)) if cpu else values.argmin(1)
+        place = found[:, None]
+        least = values.gather(1, place)
+        values.scatter_(1, place, torch.inf)
+        others = torch.from_numpy(values.numpy().min(1)) if cpu else values.amin(1)
+        values.scatter_(1, place, least)
+        return found, others
 
-    def rivalled(self, most: Float[Tensor, " b"], tie: Float64[Tensor, "..."]) -> Bool[Tensor, " b"]:
-        """Whether the numbers of several classes may be at most so large, or larger by a tie."""
-        reach = (most.double() + 1.001 * tie / self.form.unit**2).to(self.values)
-        near = self.values <= reach[:, None]
-        if near.device.type == "cpu":
-            return torch.from_numpy(np.count_nonzero(near.numpy(), 1)) != 1
-        return near.sum(1) != 1
+    def reached(
+        self, values: Float[Tensor, " b"], most: Float[Tensor, " b"], tie: Float64[Tensor, "..."]
+    ) -> Bool[Tensor, " b"]:
+        """Whether numbers with such lower bounds may be at most so large, or larger by a tie."""
+        reach = (most.double() + 1.001 * tie / self.form.unit**2).to(values)
+        return ~(values > reach)
 
     def above(self, k: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """What that of one class of each sample is at most."""

@@ -7,13 +7,14 @@ where c1, of that part of the line, is below -sqrt(c0 c2).
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc.pairs import EPS
+from pfc.pairs import EPS, ROUNDING
 
 TINY = float(np.finfo(np.float64).tiny)
 SURE = 1 - 2.0**-16  # of a discriminant's terms, far from what their products round; ours
@@ -30,23 +31,25 @@ class Pairs:
         sample: Which sample each is of.
         lower: Whether its class comes before the own.
         distance: Of its sample from the own mean, at both ends.
-        rounding: Up to where a coefficient counts as none.
+        norms: Of its sample, at both ends.
         floors: How far rounding may have moved the means of the two ends.
+        largest: The largest norm of a mean of both ends, by which products round; 0 of crowded means.
     """
 
     coefficients: Float64[Tensor, "3 n"]
     sample: Int64[Tensor, " n"]
     lower: Bool[Tensor, " n"]
     distance: Float64[Tensor, "2 n"]
-    rounding: Float64[Tensor, "3 n"]
+    norms: Float64[Tensor, "2 n"]
     floors: Float64[Tensor, "2"]
+    largest: Float64[Tensor, "2"]
 
     @classmethod
     def of(cls, *parts: "Pairs") -> "Pairs":
         """All of these together."""
-        names = [part.name for part in fields(cls)][:-1]
+        names = [part.name for part in fields(cls)][:-2]
         joined = {name: torch.cat([getattr(p, name) for p in parts], -1) for name in names}
-        return cls(**joined, floors=parts[0].floors)
+        return cls(**joined, floors=parts[0].floors, largest=parts[0].largest)
 
     @property
     def room(self) -> float:
@@ -54,7 +57,8 @@ class Pairs:
         if not len(self.sample):
             return 0.0
         most, floor = self.distance.max(), self.floors.max()
-        return float(self.rounding.max() + 8 * floor * (most + floor))
+        rounding = _rounding(*self.norms.amax(1).tolist(), *self.largest.tolist())
+        return max(rounding) + float(8 * floor * (most + floor))
 
 
 def may_fall(
@@ -82,13 +86,14 @@ def leaves(c: Float64[Tensor, "3 n"], room: float) -> Float64[Tensor, " n"]:
 
 def intervals(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """Starts and stops of where another mean is nearer than the own, or as near and of a lower class."""
-    c, sample, lower, distance, rounding, floors = (
+    c, sample, lower, distance, norms, floors, largest = (
         getattr(pairs, part.name).cpu().numpy() for part in fields(pairs)
     )
     first, last = c[0] < 0, c[2] < 0
     near = np.flatnonzero(np.minimum(np.abs(c[0]), np.abs(c[2])) <= pairs.room)
     if len(near):
-        settled = _settled(c[:, near], distance[:, near], rounding[:, near], floors)
+        rounding = np.stack(_rounding(*norms[:, near], *largest))
+        settled = _settled(c[:, near], distance[:, near], rounding, floors)
         settled[:, lower[near] & ~settled.any(axis=0)] = -1  # all along
         c[:, near] = settled
         first[near], last[near] = ((e < 0) | (lower[near] & (e == 0)) for e in settled[::2])
@@ -103,6 +108,12 @@ def intervals(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     for t, after, bad in ((0.0, TINY, first), (1.0, 1 + EPS, last)):  # however near a root is
         pieces.append(np.stack([sample, 0 * sample + t, 0 * sample + after])[:, bad])
     return _union(np.concatenate(pieces, axis=1))
+
+
+def _rounding(p: Any, q: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
+    """Up to where a coefficient counts as none: what products of such norms round."""
+    half = ROUNDING / 2
+    return half * (2 * a * (a + p)), half * (a * (b + q) + b * (a + p)), half * (2 * b * (b + q))
 
 
 def _settled(
@@ -128,16 +139,27 @@ def _cuts(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray) -> list[np.ndarray]:
     """0, the roots in (0, 1) in ascending order, 1; a root that is not there stands at 1."""
     with np.errstate(divide="ignore", invalid="ignore"):
         q = -(c1 + np.copysign(np.sqrt(c1**2 - c0 * c2), c1))
-        roots = np.stack([q / (q + c2), c0 / (c0 + q)])
-    roots = np.sort(np.where((roots > 0) & (roots < 1), roots, 1.0), axis=0)
-    return [np.zeros_like(c0), *roots, np.ones_like(c0)]
+        roots = q / (q + c2), c0 / (c0 + q)
+    a, b = (np.where((root > 0) & (root < 1), root, 1.0) for root in roots)
+    return [np.zeros_like(c0), np.minimum(a, b), np.maximum(a, b), np.ones_like(c0)]
 
 
 def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and stops of the union of each sample's intervals [start, stop)."""
-    sample, start, stop = pieces
+    sample, start, stop = _unhidden(*pieces)
     t, change = np.concatenate([start, stop]), np.repeat([1, -1], len(sample))
     order = np.lexsort((t, np.concatenate([sample, sample])))  # it keeps starts before stops
     t, change = t[order], change[order]
     open_now = np.cumsum(change)
     return t[(change > 0) & (open_now == 1)], t[(change < 0) & (open_now == 0)]
+
+
+def _unhidden(sample: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The intervals without those that lie in the longest of their sample that begins at 0."""
+    sample = sample.astype(int)
+    longest, begun = np.zeros(sample.max(initial=0) + 1), start == 0
+    for _ in range(2):  # again with those that begin where the instant at 0 ends
+        np.maximum.at(longest, sample[begun], stop[begun])
+        begun = start <= np.minimum(longest[sample], TINY)
+    kept = (stop > longest[sample]) | (begun & (stop == longest[sample]))
+    return sample[kept], np.where(begun, 0, start)[kept], stop[kept]

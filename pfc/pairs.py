@@ -59,8 +59,9 @@ def nearest_others(M: Float64[Tensor, "P R"]) -> Int64[Tensor, " P"]:
     for rows in every.split(rows_at_once(len(M), M)):
         gaps = form.bounds(M[rows], norms[rows])
         gaps.values.scatter_(1, rows[:, None], torch.inf)
-        found.append(gaps.least())
-        left.append(rows[gaps.rivalled(gaps.above(found[-1]), tie)])
+        nearest, others = gaps.least()
+        found.append(nearest)
+        left.append(rows[gaps.reached(others, gaps.above(nearest), tie)])
     place = torch.cat(found)
     for rows in torch.cat(left).split(rows_at_once(len(M), M)):  # in double precision
         square = _to_all_digits(M[rows], M, squares[rows, None], squares)

@@ -73,10 +73,10 @@ class Prototypes:
         self, z: Float64[Tensor, "b R"], gaps: Bounds
     ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
         """The nearest point by bounds of the gaps, and whether another may be as near."""
-        found, unit = gaps.least(), gaps.form.unit
+        (found, others), unit = gaps.least(), gaps.form.unit
         most = gaps.above(found)
         distance = unit * (most + (z.norm(dim=1) / unit).square()).clamp(min=0).sqrt()
-        return found, gaps.rivalled(most, self.tie(distance) + self.rounding(z))
+        return found, gaps.reached(others, most, self.tie(distance) + self.rounding(z))
 
     def settled(
         self, z: Float64[Tensor, "B R"], found: Int64[Tensor, " B"], unsure: Bool[Tensor, " B"]

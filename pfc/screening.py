@@ -18,7 +18,6 @@ from pfc.bounds import Bounds, Form
 from pfc.crossings import SURE, Coefficients, Pairs, beyond, leaves, may_fall
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import on_processor, processor
-from pfc.pairs import ROUNDING
 from pfc.prototypes import Prototypes
 from pfc.tiles import rows_at_once
 
@@ -50,6 +49,12 @@ class Ends:
         """Which coordinates are of the first basis, and which of the last."""
         r = self.first.points.shape[1]
         return slice(None, r), slice(r, None)
+
+    @cached_property
+    def largest(self) -> Float64[Tensor, "2"]:
+        """The largest norms of both, by which products round; 0 where these are about the own class."""
+        sizes = torch.stack([self.first.largest, self.last.largest])
+        return 0 * sizes if self.first.crowded or self.last.crowded else sizes
 
     @cached_property
     def forms(self) -> tuple[Form, Form, Form, Form]:
@@ -91,12 +96,14 @@ class Places:
         own: The class of the samples in each.
         each: The place of each sample; `None` if every sample has its own.
         seen: Bounds of forms that were asked for.
+        against: These against those of the own classes.
     """
 
     z: Float64[Tensor, "P S"]
     own: Int64[Tensor, " P"]
     each: Int64[Tensor, " B"] | None = None
     seen: dict[Form, Bounds] = field(default_factory=dict)
+    against: dict[Form, "Above"] = field(default_factory=dict)
 
     @cached_property
     def norms(self) -> Float64[Tensor, " P"]:
@@ -115,8 +122,10 @@ class Places:
 
     def above(self, form: Form, axes: slice) -> "Above":
         """These bounds against those of the own classes."""
-        bounds = self.bounds(form, axes)
-        return Above(bounds.values, bounds.above(self.own))
+        if form not in self.against:
+            bounds = self.bounds(form, axes)
+            self.against[form] = Above(bounds.values, bounds.above(self.own))
+        return self.against[form]
 
 
 class Above(NamedTuple):
@@ -211,8 +220,9 @@ class Tile:
             sample=i,
             lower=j < self.own[i],
             distance=found[3:].sqrt(),
-            rounding=self._rounding(i),
+            norms=torch.stack([self.start.norms[i], self.stop.norms[self.stop.of(i)]]),
             floors=torch.stack([self.ends.first.floor, self.ends.last.floor]),
+            largest=self.ends.largest,
         )
 
     def _about_own(self, i: Int64[Tensor, " n"], j: Int64[Tensor, " n"]) -> Float64[Tensor, "5 n"]:
@@ -224,16 +234,6 @@ class Tile:
         across = (q * (p[:, B] - x[:, B])).sum(1) - (p[:, A] * y[:, A]).sum(1)
         last = (q * (q - 2 * y[:, B])).sum(1)
         return torch.stack([first, across, last, x[:, A].square().sum(1), y[:, B].square().sum(1)])
-
-    def _rounding(self, i: Int64[Tensor, " n"]) -> Float64[Tensor, "3 n"]:
-        """Up to where a coefficient counts as none; about the own class, where points are crowded, 0."""
-        A, B = self.ends.first, self.ends.last
-        p, q = self.start.norms[i], self.stop.norms[self.stop.of(i)]
-        if A.crowded or B.crowded:
-            return p.new_zeros(3, len(i))
-        a, b = A.largest, B.largest
-        sizes = 2 * a * (a + p), a * (b + q) + b * (a + p), 2 * b * (b + q)
-        return ROUNDING / 2 * torch.stack(sizes)
 
 
 class _Bounds(NamedTuple):

@@ -119,8 +119,8 @@ def test_setting_torch_to_coarser_products_changes_nothing():
 def test_no_pairs_have_no_room():
     none = torch.zeros(3, 0, dtype=torch.float64)
     where = torch.zeros(0, dtype=torch.int64)
-    floors = torch.ones(2, dtype=torch.float64)
-    assert Pairs(none, where, where > 0, none[:2], none, floors).room == 0
+    ones = torch.ones(2, dtype=torch.float64)
+    assert Pairs(none, where, where > 0, none[:2], none[:2], floors=ones, largest=ones).room == 0
 
 
 @pytest.mark.parametrize("crowd", [0.0, 1e-3, 1e-9])
