@@ -1012,8 +1012,8 @@ def test_a_layer_written_over_on_some_batches_only_is_refused():
     assert alone.table()["pfc1"].equals(known.table()["pfc1"])
 
 
-@pytest.mark.parametrize("inference", [False, True])
-def test_features_that_last_are_not_copied(monkeypatch, inference):
+@pytest.mark.parametrize("how", ["plain", "inference", "part"])
+def test_features_that_last_and_hold_no_more_are_not_copied(monkeypatch, how):
     copied, of = [], Copies.of
 
     def noted(self, name, H):
@@ -1023,10 +1023,11 @@ def test_features_that_last_are_not_copied(monkeypatch, inference):
 
     monkeypatch.setattr(Copies, "of", noted)
     net = fc_resnet()
-    if inference:  # in which nobody counts how often a tensor is written to
+    if how == "inference":  # in which nobody counts how often a tensor is written to
         net.forward = torch.inference_mode()(net.forward)
-    measured(net, POINTS, passes=1)
-    assert {*copied} == {inference}
+    first = {"pool": lambda H: H[:, :3]} if how == "part" else {}
+    measured(net, POINTS, passes=1, **first)
+    assert {*copied} == {how != "plain"}
 
 
 def test_copies_share_memory_only_with_those_that_are_done():
