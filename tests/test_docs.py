@@ -93,6 +93,8 @@ def test_speeds_of_the_page_are_the_records():
     ]
     words = "| one pass {:.2f}, with cross-layer statistics {:.2f}, two passes with all metrics {:.2f} |"
     assert words.format(*told) in page
+    more = network["24 batches"]["ratio"].values()
+    assert "| {:.2f}, {:.2f}; {:.2f} |".format(*more) in page
     assert f"| {decode['ratio']['pfc']:.2f}; from the cache" in page
     told = "| {one end, float64:.2f} of float64 features, {one end, float32:.2f} of float32 ones |"
     assert told.format(**line["ratio"]) in page
