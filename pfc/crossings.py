@@ -111,7 +111,7 @@ def intervals(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounding(p: Any, q: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """Up to where a coefficient counts as none: what products of such norms round."""
+    """What products round, of samples of norms p and q with means up to a and b; below it is none."""
     half = ROUNDING / 2
     return half * (2 * a * (a + p)), half * (a * (b + q) + b * (a + p)), half * (2 * b * (b + q))
 
@@ -155,7 +155,7 @@ def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unhidden(sample: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The intervals without those that lie in the longest of their sample that begins at 0."""
+    """The intervals but those in the longest of their sample that begins at 0, joined to that instant."""
     sample = sample.astype(int)
     longest, begun = np.zeros(sample.max(initial=0) + 1), start == 0
     for _ in range(2):  # again with those that begin where the instant at 0 ends

@@ -231,7 +231,7 @@ class SegmentMoments:
         ends, last, kept = [self.layers[0].mean, self.layers[-1].mean], len(batch) - 1, None
         if self.paired:
             cross, steps = loops.relate(batch, labels, ends, columns)
-            kept = scratch("kept", (2, len(n), columns.stop - columns.start), n)
+            kept = n.new_empty(2, len(n), columns.stop - columns.start)
         gained = [
             loops.absorb(
                 *(H, labels, n, layer.mean, layer.mean_error, columns),

@@ -103,13 +103,15 @@ def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
 
 @needs_numba
 @pytest.mark.parametrize("width", [1, 5, 16])
+@pytest.mark.parametrize("near", [2, 2**10])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_parts_and_threads_change_nothing(monkeypatch, width, threads):
+def test_parts_and_threads_change_nothing(monkeypatch, width, near, threads):
     H, y = problems.features(3, N=80, D=33, K=4)
     layers = [H, H.sin(), H.cos().exp()]
     known = both(layers, y, 4, 80, compiled=False)
     flat, centre = torch.randn(5, 33, dtype=F64), torch.randn(33, dtype=F64)
     monkeypatch.setattr(processor, "WIDTH", width)
+    monkeypatch.setattr(processor, "NEAR", near)
     monkeypatch.setattr(processor, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_same(both(layers, y, 4, 80, compiled=True), known)

@@ -975,59 +975,32 @@ def test_maps_about_other_means_or_with_a_probe_are_read_in_their_order():
 
 
 class WritesOver(nn.Module):
-    """Two layers of one shape; what the first gave is changed, of so many samples and more."""
+    """Two layers of one shape; what the first gave is changed before the second runs."""
 
-    def __init__(self, least, change):
+    def __init__(self, change):
         super().__init__()
         self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.least, self.change = least, change
+        self.change = change
 
     def forward(self, x):
         H = self.a(x)
         inside = H.sin()
-        if len(x) >= self.least:
-            self.change(H)
+        self.change(H)
         return self.fc(self.b(inside))
 
 
 CHANGES = {
     "counted": lambda H: H.mul_(2),
     "uncounted": lambda H: H.data.mul_(2),
-    "later samples": lambda H: H[2:].mul_(2),
+    "later samples": lambda H: H.data[2:].mul_(2),
+    "some samples": lambda H: H.masked_fill_(H[:, :1] > 1, 0) if len(H) > 2 else H,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_layer_written_over_before_the_next_is_measured_as_it_was(change):
-    model = seeded(lambda: WritesOver(1, change))
+    model = seeded(lambda: WritesOver(change))
     check(model, POINTS, ["a", "b"], "b", "fc", layers=["a", "b"])
-
-
-def test_a_layer_written_over_on_some_batches_only_is_refused():
-    model = seeded(lambda: WritesOver(3, lambda H: H.mul_(2)))
-    with pytest.raises(ValueError, match=r"layer 'a' was overwritten in place .* take segments=False"):
-        measured(model, POINTS, layers=["a", "b"])
-    alone = measured(model, POINTS, layers=["a", "b"], segments=False)
-    known = measured(seeded(lambda: WritesOver(99, None)), POINTS, layers=["a", "b"], segments=False)
-    assert alone.table()["pfc1"].equals(known.table()["pfc1"])
-
-
-@pytest.mark.parametrize("how", ["plain", "inference", "part"])
-def test_features_that_last_and_hold_no_more_are_not_copied(monkeypatch, how):
-    copied, of = [], Copies.of
-
-    def noted(self, name, H):
-        kept = of(self, name, H)
-        copied.append(kept is not H)
-        return kept
-
-    monkeypatch.setattr(Copies, "of", noted)
-    net = fc_resnet()
-    if how == "inference":  # in which nobody counts how often a tensor is written to
-        net.forward = torch.inference_mode()(net.forward)
-    first = {"pool": lambda H: H[:, :3]} if how == "part" else {}
-    measured(net, POINTS, passes=1, **first)
-    assert {*copied} == {how != "plain"}
 
 
 def test_copies_share_memory_only_with_those_that_are_done():

@@ -20,9 +20,7 @@ from pfc.fused.processor import uncollected
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
-exactly = register_jitable(
-    no_cfunc_wrapper=True, fastmath=False
-)  # of those in which sums keep their order
+exactly = register_jitable(no_cfunc_wrapper=True, fastmath=False)  # where sums keep their order
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -368,7 +366,7 @@ def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
     """Add the products of centred rows with directions, of three rows with nine or three at once.
 
     In `ways` is room for so many columns of the directions, with zeros that make them up to threes or
-    nines: its address, its rows, and their length. In `z` is as much room, and for threes of rows.
+    nines: its address, its rows, and their length. `z` has as many columns, and rows to make up threes.
     """
     (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
     nine = rows - rows % 9

@@ -26,9 +26,7 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
-NEAR = (
-    2**10
-)  # columns of a row that are summed at once, so that sums stay in the nearest cache; measured
+NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
 WIDTH = 2**14  # columns of a layer that are worked on at once; ours
 
 Found = TypeVar("Found")

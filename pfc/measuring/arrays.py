@@ -99,7 +99,7 @@ class ArraySource:
         self.head = ArrayHead.of(classifier)
         row, outputs = self._row_of(self.head, {name: H.shape[1] for name, H in first.items()})
         called = None if classifier is None else type(classifier).__name__
-        self.layout = Layout(shapes, segments, called, outputs, row, lasting=(*shapes,))
+        self.layout = Layout(shapes, segments, called, outputs, row)
         self.height = max(LEAST, BLOCK // sum(map(prod, shapes.values())))
 
     def _row_of(self, head: ArrayHead | None, features: dict[str, int]) -> tuple[str | None, int]:

@@ -11,7 +11,6 @@ from pfc.moments import ClassMoments
 from pfc.taps import Side
 
 Shape = tuple[int, ...]
-BY_MEMORY = ("lying", "lasting")  # of each process's own memory, where the first one's holds for all
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Layout:
         input_pool: How the classifier's input is reduced to one vector a sample.
         sequence_first: Rows whose layers give tokens first, samples second.
         lying: Rows of maps whose channels lie last in memory, and that are read in that order.
-        lasting: Rows that nothing writes over while a batch is seen, so that no copy is needed.
         model: What the network is called.
         pool: How outputs of several tokens or pixels were reduced.
         chosen: How the layers were chosen, in words.
@@ -48,7 +46,6 @@ class Layout:
     input_pool: str = "flatten"
     sequence_first: tuple[str, ...] = ()
     lying: tuple[str, ...] = ()
-    lasting: tuple[str, ...] = ()
     model: str = "features"
     pool: str = "flatten"
     chosen: str = "named"
@@ -109,7 +106,7 @@ class Layout:
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
         entrance = None if value["entrance"] is None else tuple(value["entrance"])
         tuples = {"entrance": entrance, "sequence_first": tuple(value["sequence_first"])}
-        tuples |= {name: tuple(value[name]) for name in BY_MEMORY}
+        tuples["lying"] = tuple(value["lying"])
         return cls(**{**value, "shapes": shapes, **tuples})
 
     def __str__(self) -> str:

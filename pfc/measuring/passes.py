@@ -174,7 +174,7 @@ def first_pass(
     step: Step,
 ) -> int:
     """Feed the features of all batches to `sums`, the inputs to their fingerprint; counts batches."""
-    done, copies = 0, Copies(source.layout.lasting)
+    done, copies = 0, Copies()
     for batch in batches:
         done = batch.number + 1
         with sums.batch(batch.labels.to(sums.device), batch.number, copies) as see:

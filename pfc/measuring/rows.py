@@ -43,12 +43,6 @@ class Row:
         H = self.H
         return H.ndim > 3 and not H.is_contiguous() and H.movedim(1, -1).is_contiguous()
 
-    @property
-    def lasts(self) -> bool:
-        """Whether it can be kept without a copy: nothing writes over it, nor does it hold on to more."""
-        whole = self.H.untyped_storage().nbytes() <= self.H.numel() * self.H.element_size()
-        return self.call.lasts and whole
-
     def feeds(self, head: Head) -> bool:
         """Whether these features are what the classifier reads: the same memory, or the same numbers."""
         call, H = self.call, self.H.reshape(len(self.H), -1)

@@ -18,7 +18,7 @@ from pfc.foreign import attribute, told
 from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
 from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
-from pfc.measuring.layout import BY_MEMORY, Layout
+from pfc.measuring.layout import Layout
 from pfc.measuring.loader import EMPTY, Batch, MeasuredBatches
 from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
@@ -90,7 +90,7 @@ def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Su
         raise ValueError(EMPTY)
     one, layout = next(iter(layouts.items()))
     for rank, other in layouts.items():
-        differ = (name for name in layout if name not in BY_MEMORY and other[name] != layout[name])
+        differ = (name for name in layout if name != "lying" and other[name] != layout[name])
         if name := next(differ, None):
             raise ValueError(
                 f"process {rank} measures {Layout.from_dict(other)}, process {one} "
@@ -99,8 +99,7 @@ def agreed_survey(request: Request, first: Batch | None, ranks: Processes) -> Su
             )
     agreed = Layout.from_dict(layout)
     found = looked or Survey.of(agreed, request.model, request.pool, request.tokens)
-    by_memory = {name: getattr(agreed, name) for name in BY_MEMORY}
-    found = replace(found, layout=replace(found.layout, **by_memory))
+    found = replace(found, layout=replace(found.layout, lying=agreed.lying))
     return found if len(layouts) == len(each) else _with_weight(found, looked is not None, one, ranks)
 
 

@@ -1,6 +1,6 @@
 """State of pass one: what is summed of features and labels, wherever they come from."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -15,7 +15,6 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Origin, Scale
 from pfc.moments import ClassMoments, SegmentMoments
 from pfc.schema import short
-from pfc.taps import writes
 from pfc.theory.path import PathSample
 from pfc.warning import warn
 
@@ -194,24 +193,15 @@ def _first_overflow(H: Float[Tensor, "B D"], origin: Int64[Tensor, " B"]) -> Int
 
 
 class Copies:
-    """Copies of features in memory that serves again and again: new memory costs more than the copy.
+    """Copies of features in memory that serves again and again: new memory costs more than the copy."""
 
-    Args:
-        lasting: Layers of which none is needed, as nothing is known to write over their features.
-    """
-
-    def __init__(self, lasting: Collection[str] = ()) -> None:
-        self._lasting = {*lasting}
-        self._watched: dict[str, tuple[Tensor, int]] = {}
+    def __init__(self) -> None:
         self._free: list[Tensor] = []
         self._lent: dict[str, Tensor] = {}
 
     def of(self, name: str, H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The features of a layer, until they are done with; a copy where something may change them."""
+        """A copy of the features of a layer, until they are done with."""
         self.done([name])
-        if name in self._lasting:
-            self._watched[name] = H, writes(H)
-            return H
         kind, room = (H.dtype, H.device), None
         if self._free and (self._free[-1].dtype, self._free[-1].device) == kind:
             room = self._free.pop()
@@ -221,13 +211,7 @@ class Copies:
         return room[: H.numel()].view(H.shape).copy_(H)
 
     def done(self, names: Sequence[str]) -> None:
-        """Take back the memory of these layers' copies; refuse what was written over without one."""
-        for name, (H, before) in [(n, self._watched.pop(n)) for n in names if n in self._watched]:
-            if writes(H) != before:
-                raise ValueError(
-                    f"layer {name!r} was overwritten in place by what comes after it, but not on the "
-                    "first samples: make that not inplace, or take segments=False"
-                )
+        """Take back the memory of these layers' copies."""
         self._free += [self._lent.pop(name) for name in names if name in self._lent]
 
 

@@ -222,7 +222,6 @@ def survey(request: Request, batch: Batch, *, form: Form | None = None) -> Surve
         **({} if head is None else head.to_dict()),
         classifier_row=row,
         sequence_first=tuple(name for name, row in rows.items() if row.sequence_first),
-        lasting=tuple(name for name, row in rows.items() if row.lasts),
         model=type(unwrapped(model)).__name__,
         pool=pool if isinstance(pool, str) else getattr(pool, "__name__", "callable"),
         chosen=how + _not_found(head, row, asked=asked),

@@ -110,7 +110,6 @@ class ModuleCall:
         end: When it ended.
         gives: How its first output was made.
         output: Its first output, of modules that are kept.
-        copy: What that was at once.
     """
 
     name: str
@@ -120,14 +119,6 @@ class ModuleCall:
     end: int = -1
     gives: Made | None = None
     output: Tensor | None = None
-    copy: Tensor | None = None
-
-    @property
-    def lasts(self) -> bool:
-        """Whether nothing has changed the output that was kept, also by ways that are not counted."""
-        if self.output is None or self.copy is None:
-            return False
-        return self.unwritten and self.output.equal(self.copy)
 
     @property
     def unwritten(self) -> bool:
@@ -224,8 +215,7 @@ class _Notes:
         call, out = self._running.pop(), first_tensor(output)
         self.recorder.running.pop()
         call.end, call.gives = self.recorder.tick(), self.recorder.made(out)
-        if out is not None and name in self.kept:
-            call.output, call.copy = out, out.detach().clone()
+        call.output = out if name in self.kept else None
         self.calls.append(call)
 
 
