@@ -155,7 +155,7 @@ def _union(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unhidden(sample: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The intervals but those in the longest of their sample that begins at 0, joined to that instant."""
+    """The intervals but those within the longest of their sample from 0 on, which the instant joins."""
     sample = sample.astype(int)
     longest, begun = np.zeros(sample.max(initial=0) + 1), start == 0
     for _ in range(2):  # again with those that begin where the instant at 0 ends
