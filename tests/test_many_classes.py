@@ -10,13 +10,14 @@ import pfc
 import pfc.line
 import pfc.tiles
 from pfc import fused, metrics, pairs
+from pfc.bounds import Form
 from pfc.crossings import Pairs, intervals
 from pfc.line import LineCrossings
 from pfc.measuring import costs
 from pfc.moments import ClassMoments
 from pfc.nearest import MeansSpan, NearestMean, project
 from pfc.prototypes import Prototypes
-from pfc.screening import Tile
+from pfc.screening import Ends, Places, Tile
 from tests import problems
 
 SEEDS = 80  # 6,000 were tried once
@@ -114,6 +115,21 @@ def test_setting_torch_to_coarser_products_changes_nothing():
         torch.set_float32_matmul_precision(before)
     for ours, theirs in zip(found, known, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_midway_between_two_means_the_lower_class_wins_whatever_products_round(seed):
+    rng = torch.Generator().manual_seed(seed)
+    p, q = torch.randn(2, 2, 3, generator=rng, dtype=torch.float64)
+    first, last = (Prototypes(points, torch.zeros((), dtype=torch.float64)) for points in (p, q))
+    assert not first.crowded
+    ends = Ends(first, last, torch.cat([p, 0 * p], 1), torch.cat([0 * q, q], 1), Form.gaps(p))
+    own = torch.tensor([0, 1])
+    midway = torch.cat([((p[0] + p[1]) / 2).expand(2, 3), 0 * p], 1)
+    tile = Tile(ends, Places(midway, own), Places(ends.b, own), (own, own))
+    starts, stops = intervals(tile._exact(own, 1 - own))
+    assert starts.tolist() == [0.0]  # of the sample of class 1
+    assert len(stops) == 1
 
 
 def test_no_pairs_have_no_room():
