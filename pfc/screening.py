@@ -51,6 +51,11 @@ class Ends:
         return slice(None, r), slice(r, None)
 
     @cached_property
+    def floors(self) -> Float64[Tensor, "2"]:
+        """How far rounding may have moved the points of both."""
+        return torch.stack([self.first.floor, self.last.floor])
+
+    @cached_property
     def largest(self) -> Float64[Tensor, "2"]:
         """The largest norms of both, by which products round; 0 where these are about the own class."""
         sizes = torch.stack([self.first.largest, self.last.largest])
@@ -221,7 +226,7 @@ class Tile:
             lower=j < self.own[i],
             distance=found[3:].sqrt(),
             norms=torch.stack([self.start.norms[i], self.stop.norms[self.stop.of(i)]]),
-            floors=torch.stack([self.ends.first.floor, self.ends.last.floor]),
+            floors=self.ends.floors,
             largest=self.ends.largest,
         )
 
