@@ -38,8 +38,11 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
-        present, place, count = torch.unique(indices, return_inverse=True, return_counts=True)
-        order = torch.argsort(place, stable=True)
+        ascending, order = torch.sort(indices, stable=True)
+        present, places, count = torch.unique_consecutive(
+            ascending, return_inverse=True, return_counts=True
+        )
+        place = torch.empty_like(order).scatter_(0, order, places)
         first = order[count.cumsum(0) - count]
         numbers = tuple(present.tolist())
         own = cls(indices, present, place, order, first, count.double(), None, numbers)

@@ -13,6 +13,7 @@ from typing import no_type_check
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
@@ -106,6 +107,23 @@ def _at(context, like, address):
 
 @intrinsic
 @no_type_check
+def _fetch(context, address):
+    """Begin to read the line of the cache with an address, which is soon to be used."""
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        how = [ir.IntType(32)(n) for n in (0, 3, 1)]  # to read data into all caches
+        kind = ir.FunctionType(ir.VoidType(), [place.type, *(n.type for n in how)])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        builder.call(fetch, [place, *how])
+        return context.get_dummy_value()
+
+    return types.none(address), code
+
+
+@intrinsic
+@no_type_check
 def _widest(context):
     """Let the calling function use the widest vectors there are; by itself LLVM shuns some of them."""
 
@@ -127,7 +145,7 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
     the means moved and what rounding had taken from them goes to `kept`, where classes lie so many
     numbers apart, or share a place if none. Products with those of another layer are gained, too.
     """
-    (rows, classes, counts, P), (samples, means, errors, D) = labels, state
+    (rows, classes, counts, P, N), (samples, means, errors, D) = labels, state
     (start, width, near), (moved, rounded, apart) = columns, kept
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
@@ -144,12 +162,14 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
             for d in range(some):
                 t[d] = 0.0
             while i + 4 <= stop:
-                A, B = _at(like, at + order[i] * row), _at(like, at + order[i + 1] * row)
-                C, E = _at(like, at + order[i + 2] * row), _at(like, at + order[i + 3] * row)
-                square += _absorb_rows(A, B, C, E, mean, t, some)
+                square += _absorb_rows(like, itemsize, at, row, order, i, N, mean, t, some)
                 i += 4
             while i < stop:
-                square += _absorb_row(_at(like, at + order[i] * row), mean, t, some)
+                A = _at(like, at + order[i] * row)
+                for d in range(some):
+                    x = real(A[d]) - mean[d]
+                    t[d] += x
+                    square += x * x
                 i += 1
             _move(n, m, mean, rest, t, s, some)
             step, _, _, error = _products(s, t, s, t, some)
@@ -164,26 +184,21 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
 
 @called
 @no_type_check
-def _absorb_row(H, mean, total, width):
-    """Add a row less the mean so far; the sum of its squares."""
-    square = 0.0
-    for d in range(width):
-        x = real(H[d]) - mean[d]
-        total[d] += x
-        square += x * x
-    return square
-
-
-@called
-@no_type_check
-def _absorb_rows(A, B, C, E, mean, total, width):
-    """The same of four rows of a class, whose sums are written once."""
-    square = 0.0
-    for d in range(width):
-        shift = mean[d]
-        a, b, c, e = real(A[d]) - shift, real(B[d]) - shift, real(C[d]) - shift, real(E[d]) - shift
-        total[d] += (a + b) + (c + e)
-        square += (a * a + b * b) + (c * c + e * e)
+def _absorb_rows(like, itemsize, address, row, order, i, N, mean, total, width):
+    """Add four rows less the mean so far, and fetch the next four; the sum of their squares."""
+    A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
+    C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
+    square, end = 0.0, i + 8 if i + 8 < N else N
+    for first in range(0, width, 64):
+        stop = first + 64 if first + 64 < width else width
+        for j in range(i + 4, end):
+            for place in range(first * itemsize, stop * itemsize, 64):
+                _fetch(address + order[j] * row + place)
+        for d in range(first, stop):
+            shift = mean[d]
+            a, b, c, e = real(A[d]) - shift, real(B[d]) - shift, real(C[d]) - shift, real(E[d]) - shift
+            total[d] += (a + b) + (c + e)
+            square += (a * a + b * b) + (c * c + e * e)
     return square
 
 
@@ -205,7 +220,8 @@ def _move(n, m, mean, error, total, steps, width):
 @no_type_check
 def relate(like, ends, labels, means, columns, cross, steps):
     """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
-    (first, before, last, after), (rows, classes, counts, P) = ends, labels
+    _widest()
+    (first, before, last, after), (rows, classes, counts, P, _) = ends, labels
     (M, N, D), (start, width) = means, columns
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     found, gained, stop = _at(0.0, cross), _at(0.0, steps), 0
@@ -217,27 +233,18 @@ def relate(like, ends, labels, means, columns, cross, steps):
             i, j = order[n], order[n + 1 if n + 1 < stop else n]
             A, B = _at(like, first + i * before), _at(like, last + i * after)
             C, E = _at(like, first + j * before), _at(like, last + j * after)
-            product, more, step, other = _relate_rows(A, B, C, E, a, b, width)
+            product = more = step = other = 0.0
+            for d in range(width):
+                x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(E[d])
+                product += (x - a[d]) * (y - b[d])
+                more += (u - a[d]) * (v - b[d])
+                step += (y - x) * (y - x)
+                other += (v - u) * (v - u)
             found[p] += product + more if i != j else product
             if steps != 0:
                 gained[i] += step
                 if i != j:
                     gained[j] += other
-
-
-@called
-@no_type_check
-def _relate_rows(A, B, C, E, a, b, width):
-    """Of two rows each the product of the ends less their means, and the squared step."""
-    _widest()
-    product = more = step = other = 0.0
-    for d in range(width):
-        x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(E[d])
-        product += (x - a[d]) * (y - b[d])
-        more += (u - a[d]) * (v - b[d])
-        step += (y - x) * (y - x)
-        other += (v - u) * (v - u)
-    return product, more, step, other
 
 
 @no_type_check

@@ -124,7 +124,11 @@ def relate(
 
 def _by_class(labels: BatchLabels) -> tuple[int, ...]:
     """Where the rows class by class lie, the classes and their counts; how many classes there are."""
-    return *_addresses(labels.order, labels.present, labels.count), len(labels.present)
+    return (
+        *_addresses(labels.order, labels.present, labels.count),
+        len(labels.present),
+        len(labels.order),
+    )
 
 
 def project(

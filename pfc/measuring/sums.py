@@ -141,11 +141,9 @@ class Sums:
 
     def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
         """Keep the first batch after which a layer's scatter is not finite, without synchronising."""
-        fine = torch.stack([moments.scatter.sum() for moments in self.moments.values()]).isfinite()
-        new = fine.new_full  # filled there, where a copy from the host would wait for the device
-        batch = torch.stack([
-            each if isinstance(each, Tensor) else new((), each, dtype=torch.int64) for each in batches
-        ])
+        fine = torch.stack([moments.scatter for moments in self.moments.values()]).sum(1).isfinite()
+        new = self._nonfinite.new_full  # filled there: a copy from the host would wait for the device
+        batch = torch.stack([each if isinstance(each, Tensor) else new((), each) for each in batches])
         self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
 
     def check_finite(self) -> None:
