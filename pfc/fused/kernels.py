@@ -13,8 +13,8 @@ from typing import no_type_check
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from pfc.fused.processor import uncollected
@@ -22,6 +22,7 @@ from pfc.fused.processor import uncollected
 FASTMATH = {"reassoc", "contract", "nsz"}
 called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
 exactly = register_jitable(no_cfunc_wrapper=True, fastmath=False)  # where sums keep their order
+LINE = 64  # bytes of a line of the cache, and columns between which the next lines are fetched; measured
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -112,10 +113,12 @@ def _fetch(context, address):
 
     @no_type_check
     def code(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        how = [ir.IntType(32)(n) for n in (0, 3, 1)]  # to read data into all caches
-        kind = ir.FunctionType(ir.VoidType(), [place.type, *(n.type for n in how)])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        place = builder.inttoptr(args[0], cgutils.voidptr_t)
+        how = [context.get_constant(types.int32, n) for n in (0, 3, 1)]  # to read data, into all caches
+        kind = cgutils.ir.FunctionType(
+            cgutils.ir.VoidType(), [cgutils.voidptr_t, *(n.type for n in how)]
+        )
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
         builder.call(fetch, [place, *how])
         return context.get_dummy_value()
 
@@ -189,10 +192,10 @@ def _absorb_rows(like, itemsize, address, row, order, i, N, mean, total, width):
     A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
     C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
     square, end = 0.0, i + 8 if i + 8 < N else N
-    for first in range(0, width, 64):
-        stop = first + 64 if first + 64 < width else width
+    for first in range(0, width, LINE):
+        stop = first + LINE if first + LINE < width else width
         for j in range(i + 4, end):
-            for place in range(first * itemsize, stop * itemsize, 64):
+            for place in range(first * itemsize, stop * itemsize, LINE):
                 _fetch(address + order[j] * row + place)
         for d in range(first, stop):
             shift = mean[d]
