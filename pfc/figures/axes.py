@@ -119,7 +119,7 @@ def save(figure: "Figure", path: str | Path) -> tuple[Path, ...]:
     named = {kind: path} if kind in FORMATS else {k: path.with_name(f"{path.name}.{k}") for k in USUAL}
     with style():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # and not "none", by which each writing would draw twice
         for kind, file in named.items():
             replace_file(file, partial(figure.savefig, format=kind, **FORMATS[kind]))
     return (*named.values(),)
