@@ -22,7 +22,8 @@ from pfc.fused.processor import uncollected
 FASTMATH = {"reassoc", "contract", "nsz"}
 called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
 exactly = register_jitable(no_cfunc_wrapper=True, fastmath=False)  # where sums keep their order
-LINE = 64  # bytes of a line of the cache, and columns between which the next lines are fetched; measured
+LINE = 64  # bytes of a line of the cache
+AHEAD = 64  # columns between which the next lines are fetched; measured
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
 
 
@@ -143,18 +144,19 @@ def _widest(context):
 def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, gained):
     """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
 
-    For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, and the classes
-    of the batch with their counts; in `state` their samples so far, the means and their errors. How far
-    the means moved and what rounding had taken from them goes to `kept`, where classes lie so many
-    numbers apart, or share a place if none. Products with those of another layer are gained, too.
+    For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, the classes of
+    the batch with their counts, and how many there are of both; in `state` their samples so far, the
+    means and their errors. How far the means moved and what rounding had taken from them goes to `kept`,
+    where classes lie so many numbers apart, or share a place if none. Products with those of another
+    layer are gained, too.
     """
-    (rows, classes, counts, P, N), (samples, means, errors, D) = labels, state
+    (rows, classes, counts, P, size), (samples, means, errors, D) = labels, state
     (start, width, near), (moved, rounded, apart) = columns, kept
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
     for p in range(P):
         begin, stop = stop, stop + np.int64(count[p])
-        n, m = before[p], count[p]
+        n, m, end = before[p], count[p], size if width <= near else stop  # of rows to be fetched
         for first in range(0, width, near):
             at, i = address + first * itemsize, begin
             some = near if first + near < width else width - first
@@ -165,7 +167,7 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
             for d in range(some):
                 t[d] = 0.0
             while i + 4 <= stop:
-                square += _absorb_rows(like, itemsize, at, row, order, i, N, mean, t, some)
+                square += _absorb_rows(like, itemsize, at, row, order, i, end, mean, t, some)
                 i += 4
             while i < stop:
                 A = _at(like, at + order[i] * row)
@@ -187,13 +189,13 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
 
 @called
 @no_type_check
-def _absorb_rows(like, itemsize, address, row, order, i, N, mean, total, width):
-    """Add four rows less the mean so far, and fetch the next four; the sum of their squares."""
+def _absorb_rows(like, itemsize, address, row, order, i, end, mean, total, width):
+    """Add four rows less the mean so far, and fetch those after them; the sum of their squares."""
     A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
     C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
-    square, end = 0.0, i + 8 if i + 8 < N else N
-    for first in range(0, width, LINE):
-        stop = first + LINE if first + LINE < width else width
+    square, end = 0.0, i + 8 if i + 8 < end else end
+    for first in range(0, width, AHEAD):
+        stop = first + AHEAD if first + AHEAD < width else width
         for j in range(i + 4, end):
             for place in range(first * itemsize, stop * itemsize, LINE):
                 _fetch(address + order[j] * row + place)

@@ -123,7 +123,7 @@ def relate(
 
 
 def _by_class(labels: BatchLabels) -> tuple[int, ...]:
-    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
+    """Where the rows class by class lie, the classes and their counts; how many classes and rows."""
     return (
         *_addresses(labels.order, labels.present, labels.count),
         len(labels.present),

@@ -19,7 +19,6 @@ from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
-MIXED = 2**16  # numbers mixed at once, which grow to 8 bytes each; ours
 SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
@@ -136,7 +135,7 @@ def identities_of(
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
     bits = bits.view(INTEGER[bits.element_size()])
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
-    tiles = bits.split(max(1, MIXED // max(1, bits.shape[1])))
+    tiles = bits.split(max(1, len(bits) // 8))  # a number grows to 8 bytes
     return torch.cat([_mixed(tile + place).sum(1) for tile in tiles]).to(hashes.device)
 
 
