@@ -156,7 +156,7 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
     before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
     for p in range(P):
         begin, stop = stop, stop + np.int64(count[p])
-        n, m, end = before[p], count[p], size if width <= near else stop  # of rows to be fetched
+        n, m, end = before[p], count[p], size if width <= near else stop  # of fetching
         for first in range(0, width, near):
             at, i = address + first * itemsize, begin
             some = near if first + near < width else width - first
@@ -226,7 +226,7 @@ def _move(n, m, mean, error, total, steps, width):
 def relate(like, ends, labels, means, columns, cross, steps):
     """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
     _widest()
-    (first, before, last, after), (rows, classes, counts, P, _) = ends, labels
+    (first, before, last, after), (rows, classes, counts, P) = ends, labels
     (M, N, D), (start, width) = means, columns
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     found, gained, stop = _at(0.0, cross), _at(0.0, steps), 0

@@ -89,7 +89,7 @@ def absorb(
         like,
         like.itemsize,
         *where,
-        _by_class(labels),
+        (*_by_class(labels), len(H)),
         (*_addresses(n, means, errors), means.shape[1]),
         (columns.start, width, NEAR),
         (moved, moved + 4 * room.numel(), apart),
@@ -123,12 +123,8 @@ def relate(
 
 
 def _by_class(labels: BatchLabels) -> tuple[int, ...]:
-    """Where the rows class by class lie, the classes and their counts; how many classes and rows."""
-    return (
-        *_addresses(labels.order, labels.present, labels.count),
-        len(labels.present),
-        len(labels.order),
-    )
+    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
+    return *_addresses(labels.order, labels.present, labels.count), len(labels.present)
 
 
 def project(

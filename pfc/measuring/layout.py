@@ -105,9 +105,8 @@ class Layout:
         """The layout that `to_dict` described."""
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
         entrance = None if value["entrance"] is None else tuple(value["entrance"])
-        tuples = {"entrance": entrance, "sequence_first": tuple(value["sequence_first"])}
-        tuples["lying"] = tuple(value["lying"])
-        return cls(**{**value, "shapes": shapes, **tuples})
+        names = {name: tuple(value[name]) for name in ("sequence_first", "lying")}
+        return cls(**{**value, "shapes": shapes, "entrance": entrance, **names})
 
     def __str__(self) -> str:
         layers = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
