@@ -29,7 +29,7 @@ from functools import partial
 from statistics import linear_regression
 
 import torch
-from record import keep, one_thread, peak_memory
+from record import FRANK, keep, one_thread, peak_memory
 from torch import Tensor, nn
 
 import pfc
@@ -44,8 +44,6 @@ CASES = {
 }
 QUICK = {"features": 1_000}  # where samples are many
 ALONE = {"paired": 0}  # without segments
-# What is freed goes back at once, so that the high-water mark is what was alive and no heap's habit.
-FRANK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 class Step(nn.Module):

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # no memory is given back
+# What glibc's allocator is told: to keep all memory; or that what is freed goes back at once, so that a
+# high-water mark is what was alive and no heap's habit.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+FRANK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def one_thread() -> None:

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import cpu_seconds, keep, one_thread
+from record import FRANK, cpu_seconds, keep, one_thread
 
 import pfc
 
@@ -33,7 +33,7 @@ def engine() -> dict[str, float]:
     y = torch.randint(0, engine.K, (engine.N,), generator=g)
     H = torch.randn(engine.N, engine.D, generator=g) + y[:, None]
     features = [H] * engine.LAYERS
-    model, rows = engine.Stored(features), engine.Rows(y)
+    model, rows = engine.Stored(features, engine.SHAPES), engine.Rows(y, engine.BATCH)
 
     def run(passes: int) -> Callable[[], object]:
         return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
@@ -105,11 +105,7 @@ JOBS: dict[str, Callable[..., dict[str, float]]] = {
 
 def measured(checkout: Path, job: str, *arguments: str) -> dict[str, float]:
     """A job by a checkout's package and this one's script, in a process of its own."""
-    environment = {
-        **os.environ,
-        **{"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
-        **{"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
-    }
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"} | FRANK
     command = [sys.executable, __file__, "--job", job, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
