@@ -1,7 +1,9 @@
 """Compiled loops: exact on every type, wherever rows lie, on any number of threads, and dispensable."""
 
+import gc
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -243,6 +245,32 @@ def test_with_numbas_compiler_turned_off_torch_serves(monkeypatch):
     numba = pytest.importorskip("numba", reason="no numba here")
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert processor.loops.__wrapped__() == {}
+
+
+@needs_numba
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_how_numba_and_python_were_set_is_put_back_after_compiling(monkeypatch, error):
+    import numba
+    from numba.core.dispatcher import Dispatcher
+
+    from pfc.fused import kernels
+
+    seen, (compile_all, before) = [], (Dispatcher.compile, numba.config.OPT)
+
+    def noted(*args):
+        seen.append((int(numba.config.OPT), gc.isenabled()))
+        if error:
+            raise error
+        return compile_all(*args)
+
+    monkeypatch.setattr(Dispatcher, "compile", noted)
+    monkeypatch.setattr(processor, "loops", partial(kernels.compiled, ""))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(error) if error else nullcontext():
+        processor.project(one, ZEROS[:1], one)
+    assert seen[0] == (1, False)
+    assert numba.config.OPT is before
+    assert gc.isenabled()
 
 
 @needs_numba

@@ -7,7 +7,7 @@ for. Sums may be reordered, nothing else is assumed of them. All stands in one f
 compiled is compiled anew when that file changes.
 """
 
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import no_type_check
 
@@ -15,13 +15,15 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 
 from pfc.fused.processor import uncollected
 
 FASTMATH = {"reassoc", "contract", "nsz"}
-called = register_jitable(no_cfunc_wrapper=True)  # of functions that only loops call
-exactly = register_jitable(no_cfunc_wrapper=True, fastmath=False)  # where sums keep their order
+PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # without what only arrays need
+called = register_jitable(**PLAIN)  # of functions that only loops call
+exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
 LINE = 64  # bytes of a line of the cache
 AHEAD = 64  # columns between which the next lines are fetched; measured
 NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
@@ -42,7 +44,7 @@ def compiled(cache):
 @no_type_check
 def _kept(loop):
     """A loop that is compiled on first use; anew in this process where its folder does not serve."""
-    how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
+    how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"} | PLAIN
     anew = numba.njit(**how)(loop)
     try:
         serving = numba.njit(**how, cache=True)(loop)
@@ -53,7 +55,7 @@ def _kept(loop):
     def run(*args):
         nonlocal serving
         try:
-            with nullcontext() if serving.overloads else uncollected():
+            with nullcontext() if serving.overloads else _compiling():
                 return serving(*args)
         except Exception:  # of a full disk or a damaged file; what is wrong with the loop comes again
             if serving is anew:
@@ -62,6 +64,19 @@ def _kept(loop):
             return anew(*args)
 
     return run
+
+
+@contextmanager
+@no_type_check
+def _compiling():
+    """LLVM's first level, which makes of these loops what its third does; no garbage is collected."""
+    with global_compiler_lock, uncollected():
+        before = numba.config.OPT
+        numba.config.OPT = type(before)(min(before, 1))
+        try:
+            yield
+        finally:
+            numba.config.OPT = before
 
 
 @intrinsic
