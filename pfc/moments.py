@@ -6,7 +6,7 @@ float32 product with the class means.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import pairwise
 
@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import Loops, loops_for
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
@@ -49,12 +48,14 @@ class ClassMoments:
         scatter: Sum over the class's samples of the squared distance to the class mean.
         mean_error: What rounding took from `mean`, the compensation term of a two-float sum: without
             it a large offset would cost digits at each batch.
+        begun: Classes of which is known, without asking a device, that `mean` is near their samples.
     """
 
     count: Float64[Tensor, " K"]
     mean: Float64[Tensor, "K D"]
     scatter: Float64[Tensor, " K"]
     mean_error: Float64[Tensor, "K D"]
+    begun: set[int] = field(default_factory=set, init=False, repr=False)
 
     low = renamed("ClassMoments.low", "ClassMoments.mean_error")
 
@@ -193,63 +194,65 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        loops, k = loops_for(batch), labels.present
-        n = self.layers[0].count[k]
-        if k.device.type not in SYNCHRONOUS_DEVICES or not n.all():
-            self._begin(batch, labels, n)
-        gained = self._absorb(loops, batch, labels, n) if loops else self._add(batch, labels, n)
-        for layer, scatter in zip(self.layers, gained.scatter, strict=True):
-            layer.scatter.index_add_(0, k, scatter)
-            layer.count.index_add_(0, k, labels.count)
+        if not all(layer.begun.issuperset(labels.numbers) for layer in self.layers):
+            self._begin(batch, labels)
+        loops = loops_for(batch)
+        cross, steps = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
+        for layer in self.layers:
+            layer.count.index_add_(0, labels.present, labels.count)
         if self.paired:
-            self.cross.index_add_(0, k, gained.cross)
-            self.steps.index_add_(0, labels.y, gained.steps)
-        return gained.steps
+            self.cross.index_add_(0, labels.present, cross)
+            self.steps.index_add_(0, labels.y, steps)
+        return steps
 
-    def _begin(self, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]) -> None:
+    def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
         """Put the mean of each class that is seen for the first time at its first sample."""
+        k = labels.present
         for layer, H in zip(self.layers, batch, strict=True):
-            S = layer.mean[labels.present]
-            layer.mean[labels.present] = torch.where(n[:, None] > 0, S, H[labels.first].double())
+            first = H[labels.first].double()
+            layer.mean[k] = torch.where(layer.count[k][:, None] > 0, layer.mean[k], first)
+            layer.begun.update(labels.numbers)
 
     def _absorb(
-        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]
-    ) -> "_Gained":
-        """Add a batch to the means by compiled loops; what the rest gains."""
-        absorbed = partial(self._absorb_columns, loops, batch, labels, n)
+        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels
+    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+        """Add a batch to the layers by compiled loops; what cross-layer statistics gain."""
+        absorbed = partial(self._absorb_columns, loops, batch, labels)
         numbers = sum(H.numel() for H in batch)
-        return reduce(_Gained.plus, loops.spread(absorbed, batch[0].shape[1], numbers))
+        scatters, crosses, steps = zip(*loops.spread(absorbed, batch[0].shape[1], numbers), strict=True)
+        for layer, *parts in zip(self.layers, *scatters, strict=True) if len(scatters) > 1 else ():
+            layer.scatter += total_of(parts, alone)
+        return total_of(crosses, alone), total_of(steps, alone)
 
     def _absorb_columns(
-        self,
-        loops: Loops,
-        batch: Sequence[Tensor],
-        labels: BatchLabels,
-        n: Float64[Tensor, " P"],
-        columns: slice,
-    ) -> "_Gained":
-        ends, last, kept = [self.layers[0].mean, self.layers[-1].mean], len(batch) - 1, None
+        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
+    ) -> tuple[list[Float64[Tensor, " K"]], Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+        """Add some columns, which may run beside others: then scatter is gathered apart."""
+        width, last = columns.stop - columns.start, len(batch) - 1
+        own = [layer.scatter for layer in self.layers]
+        scatters = own if width == batch[0].shape[1] else [torch.zeros_like(part) for part in own]
+        count, kept, products = self.layers[0].count, None, None
         if self.paired:
+            ends = [self.layers[0].mean, self.layers[-1].mean]
             cross, steps = loops.relate(batch, labels, ends, columns)
-            kept = n.new_empty(2, len(n), columns.stop - columns.start)
-        gained = [
-            loops.absorb(
-                *(H, labels, n, layer.mean, layer.mean_error, columns),
+            kept = count.new_empty(2, len(labels.numbers), width)
+        for l, (layer, H, scatter) in enumerate(zip(self.layers, batch, scatters, strict=True)):
+            products = loops.absorb(
+                *(H, labels, count, layer.mean, layer.mean_error, scatter, columns),
                 kept=kept if l == 0 else None,
                 beside=kept if l == last else None,
             )
-            for l, (layer, H) in enumerate(zip(self.layers, batch, strict=True))
-        ]
-        scatter = [each[0] for each in gained]
-        if not self.paired:
-            return _Gained(scatter, *_unpaired(labels))
-        _, moved, rounded = gained[-1]
-        return _Gained(scatter, cross - (n + labels.count) * moved + n * rounded, steps)
+        if products is None:
+            return scatters, self.cross, self.steps.new_empty(len(labels.y), 0, 0)
+        n, (moved, rounded) = count[labels.present], products
+        return scatters, cross - (n + labels.count) * moved + n * rounded, steps
 
-    def _add(self, batch: Sequence[Tensor], labels: BatchLabels, n: Float64[Tensor, " P"]) -> "_Gained":
-        """Add a batch to the means, tile by tile; what the rest gains."""
+    def _add(
+        self, batch: Sequence[Tensor], labels: BatchLabels
+    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+        """As `_absorb`, tile by tile."""
         k, m = labels.present, labels.count
-        work = _Work(len(batch), labels)
+        n, work = self.layers[0].count[k], _Work(len(batch), labels)
         for columns in column_tiles(batch[0]):
             shifts = [layer.mean[k, columns] for layer in self.layers]
             errors = [layer.mean_error[k, columns] for layer in self.layers]
@@ -265,7 +268,10 @@ class SegmentMoments:
             if self.paired:
                 work.lost_cross += (n + m) * (steps[0] * steps[-1]).sum(1)
                 work.lost_cross -= n * (errors[0] * errors[-1]).sum(1)
-        return work.gained()
+        *scatters, cross = work.gained()
+        for layer, scatter in zip(self.layers, scatters, strict=True):
+            layer.scatter.index_add_(0, k, scatter)
+        return cross, work.steps
 
     def merge(self, *others: "SegmentMoments", total: Total = alone) -> None:
         """Add others in place: those given here, and those of the processes that `total` sums over.
@@ -348,25 +354,6 @@ def total_of(parts: Sequence[Tensor], total: Total) -> Tensor:
     return total(reduce(torch.add, parts))
 
 
-@dataclass(frozen=True, eq=False)
-class _Gained:
-    """What a batch adds beside the means: of each layer and of the ends by class, of paths by sample."""
-
-    scatter: list[Float64[Tensor, " P"]]
-    cross: Float64[Tensor, " P"]
-    steps: Float64[Tensor, "B L L"]
-
-    def plus(self, other: "_Gained") -> "_Gained":
-        """The same of the columns of both."""
-        scatter = [a + b for a, b in zip(self.scatter, other.scatter, strict=True)]
-        return _Gained(scatter, self.cross + other.cross, self.steps + other.steps)
-
-
-def _unpaired(labels: BatchLabels) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B 0 0"]]:
-    zeros = labels.count.new_zeros
-    return zeros(len(labels.present)), zeros(len(labels.y), 0, 0)
-
-
 class _Work:
     """What one batch adds, a number a sample; filled tile by tile."""
 
@@ -379,12 +366,11 @@ class _Work:
         self.lost = [zeros(len(labels.present)) for _ in range(layers)]
         self.lost_cross = zeros(len(labels.present))
 
-    def gained(self) -> _Gained:
-        """The sums by class."""
+    def gained(self) -> list[Float64[Tensor, " P"]]:
+        """By class, what the scatter of each layer gains, and the cross scatter."""
         place, zeros = self.labels.place, torch.zeros_like(self.lost_cross)
         pairs = zip((*self.squares, self.cross), (*self.lost, self.lost_cross), strict=True)
-        *scatter, cross = (zeros.index_add(0, place, each) - lost for each, lost in pairs)
-        return _Gained(scatter, cross, self.steps)
+        return [zeros.index_add(0, place, each) - lost for each, lost in pairs]
 
     def tile(
         self, batch: Sequence[Tensor], shifts: Sequence[Tensor], columns: slice

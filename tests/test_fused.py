@@ -206,7 +206,9 @@ def test_few_numbers_need_no_compiler(monkeypatch):
 def test_memory_that_the_loops_would_misread_is_refused(means):
     labels = BatchLabels.of(torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="compiled loops take only contiguous numbers of 8 bytes here"):
-        processor.absorb(torch.zeros(2, 3), labels, labels.count, means, means, slice(0, 3))
+        processor.absorb(
+            torch.zeros(2, 3), labels, labels.count, means, means, labels.count, slice(0, 3)
+        )
 
 
 @needs_numba

@@ -268,6 +268,6 @@ def test_the_batch_that_is_named_is_the_one_that_was_bad(group, monkeypatch):
 def test_on_a_device_with_a_queue_the_batch_and_the_cause_are_right_too(group, monkeypatch):
     """The CPU is treated as one: nothing is asked of it before the profile."""
     monkeypatch.setattr(monitoring, "GROUP", group)
-    for module in ("device", "labels", "moments", "measuring.scale"):
+    for module in ("device", "labels", "measuring.scale"):
         monkeypatch.setattr(f"pfc.{module}.SYNCHRONOUS_DEVICES", set())
     batch_5_is_refused()

@@ -30,20 +30,22 @@ class Loops(Protocol):
         self,
         H: Float[Tensor, "B D"],
         labels: BatchLabels,
-        n: Float64[Tensor, " P"],
+        count: Float64[Tensor, " K"],
         means: Float64[Tensor, "K D"],
         errors: Float64[Tensor, "K D"],
+        scatter: Float64[Tensor, " K"],
         columns: slice,
         kept: Float64[Tensor, "2 P C"] | None = None,
         beside: Float64[Tensor, "2 P C"] | None = None,
-    ) -> Float64[Tensor, "3 P"]:
-        """Add some columns of rows to the means of their classes, which had `n` samples before.
+    ) -> Float64[Tensor, "2 P"] | None:
+        """Add some columns of rows to the means and the scatter of their classes.
 
-        A class without samples has its first one for a mean. Into `kept` goes how far each class's mean
-        moves, and what rounding had taken from it; `beside` is what was so kept of another layer.
+        These had `count` samples before; a class without samples has its first one for a mean. Into
+        `kept` goes how far each class's mean moves, and what rounding had taken from it; `beside` is
+        what was so kept of another layer.
 
         Returns:
-            What the scatter of each class gains; the products of what was kept of both layers, or 0.
+            The products of what was kept of both layers, if there are two.
         """
 
     def relate(

@@ -28,16 +28,18 @@ def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found
 def absorb(
     H: Float[Tensor, "B D"],
     labels: BatchLabels,
-    n: Float64[Tensor, " P"],
+    count: Float64[Tensor, " K"],
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
+    scatter: Float64[Tensor, " K"],
     columns: slice,
     kept: Float64[Tensor, "2 P C"] | None = None,
     beside: Float64[Tensor, "2 P C"] | None = None,
-) -> Float64[Tensor, "3 P"]:
+) -> Float64[Tensor, "2 P"] | None:
     """As in `Loops`."""
-    (H,), start, width, P = side_by_side([H]), columns.start, columns.stop - columns.start, len(n)
-    starts = labels.count.cumsum(0) - labels.count
+    (H,), start, width = side_by_side([H]), columns.start, columns.stop - columns.start
+    n, starts = count[labels.present], labels.count.cumsum(0) - labels.count
+    P = len(n)
     gained = n.new_empty(P, triton.cdiv(width, COLUMNS))
     step, error = kept = n.new_empty(2, P, width) if kept is None else kept
     where = labels.order, starts.long(), labels.count, labels.present
@@ -57,8 +59,8 @@ def absorb(
             COLUMNS=COLUMNS,
             enable_fp_fusion=True,
         )
-    moved = n.new_zeros(2, P) if beside is None else torch.einsum("epc,epc->ep", kept, beside)
-    return torch.cat([gained.sum(1)[None], moved])
+    scatter.index_add_(0, labels.present, gained.sum(1))
+    return None if beside is None else torch.einsum("epc,epc->ep", kept, beside)
 
 
 def relate(
@@ -128,7 +130,7 @@ def check(device: str) -> None:
     H = torch.arange(12.0, device=device).reshape(4, 3).sin() + 100
     labels = BatchLabels.of(torch.tensor([0, 1, 0, 0], device="cpu"), H.device)
     means, errors = H[:2].double(), torch.zeros(2, 3, dtype=torch.float64, device=device)
-    absorb(H, labels, means.new_zeros(2), means, errors, slice(0, 3))
+    absorb(H, labels, means.new_zeros(2), means, errors, means.new_zeros(2), slice(0, 3))
     layers = [H, H.cos(), H.sin(), H.tan()]
     grams = relate(layers, labels, [means, means], slice(0, 3))[1]
     z = project(H, means[0], means)

@@ -156,22 +156,22 @@ def _widest(context):
 
 
 @no_type_check
-def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, gained):
-    """Add some columns of rows to the means of their classes, and to what these classes' scatter gains.
+def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
+    """Add some columns of rows to the means and the scatter of their classes.
 
     For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, the classes of
-    the batch with their counts, and how many there are of both; in `state` their samples so far, the
-    means and their errors. How far the means moved and what rounding had taken from them goes to `kept`,
-    where classes lie so many numbers apart, or share a place if none. Products with those of another
-    layer are gained, too.
+    the batch with their counts, and how many there are of both; in `state` the samples of all classes so
+    far, the means, their errors and the scatter. How far the means moved and what rounding had taken
+    from them goes to `kept`, where classes lie so many numbers apart, or share a place if none; of
+    another layer it is `beside`, with a place for the products of both.
     """
-    (rows, classes, counts, P, size), (samples, means, errors, D) = labels, state
-    (start, width, near), (moved, rounded, apart) = columns, kept
+    (rows, classes, counts, P), (samples, means, errors, scatters, D), stop = labels, state, 0
+    (size, start, width, near), (moved, rounded, apart), (other, products) = columns, kept, beside
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
-    before, found, stop = _at(0.0, samples), _at(0.0, gained), 0
+    before, scatter, found = _at(0.0, samples), _at(0.0, scatters), _at(0.0, products)
     for p in range(P):
-        begin, stop = stop, stop + np.int64(count[p])
-        n, m, end = before[p], count[p], size if width <= near else stop  # of fetching
+        begin, stop, gain = stop, stop + np.int64(count[p]), 0.0
+        n, m, end = before[present[p]], count[p], size if width <= near else stop  # of fetching
         for first in range(0, width, near):
             at, i = address + first * itemsize, begin
             some = near if first + near < width else width - first
@@ -193,13 +193,14 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside, g
                 i += 1
             _move(n, m, mean, rest, t, s, some)
             step, _, _, error = _products(s, t, s, t, some)
-            found[p] += square - ((n + m) * step - n * error)
-            if beside != 0:
-                other = _at(0.0, beside + (p * width + first) * 8)
-                lost = _at(0.0, beside + ((P + p) * width + first) * 8)
-                step, _, _, error = _products(s, t, other, lost, some)
-                found[P + p] += step
-                found[2 * P + p] += error
+            gain += square - ((n + m) * step - n * error)
+            if other != 0:
+                u = _at(0.0, other + (p * width + first) * 8)
+                v = _at(0.0, other + ((P + p) * width + first) * 8)
+                step, _, _, error = _products(s, t, u, v, some)
+                found[p] += step
+                found[P + p] += error
+        scatter[present[p]] += gain
 
 
 @called

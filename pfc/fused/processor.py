@@ -72,31 +72,33 @@ def uncompiled() -> bool:
 def absorb(
     H: Float[Tensor, "B D"],
     labels: BatchLabels,
-    n: Float64[Tensor, " P"],
+    count: Float64[Tensor, " K"],
     means: Float64[Tensor, "K D"],
     errors: Float64[Tensor, "K D"],
+    scatter: Float64[Tensor, " K"],
     columns: slice,
     kept: Float64[Tensor, "2 P C"] | None = None,
     beside: Float64[Tensor, "2 P C"] | None = None,
-) -> Float64[Tensor, "3 P"]:
+) -> Float64[Tensor, "2 P"] | None:
     """As in `Loops`."""
-    (H,), width = side_by_side([H]), columns.stop - columns.start
-    like, *where = _place(H, column=columns.start)
-    gained = torch.zeros(3, len(n), dtype=torch.float64, device="cpu")
-    room, apart = (n.new_empty(2, min(NEAR, width)), 0) if kept is None else (kept, width)
-    (moved,) = _addresses(room)
+    (H,), start, width = side_by_side([H]), columns.start, columns.stop - columns.start
+    like, *where = _place(H, column=start)
+    room, apart = (count.new_empty(2, min(NEAR, width)), 0) if kept is None else (kept, width)
+    products = None if beside is None else count.new_zeros(2, beside.shape[1])
+    (moved,), other = _addresses(room), (0, 0)
+    if beside is not None and products is not None:
+        other = beside.data_ptr(), products.data_ptr()
     loops()["absorb"](
         like,
         like.itemsize,
         *where,
-        (*_by_class(labels), len(H)),
-        (*_addresses(n, means, errors), means.shape[1]),
-        (columns.start, width, NEAR),
+        labels.lie,
+        (*_addresses(count, means, errors, scatter), means.shape[1]),
+        (H.shape[0], start, width, NEAR),
         (moved, moved + 4 * room.numel(), apart),
-        0 if beside is None else beside.data_ptr(),
-        gained.data_ptr(),
+        other,
     )
-    return gained
+    return products
 
 
 def relate(
@@ -114,17 +116,12 @@ def relate(
     ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
     alone = steps.data_ptr() if depth == 1 else 0
     where = columns.start, width
-    loops()["relate"](like, ends, _by_class(labels), within, where, cross.data_ptr(), alone)
+    loops()["relate"](like, ends, labels.lie, within, where, cross.data_ptr(), alone)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(even, NEAR), (size, depth, width, NEAR)
         loops()["increase"](like, like.itemsize, *_addresses(*lie), shape, *_addresses(room, steps))
     return cross, steps if even == depth else steps[:, :depth, :depth]
-
-
-def _by_class(labels: BatchLabels) -> tuple[int, ...]:
-    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
-    return *_addresses(labels.order, labels.present, labels.count), len(labels.present)
 
 
 def project(
