@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
@@ -39,9 +40,9 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
-        ascending, order = torch.sort(indices, stable=True)
+        order = _by_class(indices)
         present, places, count = torch.unique_consecutive(
-            ascending, return_inverse=True, return_counts=True
+            indices[order], return_inverse=True, return_counts=True
         )
         place = torch.empty_like(order).scatter_(0, order, places)
         first = order[count.cumsum(0) - count]
@@ -73,3 +74,10 @@ class BatchLabels:
         """The labels of some rows; the classes keep their places."""
         one_hot = None if self.one_hot is None else self.one_hot[:, rows]
         return replace(self, y=self.y[rows], place=self.place[rows], one_hot=one_hot)
+
+
+def _by_class(y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """Numbers of the samples, class by class; numpy sorts 16 bits by their digits, ten times as fast."""
+    if int(y.max()) >= 2**16:
+        return torch.sort(y, stable=True).indices
+    return torch.from_numpy(np.argsort(y.numpy().astype(np.uint16), kind="stable"))

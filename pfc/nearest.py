@@ -124,26 +124,52 @@ def _places(seen: Bool[Tensor, " K"]) -> Int64[Tensor, " K"]:
     return torch.where(seen, seen.cumsum(0) - 1, -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """What the features of a layer are projected on.
+
+    Args:
+        span: Of the layer's class means, about whose centre.
+        bases: Orthonormal columns, of the span itself or of a line's both ends.
+    """
+
+    span: MeansSpan
+    bases: Float64[Tensor, "D R"]
+
+    @cached_property
+    def _flat(self) -> Float64[Tensor, "R D"]:
+        return self.bases.mT.contiguous()
+
+    @cached_property
+    def _shift(self) -> Float64[Tensor, " R"]:
+        """What rounding took from the centre, along the columns."""
+        return self.span.centre_error @ self.bases
+
+    def project(self, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
+        """Coordinates of the centred rows of `H`, upcast tile by tile."""
+        span, flat = self.span, self._flat
+        few = len(flat) <= FEW
+        if few and (loops := loops_for([H])):
+            return loops.project(H, span.centre, flat).sub_(self._shift)
+        z = flat.new_zeros(len(flat), len(H)).mT if few else flat.new_zeros(len(H), len(flat))
+        if H.dtype == torch.float64 and span.central:  # needs no copy
+            _add(z, H, flat, few=few)
+        else:
+            for columns in column_tiles(H):
+                for rows in row_tiles(H, columns):
+                    X = upcast(H[rows, columns], "project")
+                    X = X if span.central else X.sub_(span.centre[columns])
+                    _add(z[rows], X, flat[:, columns], few=few)
+        # to subtract the centre at last loses nothing where it is among the means
+        z -= (span.centre + span.centre_error) @ self.bases if span.central else self._shift
+        return z.contiguous()
+
+
 def project(
     H: Float[Tensor, "B D"], span: MeansSpan, bases: Float64[Tensor, "D R"]
 ) -> Float64[Tensor, "B R"]:
-    """Coordinates of the centred rows of `H`, upcast tile by tile."""
-    flat = bases.mT.contiguous()
-    few = len(flat) <= FEW
-    if few and (loops := loops_for([H])):
-        return loops.project(H, span.centre, flat).sub_(span.centre_error @ bases)
-    z = bases.new_zeros(len(flat), len(H)).mT if few else bases.new_zeros(len(H), len(flat))
-    if H.dtype == torch.float64 and span.central:  # needs no copy
-        _add(z, H, flat, few=few)
-    else:
-        for columns in column_tiles(H):
-            for rows in row_tiles(H, columns):
-                X = upcast(H[rows, columns], "project")
-                X = X if span.central else X.sub_(span.centre[columns])
-                _add(z[rows], X, flat[:, columns], few=few)
-    # to subtract the centre at last loses nothing where it is among the means
-    z -= (span.centre + span.centre_error if span.central else span.centre_error) @ bases
-    return z.contiguous()
+    """Coordinates of the rows of `H`, centred, along orthonormal columns."""
+    return Axes(span, bases).project(H)
 
 
 def _add(

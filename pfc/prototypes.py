@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from pfc.bounds import Bounds, Form
@@ -73,10 +73,10 @@ class Prototypes:
         self, z: Float64[Tensor, "b R"], gaps: Bounds
     ) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
         """The nearest point by bounds of the gaps, and whether another may be as near."""
-        (found, others), unit = gaps.least(), gaps.form.unit
+        (found, others), unit, size = gaps.least(), gaps.form.unit, z.norm(dim=1)
         most = gaps.above(found)
-        distance = unit * (most + (z.norm(dim=1) / unit).square()).clamp(min=0).sqrt()
-        return found, gaps.reached(others, most, self.tie(distance) + self.rounding(z))
+        distance = unit * (most + (size / unit).square()).clamp(min=0).sqrt()
+        return found, gaps.reached(others, most, self.tie(distance) + self.rounding(size))
 
     def settled(
         self, z: Float64[Tensor, "B R"], found: Int64[Tensor, " B"], unsure: Bool[Tensor, " B"]
@@ -88,34 +88,43 @@ class Prototypes:
 
     def _exactly(self, z: Float64[Tensor, "b R"]) -> Int64[Tensor, " b"]:
         """That of few samples in double precision, and where points are crowded to all digits."""
-        near = self._near(z, self.gaps(z), self.rounding(z))
-        found = near.argmax(1)
+        size = z.norm(dim=1)
+        near = self._near(_gaps(z, self.points), size, self.rounding(size))
+        found = _first(near)
         if self.crowded:
-            for rows, k in by_class(found, near.sum(1) > 1):
+            for rows, k in by_class(found, near.sum(0) > 1):
                 r, q = z[rows] - self.points[k], self.points - self.points[k]
-                gaps = torch.addmm(q.square().sum(1), r, q.mT, alpha=-2)
-                found[rows] = self._near(r, gaps).argmax(1)
+                found[rows] = _first(self._near(_gaps(r, q), r.norm(dim=1)))
         return found
 
-    def gaps(self, z: Float64[Tensor, "b R"]) -> Float64[Tensor, "b P"]:
-        """Squared distances of samples to all points, less those to the origin."""
-        return torch.addmm(self._squares, z, self.points.mT, alpha=-2)
-
     def _near(
-        self, r: Float64[Tensor, "b R"], gaps: Float64[Tensor, "b P"], rounding: Tensor | float = 0.0
-    ) -> UInt8[Tensor, "b P"]:
-        """Which points are the nearest to within rounding, as 1."""
-        least = gaps.amin(1)
-        tie = self.tie((least + r.square().sum(1)).clamp(min=0).sqrt()) + rounding
-        return (gaps <= (least + tie)[:, None]).byte()
+        self, gaps: Float64[Tensor, "P b"], size: Float64[Tensor, " b"], rounding: Tensor | float = 0.0
+    ) -> Bool[Tensor, "P b"]:
+        """Which points are the nearest to within rounding."""
+        least = gaps.amin(0)
+        tie = self.tie((least + size.square()).clamp(min=0).sqrt()) + rounding
+        return gaps <= least + tie
 
     def tie(self, distance: Float64[Tensor, "*B"]) -> Float64[Tensor, "*B"]:
         """How far moved points may move the difference of two squared distances of this size."""
         return 8 * self.floor * (distance + self.floor)
 
-    def rounding(self, z: Float64[Tensor, "B R"]) -> Float64[Tensor, " B"]:
-        """What computing about the origin rounds in this difference."""
-        return ROUNDING * self.largest * (self.largest + z.norm(dim=1))
+    def rounding(self, size: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
+        """What computing about the origin rounds in this difference, of samples of these norms."""
+        return ROUNDING * self.largest * (self.largest + size)
+
+
+def _gaps(z: Float64[Tensor, "b R"], points: Float64[Tensor, "P R"]) -> Float64[Tensor, "P b"]:
+    """Squared distances of samples to points, less those to the origin; a row a point, as is fast."""
+    return torch.addmm(points.square().sum(1)[:, None], points, z.mT, alpha=-2)
+
+
+def _first(near: Bool[Tensor, "P b"]) -> Int64[Tensor, " b"]:
+    """The first point that is near, 0 where none is; by the largest of numbers, as argmax is slow."""
+    P = len(near)
+    numbers = torch.arange(P, 0, -1, dtype=torch.uint8 if P < 256 else torch.int32, device=near.device)
+    largest = (near * numbers[:, None]).amax(0)
+    return P - largest.masked_fill_(largest == 0, P).long()
 
 
 def _near_pairs(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import pfc.fused
 import pfc.labels
-import pfc.moments
 from pfc.labels import BatchLabels
 from pfc.metrics import scatter_ratio
 from pfc.moments import ClassMoments, SegmentMoments

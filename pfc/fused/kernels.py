@@ -393,18 +393,18 @@ def _relative_pair(sample, own, other, split, width):
 def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
     """Add the products of centred rows with directions, of three rows with nine or three at once.
 
-    In `ways` is room for so many columns of the directions, with zeros that make them up to threes or
-    nines: its address, its rows, and their length. `z` has as many columns, and rows to make up threes.
+    In `ways` is room for so many columns of the directions, which zeros make up to threes or nines: its
+    address, its rows, and their length. `z` has as many columns, and rows to make up threes.
     """
     (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
     nine = rows - rows % 9
     for start in range(0, D, wide):
         width = wide if start + wide < D else D - start
         middle, at = _at(0.0, centre + start * 8), address + start * itemsize
-        for r in range(R):
+        for r in range(rows):
             way, direction = _at(0.0, room + r * length * 8), _at(0.0, flat + (r * D + start) * 8)
             for d in range(width):
-                way[d] = direction[d]
+                way[d] = direction[d] if r < R else 0.0
         for i in range(far):  # three streams of rows that lie one after the other, as caches expect
             j, k = i + far, i + 2 * far
             A = _at(like, at + i * row)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pfc.folders import cache_folder
 from pfc.labels import BatchLabels
+from pfc.tiles import scratch
 
 TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what the loops read them as
     torch.float64: np.float64(0),
@@ -133,22 +134,20 @@ def project(
 
     def rows(part: slice) -> Tensor:
         size = part.stop - part.start
-        room, z = _apart(ways, min(WIDE, D)), flat.new_zeros(size + -size % 3, ways)
+        z, room = flat.new_zeros(size + -size % 3, ways), _apart(ways, min(WIDE, D), flat)
         where = *_place(H, part.start), H.element_size(), *_addresses(centre, flat)
-        among = *_addresses(room), ways, room.shape[1]
-        loops()["project"](*where, (size, R, D), among, WIDE, *_addresses(z))
+        loops()["project"](*where, (size, R, D), (room[0], ways, room[1]), WIDE, z.data_ptr())
         return z[:size] if ways == R else z[:size, :R].contiguous()
 
-    found = _on_threads(rows, len(H), H.numel(), 1)
+    found = _on_threads(rows, H.shape[0], H.numel(), 1)
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _apart(rows: int, width: int) -> Float64[Tensor, "R C"]:
-    """Zeros whose rows begin each on another line of the processor's cache."""
-    width = 8 * (-(-width // 8) | 1)
-    room = torch.zeros(rows * width + 8, dtype=torch.float64, device="cpu")
-    lost = -room.data_ptr() // 8 % 8
-    return room[lost : lost + rows * width].view(rows, width)
+def _apart(rows: int, width: int, like: Tensor) -> tuple[int, int]:
+    """Room for rows that begin each on another line of the processor's cache: where, and how long."""
+    length = 8 * (-(-width // 8) | 1)
+    address = scratch("ways", (rows * length + 8,), like).data_ptr()
+    return address + -address % 64, length
 
 
 def screen(

@@ -17,7 +17,7 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Scale
 from pfc.measuring.sums import Sums
 from pfc.moments import Gather, Total
-from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.nearest import Axes, MeansSpan, NearestMean
 from pfc.warning import warn
 
 Decide = Callable[[str, Float[Tensor, "B D"]], Float64[Tensor, "B R"]]  # gives where features are
@@ -186,24 +186,27 @@ class Decisions:
     @cached_property
     def _most(self) -> int:
         """Samples that may wait."""
-        numbers = sum(frame.bases.shape[1] for frame in self.frames.values())
+        numbers = sum(frame.axes.bases.shape[1] for frame in self.frames.values())
         here = self.classes.device.type in SYNCHRONOUS_DEVICES
         return (WAITING if here else QUEUED) // max(1, numbers)
 
     @cached_property
     def _room(self) -> dict[str, Float64[Tensor, "M R"]]:
         """Memory for the coordinates of these."""
-        frames = {name: frame.bases for name, frame in self.frames.items()}
+        frames = {name: frame.axes.bases for name, frame in self.frames.items()}
         return {name: bases.new_empty(self._most, bases.shape[1]) for name, bases in frames.items()}
 
     @cached_property
     def frames(self) -> dict[str, "Frame"]:
         """What each layer is projected on; an end of a line on the means of both ends."""
-        found = {name: Frame(of.span.basis, slice(None), (name,)) for name, of in self.nearest.items()}
+        found = {
+            name: Frame(Axes(span, span.basis), slice(None), (name,))
+            for name, span in self.spans.items()
+        }
         for (first, last), line in self.lines.items():
             own = line.first.basis.shape[1]
-            found[first] = Frame(line.bases, slice(own), ())
-            found[last] = Frame(line.bases, slice(own, None), (first, last))
+            found[first] = Frame(Axes(line.first, line.bases), slice(own), ())
+            found[last] = Frame(Axes(line.last, line.bases), slice(own, None), (first, last))
         return found
 
     @property
@@ -237,12 +240,12 @@ class Frame:
     """What the features of a layer are projected on.
 
     Args:
-        bases: Orthonormal columns, of the layer's span or of a line's both ends.
+        axes: Of the layer's span or of a line's both ends.
         own: Those of the layer's span.
         ready: Layers that can be decided once this one is seen.
     """
 
-    bases: Float64[Tensor, "D R"]
+    axes: Axes
     own: slice
     ready: tuple[str, ...]
 
@@ -274,7 +277,7 @@ class Coordinates:
             of.influences[name].update(H, self.labels.y)
         nearest, frame = of.nearest[name], of.frames[name]
         nearest.note(H.dtype)
-        z = project(H, nearest.span, frame.bases)
+        z = frame.axes.project(H)
         if self.start is not None:
             of.keep(name, self.start, z)
             return z[:, frame.own]
