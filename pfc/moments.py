@@ -100,8 +100,16 @@ class ClassMoments:
     def centred(self, pi: Float64[Tensor, " K"] | None = None) -> Float64[Tensor, "K D"]:
         """Class means less their mean under the weights `pi`, or unweighted; exact at any offset."""
         pi = torch.full_like(self.count, 1 / len(self.count)) if pi is None else pi
-        M = (self.mean - pi @ self.mean) + self.mean_error
-        return M - pi @ M
+        return self.about_centre(pi)[2]
+
+    def about_centre(
+        self, pi: Float64[Tensor, " K"]
+    ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, " D"], Float64[Tensor, "K D"]]:
+        """The mean of the class means under weights, what rounding took from it, and `centred`."""
+        centre = pi @ self.mean
+        M = (self.mean - centre).add_(self.mean_error)
+        error = pi @ M
+        return centre, error, M.sub_(error)
 
     def grow(self, classes: int) -> None:
         """Make room for more classes."""

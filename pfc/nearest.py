@@ -69,8 +69,7 @@ class MeansSpan:
         seen = moments.count > 0
         means = moments.present()
         pi = class_weights(means.count, weighting) if weights is None else weights[seen]
-        centre, M = pi @ means.mean, means.centred(pi)
-        error = pi @ ((means.mean - centre) + means.mean_error)
+        centre, error, M = means.about_centre(pi)
         basis, values, floor = _directions(M * pi.sqrt()[:, None], _rounding(means))
         if not bool(pi.all()):  # the means of no weight need further directions
             noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pfc.intervals import of_change
-from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, MeasuredBatches
 from pfc.measuring.subset import hashes_of, identities_of, known_again
 from pfc.profile.profile import Profile
@@ -113,7 +112,7 @@ class Noted:
 
 def input_hashes(batch: Batch) -> Int64[Tensor, "B 2"]:
     """Two hashes of each input; none where inputs have no form of which there is one."""
-    if inputs_of(batch) is None:
+    if batch.inputs is None:
         return torch.zeros(0, 2, dtype=torch.int64, device="cpu")
     hashes = hashes_of(batch)
     return torch.stack([hashes, identities_of(batch, hashes)], 1).cpu()

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from pfc.measuring.loader import Batch, attention_mask
+from pfc.measuring.loader import Batch
 from pfc.measuring.scale import exponent_of
-from pfc.taps import first_tensor
 from pfc.tiles import column_tiles, row_tiles, upcast
 
 MOST = 2.0**500  # a mark beyond it is cut off, for its square is no number; ours
@@ -43,7 +42,7 @@ class Fingerprint:
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
-        x, labels = inputs_of(batch), batch.labels
+        x, labels = batch.inputs, batch.labels
         self._version = _version(batch)
         mark = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         if x is not None:
@@ -100,7 +99,7 @@ class Fingerprint:
 
 def _version(batch: Batch) -> int:
     """How often the network's first input was written to; tensors of inference mode do not tell."""
-    x = first_tensor((batch.args, batch.kwargs))
+    x = batch.first
     return 0 if x is None or x.is_inference() else x._version
 
 
@@ -132,18 +131,6 @@ def _products(x: Tensor, wave: Float64[Tensor, " D"]) -> Float64[Tensor, " B"]:
         for rows in row_tiles(x, columns):
             mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
     return mark.nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
-
-
-def inputs_of(batch: Batch) -> Tensor | None:
-    """A row of numbers for each sample, where the network's first input is that; padding comes last."""
-    x = first_tensor((batch.args, batch.kwargs))
-    if x is None or x.device.type == "mps" or len(x) != len(batch):
-        return None
-    x, mask = x.reshape(len(x), -1), attention_mask(batch.kwargs)
-    if mask is None or mask.shape != x.shape:
-        return x
-    order = (~mask).byte().argsort(dim=1, stable=True)
-    return x.masked_fill(~mask, 0).gather(1, order)
 
 
 def with_room(sums: Float64[Tensor, "K 3"], classes: int) -> Float64[Tensor, "M 3"]:

@@ -60,6 +60,23 @@ class Batch:
         """The classes, prepared on the CPU."""
         return BatchLabels.of(self.y)
 
+    @cached_property
+    def first(self) -> Tensor | None:
+        """The network's first input."""
+        return first_tensor((self.args, self.kwargs))
+
+    @cached_property
+    def inputs(self) -> Shaped[Tensor, "B D"] | None:
+        """A row of numbers for each sample, where the first input is that; padding comes last."""
+        x = self.first
+        if x is None or x.device.type == "mps" or len(x) != len(self):
+            return None
+        x, mask = x.reshape(len(x), -1), attention_mask(self.kwargs)
+        if mask is None or mask.shape != x.shape:
+            return x
+        order = (~mask).byte().argsort(dim=1, stable=True)
+        return x.masked_fill(~mask, 0).gather(1, order)
+
     def rows(self, output: Tensor, pool: Pool, samples: int | None = None) -> Float[Tensor, "..."]:
         """A row of numbers for each labelled row, of the first samples or of all."""
         first = slice(samples)

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pfc.measuring.costs import probe_bytes, probe_width
-from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import Batch
 from pfc.measuring.passes import Batches, Source
@@ -145,7 +144,7 @@ def _read(batches: Batches, sums: Sums) -> Int64[Tensor, " M"]:
 
 def _hashes(batch: Batch) -> Int64[Tensor, " B"]:
     """A hash of each input; none where inputs have no form of which there is one."""
-    if inputs_of(batch) is None:
+    if batch.inputs is None:
         return torch.zeros(0, dtype=torch.int64, device="cpu")
     return identities_of(batch, hashes_of(batch)).cpu()
 

@@ -17,7 +17,7 @@ from pfc.evaluation import is_sharded
 from pfc.foreign import attribute, told
 from pfc.layers import module_names
 from pfc.measuring.decisions import Decisions
-from pfc.measuring.fingerprint import SAME, Fingerprint, inputs_of, reference_of, with_room
+from pfc.measuring.fingerprint import SAME, Fingerprint, reference_of, with_room
 from pfc.measuring.layout import Layout
 from pfc.measuring.loader import EMPTY, Batch, MeasuredBatches
 from pfc.measuring.sums import Sums
@@ -118,7 +118,7 @@ def _with_weight(found: Survey, seen: bool, one: int, ranks: Processes) -> Surve
 
 def read_the_same(first: Batch | None, ranks: Processes) -> bool:
     """Whether the first batch of every process is the same one, so that none has a part of its own."""
-    x = None if first is None or ranks.size == 1 else inputs_of(first)
+    x = None if first is None or ranks.size == 1 else first.inputs
     own = None
     if x is not None and first is not None:
         inputs = Fingerprint((0, 0.0, 0.0))
@@ -165,7 +165,7 @@ def fingerprint(batch: Batch | None, ranks: Processes) -> Fingerprint:
     """An empty fingerprint, whose reference is the first input of the first process that has one."""
     if ranks.size == 1:
         return Fingerprint()
-    x = None if batch is None else inputs_of(batch)
+    x = None if batch is None else batch.inputs
     each = ranks.exchange("inputs", None if x is None else reference_of(x))
     reference = next((tuple(found) for found in each if found is not None), None)
     return Fingerprint(reference, keep_marks=True)

@@ -11,7 +11,6 @@ from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.labels import BatchLabels
 from pfc.measuring.costs import MOST, SKETCH
 from pfc.measuring.decisions import Decide, Decisions
-from pfc.measuring.fingerprint import inputs_of
 from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.sums import See
 from pfc.nearest import MeansSpan
@@ -103,7 +102,7 @@ def _least(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     """A hash of each row's input, the same in batches of any size; of its place where it has no form."""
-    x = inputs_of(batch)
+    x = batch.inputs
     if x is None:
         start = batch.number << 32
         return _mixed(torch.arange(start, start + len(batch.y), device="cpu"))
@@ -127,7 +126,7 @@ def identities_of(
     batch: Batch, hashes: Int64[Tensor, " B"], rows: slice | Tensor = slice(None)
 ) -> Int64[Tensor, " b"]:
     """Another hash of some samples, each number mixed: those of small integers differ, too."""
-    x = inputs_of(batch)
+    x = batch.inputs
     if x is None or batch.tokens is not None:
         return hashes[rows]
     x = x[rows if isinstance(rows, slice) else rows.to(x.device)]
