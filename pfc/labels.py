@@ -1,7 +1,6 @@
 """The labels of a batch, prepared once for all layers."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,13 +55,6 @@ class BatchLabels:
         y, present, place, order, first, count = (part.to(device, non_blocking=True) for part in parts)
         one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
         return BatchLabels(y, present, place, order, first, count, one_hot, self.numbers)
-
-    @cached_property
-    def lie(self) -> tuple[int, ...]:
-        """Where `order`, `present` and `count` lie in memory, and how many classes there are."""
-        parts = self.order, self.present, self.count
-        assert all(part.is_contiguous() for part in parts)
-        return *(part.data_ptr() for part in parts), len(self.numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
         """Sum of the rows of each class present."""

@@ -48,14 +48,13 @@ class ClassMoments:
         scatter: Sum over the class's samples of the squared distance to the class mean.
         mean_error: What rounding took from `mean`, the compensation term of a two-float sum: without
             it a large offset would cost digits at each batch.
-        begun: Classes of which is known, without asking a device, that `mean` is near their samples.
     """
 
     count: Float64[Tensor, " K"]
     mean: Float64[Tensor, "K D"]
     scatter: Float64[Tensor, " K"]
     mean_error: Float64[Tensor, "K D"]
-    begun: set[int] = field(default_factory=set, init=False, repr=False)
+    begun: set[int] = field(default_factory=set, init=False, repr=False)  # known to have samples
 
     low = renamed("ClassMoments.low", "ClassMoments.mean_error")
 
@@ -208,6 +207,7 @@ class SegmentMoments:
         cross, steps = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
         for layer in self.layers:
             layer.count.index_add_(0, labels.present, labels.count)
+            layer.begun.update(labels.numbers)
         if self.paired:
             self.cross.index_add_(0, labels.present, cross)
             self.steps.index_add_(0, labels.y, steps)
@@ -219,7 +219,6 @@ class SegmentMoments:
         for layer, H in zip(self.layers, batch, strict=True):
             first = H[labels.first].double()
             layer.mean[k] = torch.where(layer.count[k][:, None] > 0, layer.mean[k], first)
-            layer.begun.update(labels.numbers)
 
     def _absorb(
         self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels
@@ -251,7 +250,8 @@ class SegmentMoments:
                 beside=kept if l == last else None,
             )
         if products is None:
-            return scatters, self.cross, self.steps.new_empty(len(labels.y), 0, 0)
+            nothing = self.cross.new_zeros(len(labels.numbers))
+            return scatters, nothing, nothing.new_empty(len(labels.y), 0, 0)
         n, (moved, rounded) = count[labels.present], products
         return scatters, cross - (n + labels.count) * moved + n * rounded, steps
 

@@ -266,11 +266,14 @@ def test_how_numba_and_python_were_set_is_put_back_after_compiling(monkeypatch, 
         return compile_all(*args)
 
     monkeypatch.setattr(Dispatcher, "compile", noted)
-    monkeypatch.setattr(processor, "loops", partial(kernels.compiled, ""))
+    loops = kernels.compiled("")
+    monkeypatch.setattr(processor, "loops", lambda: loops)
     one = torch.ones(1, 1, dtype=torch.float64)
-    with pytest.raises(error) if error else nullcontext():
-        processor.project(one, ZEROS[:1], one)
-    assert seen[0] == (1, False)
+    for kind in (torch.float64, torch.float32):
+        with pytest.raises(error) if error else nullcontext():
+            processor.project(one.to(kind), ZEROS[:1], one)
+    assert len(seen) >= 2
+    assert {*seen} == {(1, False)}
     assert numba.config.OPT is before
     assert gc.isenabled()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import pfc.fused
 import pfc.labels
+import pfc.moments
 from pfc.labels import BatchLabels
 from pfc.metrics import scatter_ratio
 from pfc.moments import ClassMoments, SegmentMoments
@@ -116,6 +117,41 @@ def test_a_device_takes_the_other_way_to_sum(monkeypatch):
     monkeypatch.setattr(pfc.labels, "SYNCHRONOUS_DEVICES", set())
     assert BatchLabels.of(y).one_hot.shape == (80, 300)
     assert_same(ClassMoments.of(H, y), known, 1e-13)
+
+
+@pytest.mark.parametrize("largest", [2**16 - 1, 2**16, 2**40])
+def test_samples_come_class_by_class_whatever_the_numbers_of_the_classes(largest):
+    y = torch.tensor([3, largest, 0, 3, largest - 1, 0, largest])
+    labels = BatchLabels.of(y)
+    assert labels.order.tolist() == [2, 5, 0, 3, 4, 1, 6]
+    assert labels.numbers == (0, 3, largest - 1, largest)
+    assert labels.present[labels.place].tolist() == y.tolist()
+    assert labels.first.tolist() == [2, 0, 4, 1]
+    assert labels.count.tolist() == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_class_that_is_new_to_one_part_keeps_the_mean_that_another_has(merged):
+    H, y = problems.features(3, N=40, K=3)
+    H, own = H + 1e6, y < 2  # the first part has never seen the last class
+    first, rest = stream(H[own], y[own], 3, 7), stream(H[~own], y[~own], 3, 4)
+    if merged:
+        first.merge(rest)
+    first.update(H, BatchLabels.of(y))
+    twice = torch.cat([H[own], *[H[~own]] * merged, H])
+    known = ClassMoments.of(twice, torch.cat([y[own], *[y[~own]] * merged, y]), 3)
+    assert_same(first, known, 1e-12)
+
+
+def test_after_a_batch_that_failed_a_class_begins_anew(monkeypatch):
+    H, y = problems.features(4, N=12, K=2)
+    moments, labels = ClassMoments.empty(2, H.shape[1]), BatchLabels.of(y)
+    with monkeypatch.context() as patch:
+        patch.setattr(pfc.moments, "loops_for", lambda batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            moments.update(H * float("nan"), labels)
+    moments.update(H, labels)
+    assert_same(moments, ClassMoments.of(H, y), 1e-14)
 
 
 def naive_segment(batch, y, K):

@@ -37,6 +37,17 @@ def test_decisions_are_those_in_the_whole_space(seed):
         assert nearest.hits.tolist() == hits
 
 
+@pytest.mark.parametrize("P", [2, 255, 256, 257, 2000])
+def test_the_nearest_of_any_number_of_points(P):
+    g = torch.Generator().manual_seed(P)
+    points = torch.randn(P, 5, generator=g, dtype=torch.float64)
+    points[-1] = points[P // 2 - 1]  # of equal ones the first
+    z = points + 1e-4 * torch.randn(P, 5, generator=g, dtype=torch.float64)
+    z[0] = float("nan")
+    known = [0, *range(1, P - 1), P // 2 - 1]
+    assert Prototypes(points, torch.zeros((), dtype=torch.float64)).nearest(z).tolist() == known
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_means_of_no_weight_bend_no_distance(seed):
     """Classes without samples in the data at hand, of sizes 1e-3 to 1e8, in more or fewer dimensions."""

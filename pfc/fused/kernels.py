@@ -21,7 +21,7 @@ from numba.extending import intrinsic, register_jitable
 from pfc.fused.processor import uncollected
 
 FASTMATH = {"reassoc", "contract", "nsz"}
-PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # without what only arrays need
+PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # no calls from C, no arrays to rewrite
 called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
 LINE = 64  # bytes of a line of the cache
@@ -45,23 +45,26 @@ def compiled(cache):
 def _kept(loop):
     """A loop that is compiled on first use; anew in this process where its folder does not serve."""
     how = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"} | PLAIN
-    anew = numba.njit(**how)(loop)
-    try:
+    serving = anew = numba.njit(**how)(loop)
+    with suppress(RuntimeError):  # there is no folder to write to
         serving = numba.njit(**how, cache=True)(loop)
-    except RuntimeError:  # there is no folder to write to
-        return anew
+    known = set()  # types of features, on which alone it depends what is compiled
 
     @no_type_check
     def run(*args):
         nonlocal serving
-        try:
-            with nullcontext() if serving.overloads else _compiling():
-                return serving(*args)
-        except Exception:  # of a full disk or a damaged file; what is wrong with the loop comes again
-            if serving is anew:
-                raise
-            serving = anew
-            return anew(*args)
+        kind = type(args[0])
+        with nullcontext() if kind in known else _compiling():
+            try:
+                serving(*args)
+            except (
+                Exception
+            ):  # of a full disk or a damaged file; what is wrong with the loop comes again
+                if serving is anew:
+                    raise
+                serving = anew
+                anew(*args)
+        known.add(kind)
 
     return run
 
@@ -160,10 +163,11 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
     """Add some columns of rows to the means and the scatter of their classes.
 
     For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, the classes of
-    the batch with their counts, and how many there are of both; in `state` the samples of all classes so
-    far, the means, their errors and the scatter. How far the means moved and what rounding had taken
-    from them goes to `kept`, where classes lie so many numbers apart, or share a place if none; of
-    another layer it is `beside`, with a place for the products of both.
+    the batch with their counts, and how many these are; in `state` the samples of all classes so far,
+    the means, their errors and the scatter; in `columns` how many rows there are, the first column, how
+    many, and how many at once. How far the means moved and what rounding had taken from them goes to
+    `kept`, where classes lie so many numbers apart, or share a place if none; of another layer it is
+    `beside`, with a place for the products of both.
     """
     (rows, classes, counts, P), (samples, means, errors, scatters, D), stop = labels, state, 0
     (size, start, width, near), (moved, rounded, apart), (other, products) = columns, kept, beside

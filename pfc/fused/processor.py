@@ -93,7 +93,7 @@ def absorb(
         like,
         like.itemsize,
         *where,
-        labels.lie,
+        _by_class(labels),
         (*_addresses(count, means, errors, scatter), means.shape[1]),
         (H.shape[0], start, width, NEAR),
         (moved, moved + 4 * room.numel(), apart),
@@ -117,12 +117,17 @@ def relate(
     ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
     alone = steps.data_ptr() if depth == 1 else 0
     where = columns.start, width
-    loops()["relate"](like, ends, labels.lie, within, where, cross.data_ptr(), alone)
+    loops()["relate"](like, ends, _by_class(labels), within, where, cross.data_ptr(), alone)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(even, NEAR), (size, depth, width, NEAR)
         loops()["increase"](like, like.itemsize, *_addresses(*lie), shape, *_addresses(room, steps))
     return cross, steps if even == depth else steps[:, :depth, :depth]
+
+
+def _by_class(labels: BatchLabels) -> tuple[int, ...]:
+    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
+    return *_addresses(labels.order, labels.present, labels.count), len(labels.numbers)
 
 
 def project(

@@ -237,11 +237,11 @@ class Decisions:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What the features of a layer are projected on.
+    """The coordinates of a layer, and what is decided by them.
 
     Args:
         axes: Of the layer's span or of a line's both ends.
-        own: Those of the layer's span.
+        own: Those axes that are of the layer's span.
         ready: Layers that can be decided once this one is seen.
     """
 

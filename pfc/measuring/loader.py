@@ -65,7 +65,7 @@ class Batch:
         """The network's first input."""
         return first_tensor((self.args, self.kwargs))
 
-    @cached_property
+    @property
     def inputs(self) -> Shaped[Tensor, "B D"] | None:
         """A row of numbers for each sample, where the first input is that; padding comes last."""
         x = self.first

@@ -152,7 +152,7 @@ def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
 
 
 def _two(z: Float64[Tensor, "b R"]) -> Float64[Tensor, "b 2"]:
-    return z[:, :2] if z.shape[1] > 1 else torch.nn.functional.pad(z, (0, 2 - z.shape[1]))
+    return z[:, :2].clone() if z.shape[1] > 1 else torch.nn.functional.pad(z, (0, 2 - z.shape[1]))
 
 
 def _sketch(H: Float64[Tensor, "b D"]) -> Float64[Tensor, "b S"]:
