@@ -39,7 +39,7 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
-        order = _by_class(indices)
+        order = _ordered(indices)
         present, places, count = torch.unique_consecutive(
             indices[order], return_inverse=True, return_counts=True
         )
@@ -68,7 +68,7 @@ class BatchLabels:
         return replace(self, y=self.y[rows], place=self.place[rows], one_hot=one_hot)
 
 
-def _by_class(y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+def _ordered(y: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
     """Numbers of the samples, class by class; numpy sorts 16 bits by their digits, ten times as fast."""
     if int(y.max()) >= 2**16:
         return torch.sort(y, stable=True).indices

@@ -227,8 +227,9 @@ class SegmentMoments:
         absorbed = partial(self._absorb_columns, loops, batch, labels)
         numbers = sum(H.numel() for H in batch)
         scatters, crosses, steps = zip(*loops.spread(absorbed, batch[0].shape[1], numbers), strict=True)
-        for layer, *parts in zip(self.layers, *scatters, strict=True) if len(scatters) > 1 else ():
-            layer.scatter += total_of(parts, alone)
+        if len(scatters) > 1:
+            for layer, *parts in zip(self.layers, *scatters, strict=True):
+                layer.scatter += total_of(parts, alone)
         return total_of(crosses, alone), total_of(steps, alone)
 
     def _absorb_columns(

@@ -41,18 +41,13 @@ class Prototypes:
         return self.points.norm(dim=1).max()
 
     @cached_property
-    def _squares(self) -> Float64[Tensor, " P"]:
-        """Squared norms of the points."""
-        return self.points.square().sum(1)
-
-    @cached_property
     def crowded(self) -> bool:
         """Whether two points differ, but by so little that rounding about the origin might hide it."""
-        p = self.points
+        p, squares = self.points, self.points.square().sum(1)
         return any(
             bool((p[i] != p[j]).any(1).any())
             for rows, rest in blocks(p)
-            for i, j in _near_pairs(p, self._squares, rows, rest, (CROWDED * self.largest) ** 2)
+            for i, j in _near_pairs(p, squares, rows, rest, (CROWDED * self.largest) ** 2)
         )
 
     def nearest(self, z: Float64[Tensor, "B R"]) -> Int64[Tensor, " B"]:

@@ -247,6 +247,9 @@ def test_no_batch_of_float64_features_asks_anything(monkeypatch):
 
 
 def test_on_the_cpu_the_same_test_sees_what_is_asked(monkeypatch):
+    with watched() as asks:
+        bool(torch.ones(()))
+    assert "__bool__" in asks
     assert {"tolist"} == {*asked(monkeypatch, seeded(Plain).eval())}
     monkeypatch.undo()
     assert {"__float__", "tolist"} <= {*asked(monkeypatch, seeded(Doubled).double().eval())}

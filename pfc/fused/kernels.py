@@ -57,9 +57,7 @@ def _kept(loop):
         with nullcontext() if kind in known else _compiling():
             try:
                 serving(*args)
-            except (
-                Exception
-            ):  # of a full disk or a damaged file; what is wrong with the loop comes again
+            except Exception:  # of a full disk or a damaged file; what else is wrong comes again
                 if serving is anew:
                     raise
                 serving = anew

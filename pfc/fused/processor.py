@@ -85,9 +85,9 @@ def absorb(
     (H,), start, width = side_by_side([H]), columns.start, columns.stop - columns.start
     like, *where = _place(H, column=start)
     room, apart = (count.new_empty(2, min(NEAR, width)), 0) if kept is None else (kept, width)
-    products = None if beside is None else count.new_zeros(2, beside.shape[1])
-    (moved,), other = _addresses(room), (0, 0)
-    if beside is not None and products is not None:
+    (moved,), products, other = _addresses(room), None, (0, 0)
+    if beside is not None:
+        products = count.new_zeros(2, beside.shape[1])
         other = beside.data_ptr(), products.data_ptr()
     loops()["absorb"](
         like,
