@@ -101,7 +101,7 @@ def project(
     H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), flat, z = side_by_side([H]), flat.contiguous(), flat.new_empty(len(H), len(flat))
+    (H,), (flat,), z = side_by_side([H]), side_by_side([flat]), flat.new_empty(len(H), len(flat))
     side = max(2, triton.next_power_of_2(len(flat)))
     with torch.cuda.device_of(H):
         programs.project[(triton.cdiv(len(H), ROWS),)](
@@ -110,6 +110,7 @@ def project(
             H.stride(0),
             centre,
             flat,
+            flat.stride(0),
             len(flat),
             H.shape[1],
             z,

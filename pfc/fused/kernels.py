@@ -8,7 +8,7 @@ compiled is compiled anew when that file changes.
 """
 
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import partial, reduce
 from typing import no_type_check
 
 import numba
@@ -16,17 +16,23 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
 
 from pfc.fused.processor import uncollected
 
+ir = cgutils.ir  # of LLVM
+INT, FLOAT, DOUBLE = ir.IntType(32), ir.FloatType(), ir.DoubleType()
 FASTMATH = {"reassoc", "contract", "nsz"}
 PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # no calls from C, no arrays to rewrite
 called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
 LINE = 64  # bytes of a line of the cache
 AHEAD = 64  # columns between which the next lines are fetched; measured
-NINE, THREE = (0.0,) * 27, (0.0,) * 9  # sums of three rows with as many directions
+SOON = 256  # columns after which what is fetched is projected; measured
+WIDEST = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+FOUR, ONE = (0,) * 4, (0,)  # rows at once
+LANES, MOST = (8, 9) if WIDEST else (4, 3)  # numbers of a vector, and directions that registers hold
 
 
 @no_type_check
@@ -87,27 +93,42 @@ def real(context, number):
 
     @no_type_check
     def code(context, builder, signature, args):
-        (number,), (kind,), wanted = args, signature.args, signature.return_type
-        if kind == types.int16:
-            return context.compile_internal(builder, _half, signature, args)
-        if kind == types.uint16:  # the upper half of a float32
-            bits = context.cast(builder, number, kind, types.uint32)
-            bits = builder.shl(bits, context.get_constant(types.uint32, 16))
-            number, kind = builder.bitcast(bits, context.get_value_type(types.float32)), types.float32
-        return context.cast(builder, number, kind, wanted)
+        return _reals(builder, args[0], signature.args[0])
 
     return types.float64(number), code
 
 
 @no_type_check
-def _half(number):
-    """A float16 number: a float32 with eight more exponents, but for zero, subnormals, inf and NaN."""
-    exponent, size = np.uint32(number) & np.uint32(0x7C00), np.uint32(number) & np.uint32(0x7FFF)
-    if exponent == np.uint32(0):
-        return np.copysign(np.float64(size) * 2.0**-24, np.float64(number))
-    more = np.uint32(224 << 23) if exponent == np.uint32(0x7C00) else np.uint32(112 << 23)
-    bits = np.uint32((size << np.uint32(13)) + more)
-    return np.copysign(np.float64(bits.view(np.float32)), np.float64(number))
+def _reals(builder, x, kind):
+    """A number or a vector of numbers of any type that features have, as float64."""
+    if kind == types.int16:
+        return _halves(builder, x)
+    if kind == types.uint16:  # the upper half of a float32
+        bits = builder.zext(x, _as_many(x, INT))
+        x = builder.bitcast(builder.shl(bits, _as_many(x, INT, 16)), _as_many(x, FLOAT))
+    return x if kind == types.float64 else builder.fpext(x, _as_many(x, DOUBLE))
+
+
+@no_type_check
+def _halves(builder, x):
+    """Those of float16: float32 with eight more exponents, but for zero, subnormals, inf and NaN."""
+    bits, many = builder.zext(x, _as_many(x, INT)), partial(_as_many, x)
+    size, exponent = builder.and_(bits, many(INT, 0x7FFF)), builder.and_(bits, many(INT, 0x7C00))
+    extreme = builder.icmp_unsigned("==", exponent, many(INT, 0x7C00))
+    more = builder.select(extreme, many(INT, 224 << 23), many(INT, 112 << 23))
+    usual = builder.add(builder.shl(size, many(INT, 13)), more)
+    usual = builder.fpext(builder.bitcast(usual, many(FLOAT)), many(DOUBLE))
+    small = builder.fmul(builder.uitofp(size, many(DOUBLE)), many(DOUBLE, 2.0**-24))
+    found = builder.select(builder.icmp_unsigned("==", exponent, many(INT, 0)), small, usual)
+    return builder.select(builder.icmp_unsigned(">", bits, size), builder.fneg(found), found)
+
+
+@no_type_check
+def _as_many(x, kind, value=None):
+    """A type, or a constant of it, in as many lanes as a vector has, or in none."""
+    vector = isinstance(x.type, ir.VectorType)
+    kind = ir.VectorType(kind, x.type.count) if vector else kind
+    return kind if value is None else ir.Constant(kind, [value] * x.type.count if vector else value)
 
 
 @intrinsic
@@ -130,16 +151,18 @@ def _fetch(context, address):
 
     @no_type_check
     def code(context, builder, signature, args):
-        place = builder.inttoptr(args[0], cgutils.voidptr_t)
-        how = [context.get_constant(types.int32, n) for n in (0, 3, 1)]  # to read data, into all caches
-        kind = cgutils.ir.FunctionType(
-            cgutils.ir.VoidType(), [cgutils.voidptr_t, *(n.type for n in how)]
-        )
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
-        builder.call(fetch, [place, *how])
+        _prefetch(builder, builder.inttoptr(args[0], cgutils.voidptr_t))
         return context.get_dummy_value()
 
     return types.none(address), code
+
+
+@no_type_check
+def _prefetch(builder, place):
+    how = [INT(n) for n in (0, 3, 1)]  # to read data, into all caches
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, INT, INT, INT])
+    fetch = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+    builder.call(fetch, [builder.bitcast(place, cgutils.voidptr_t), *how])
 
 
 @intrinsic
@@ -184,14 +207,11 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
             for d in range(some):
                 t[d] = 0.0
             while i + 4 <= stop:
-                square += _absorb_rows(like, itemsize, at, row, order, i, end, mean, t, some)
+                after = i + 4 if i + 8 <= end else i
+                square += _absorb_rows(like, at, row, order, i, after, FOUR, mean, t, some)
                 i += 4
             while i < stop:
-                A = _at(like, at + order[i] * row)
-                for d in range(some):
-                    x = real(A[d]) - mean[d]
-                    t[d] += x
-                    square += x * x
+                square += _absorb_rows(like, at, row, order, i, i, ONE, mean, t, some)
                 i += 1
             _move(n, m, mean, rest, t, s, some)
             step, _, _, error = _products(s, t, s, t, some)
@@ -205,24 +225,46 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
         scatter[present[p]] += gain
 
 
-@called
+@intrinsic
 @no_type_check
-def _absorb_rows(like, itemsize, address, row, order, i, end, mean, total, width):
-    """Add four rows less the mean so far, and fetch those after them; the sum of their squares."""
-    A, B = _at(like, address + order[i] * row), _at(like, address + order[i + 1] * row)
-    C, E = _at(like, address + order[i + 2] * row), _at(like, address + order[i + 3] * row)
-    square, end = 0.0, i + 8 if i + 8 < end else end
-    for first in range(0, width, AHEAD):
-        stop = first + AHEAD if first + AHEAD < width else width
-        for j in range(i + 4, end):
-            for place in range(first * itemsize, stop * itemsize, LINE):
-                _fetch(address + order[j] * row + place)
-        for d in range(first, stop):
-            shift = mean[d]
-            a, b, c, e = real(A[d]) - shift, real(B[d]) - shift, real(C[d]) - shift, real(E[d]) - shift
-            total[d] += (a + b) + (c + e)
-            square += (a * a + b * b) + (c * c + e * e)
-    return square
+def _absorb_rows(context, like, address, row, order, i, after, some, mean, total, width):
+    """Add some rows from place i on, less the mean so far; the sum of their squares.
+
+    What comes soon is fetched: after the last column that of as many rows from another place on.
+    """
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        _, address, row, order, i, after, _, mean, total, width = args
+        pointer = context.get_value_type(types.CPointer(like))
+
+        @no_type_check
+        def rows(first):
+            numbers = [
+                builder.load(builder.gep(order, [builder.add(first, first.type(n))]))
+                for n in range(len(some))
+            ]
+            places = [builder.add(address, builder.mul(number, row)) for number in numbers]
+            return [builder.inttoptr(place, pointer) for place in places]
+
+        now, then = rows(i), rows(after)
+
+        @no_type_check
+        def squares(d, read):
+            soon, inside = _soon(builder, d, width)
+            for one, later in zip(now, then, strict=True):
+                _prefetch(builder, builder.gep(builder.select(inside, one, later), [soon]))
+            shift = read(mean)
+            found = [builder.fsub(read(one, like), shift) for one in now]
+            more = reduce(builder.fadd, found, read(total))
+            builder.store(
+                more, builder.bitcast(builder.gep(total, [d]), more.type.as_pointer()), align=8
+            )
+            return [builder.fmul(x, x, flags=[*FASTMATH]) for x in found]
+
+        return reduce(builder.fadd, _sums(context, builder, width, len(some), squares))
+
+    return types.float64(like, address, row, order, i, after, some, mean, total, width), code
 
 
 @exactly
@@ -392,82 +434,107 @@ def _relative_pair(sample, own, other, split, width):
 
 
 @no_type_check
-def project(like, address, row, itemsize, centre, flat, shape, ways, wide, z):
-    """Add the products of centred rows with directions, of three rows with nine or three at once.
+def project(like, itemsize, address, row, centre, directions, shape, wide, z):
+    """Add the products of centred rows with directions, three rows at once; `z` has rows for threes.
 
-    In `ways` is room for so many columns of the directions, which zeros make up to threes or nines: its
-    address, its rows, and their length. `z` has as many columns, and rows to make up threes.
+    In `directions` are the address of the first and the bytes from one to the next.
     """
-    (size, R, D), (room, rows, length), far = shape, ways, (shape[0] + 2) // 3
-    nine = rows - rows % 9
+    _widest()
+    (flat, apart), (size, R, D), far = directions, shape, (shape[0] + 2) // 3
     for start in range(0, D, wide):
         width = wide if start + wide < D else D - start
-        middle, at = _at(0.0, centre + start * 8), address + start * itemsize
-        for r in range(rows):
-            way, direction = _at(0.0, room + r * length * 8), _at(0.0, flat + (r * D + start) * 8)
-            for d in range(width):
-                way[d] = direction[d] if r < R else 0.0
+        middle, ways = _at(0.0, centre + start * 8), _at(0.0, flat + start * 8)
         for i in range(far):  # three streams of rows that lie one after the other, as caches expect
-            j, k = i + far, i + 2 * far
+            at, j, k = address + start * itemsize, i + far, i + 2 * far
             A = _at(like, at + i * row)
             B = _at(like, at + j * row) if j < size else A
             C = _at(like, at + k * row) if k < size else A
-            for r in range(0, nine, 9):
-                found = _at(0.0, z + (i * rows + r) * 8)
-                way = _at(0.0, room + r * length * 8)
-                _multiply(A, B, C, middle, way, length, width, NINE, found, far * rows)
-            if nine < rows:
-                found = _at(0.0, z + (i * rows + nine) * 8)
-                way = _at(0.0, room + nine * length * 8)
-                _multiply(A, B, C, middle, way, length, width, THREE, found, far * rows)
-
-
-@called
-@no_type_check
-def _multiply(A, B, C, middle, ways, length, width, none, found, apart):
-    """Add the products of three rows with some directions, row by row so far apart."""
-    _widest()
-    sums = none
-    for d in range(width):
-        numbers = real(A[d]) - middle[d], real(B[d]) - middle[d], real(C[d]) - middle[d]
-        sums = _plus(sums, numbers, ways, length, d)
-    _add(sums, found, apart)
+            found, ahead = _at(0.0, z + i * R * 8), row // itemsize
+            _multiply((A, B, C), ahead, middle, width, ways, apart // 8, R, found, far * R)
 
 
 @intrinsic
 @no_type_check
-def _add(context, sums, found, apart):
-    """Add sums of three rows by turns to what was found of each."""
+def _multiply(context, rows, ahead, middle, width, ways, apart, directions, found, far):
+    """Add the products of three rows with directions, with as many at once as there are registers for.
+
+    What comes soon is fetched: after the last of `width` columns those of rows so many numbers ahead.
+    Directions lie so many numbers apart, and what was found of each row so far.
+    """
 
     @no_type_check
     def code(context, builder, signature, args):
-        sums, found, apart = args
-        number = partial(context.get_constant, types.intp)
-        rows = [builder.gep(found, [builder.mul(apart, number(n))]) for n in range(3)]
-        places = [builder.gep(rows[s % 3], [number(s // 3)]) for s in range(len(signature.args[0]))]
-        before = [builder.load(place) for place in places]
-        for s, place in enumerate(places):
-            builder.store(builder.fadd(before[s], builder.extract_value(sums, s)), place)
+        rows, ahead, middle, width, ways, apart, directions, found, far = args
+        rows, number = cgutils.unpack_tuple(builder, rows), partial(context.get_constant, types.intp)
+        kind, first = signature.args[0].dtype.dtype, number(0)
+
+        @no_type_check
+        def products(near, d, read):
+            soon, inside = _soon(builder, d, width)
+            soon = builder.select(inside, soon, builder.add(soon, ahead))
+            for row in rows:
+                _prefetch(builder, builder.gep(row, [soon]))
+            numbers = [builder.fsub(read(row, kind), read(middle)) for row in rows]
+            those = [read(way) for way in near]
+            return [builder.fmul(x, y, flags=[*FASTMATH]) for y in those for x in numbers]
+
+        for most in sorted({MOST, 3, 1}, reverse=True):
+            stop = builder.sub(directions, builder.srem(builder.sub(directions, first), number(most)))
+            with cgutils.for_range_slice(builder, first, stop, number(most)) as (r, _):
+                places = [builder.add(r, number(n)) for n in range(most)]
+                near = [builder.gep(ways, [builder.mul(place, apart)]) for place in places]
+                sums = _sums(context, builder, width, 3 * most, partial(products, near))
+                for s, total in enumerate(sums):
+                    place = builder.add(builder.mul(far, number(s % 3)), places[s // 3])
+                    place = builder.gep(found, [place])
+                    builder.store(builder.fadd(builder.load(place), total), place)
+            first = stop
         return context.get_dummy_value()
 
-    return types.none(sums, found, apart), code
+    return types.none(rows, ahead, middle, width, ways, apart, directions, found, far), code
 
 
-@intrinsic
 @no_type_check
-def _plus(context, sums, numbers, ways, length, d):
-    """Add the products of three numbers with column d of some rows to these sums, row by row."""
+def _soon(builder, d, width):
+    """The column that comes soon after one, of another row if none; whether it is of the same row."""
+    soon = builder.add(d, d.type(SOON))
+    inside = builder.icmp_signed("<", soon, width)
+    return builder.select(inside, soon, builder.sub(soon, width)), inside
 
-    @no_type_check
-    def code(context, builder, signature, args):
-        sums, numbers, ways, length, d = args
-        for s in range(len(signature.args[0])):
-            if s % 3 == 0:
-                start = builder.mul(length, context.get_constant(types.intp, s // 3))
-                y = builder.load(builder.gep(builder.gep(ways, [start]), [d]))
-            product = builder.fmul(builder.extract_value(numbers, s % 3), y, flags=[*FASTMATH])
-            total = builder.fadd(builder.extract_value(sums, s), product, flags=[*FASTMATH])
-            sums = builder.insert_value(sums, total, s)
-        return sums
 
-    return sums(sums, numbers, ways, length, d), code
+@no_type_check
+def _sums(context, builder, width, number, terms):
+    """Sums over columns of some terms, by vectors of them, and one by one of what is left."""
+    even = builder.sub(width, builder.srem(width, width.type(LANES)))
+    sums = [DOUBLE(0.0)] * number
+    for start, stop, lanes in ((width.type(0), even, LANES), (even, width, 1)):
+        zeros = ir.VectorType(DOUBLE, lanes)(None)
+        sums = [builder.insert_element(zeros, each, INT(0)) for each in sums]
+        places = [cgutils.alloca_once_value(builder, each) for each in sums]
+        with cgutils.for_range_slice(builder, start, stop, width.type(lanes)) as (d, _):
+            read = partial(_read, context, builder, d, lanes)
+            for place, term in zip(places, terms(d, read), strict=True):
+                builder.store(builder.fadd(builder.load(place), term, flags=[*FASTMATH]), place)
+        sums = [_total(builder, builder.load(place)) for place in places]
+    return sums
+
+
+@no_type_check
+def _read(context, builder, d, lanes, numbers, kind=types.float64):
+    """A vector of numbers of a type that features have, from number d on, as float64."""
+    number = context.get_value_type(kind)
+    place = builder.bitcast(builder.gep(numbers, [d]), ir.VectorType(number, lanes).as_pointer())
+    return _reals(builder, builder.load(place, align=context.get_abi_sizeof(number)), kind)
+
+
+@no_type_check
+def _total(builder, vector):
+    """The sum of a vector's numbers, half by half."""
+    while (half := vector.type.count // 2) > 0:
+        parts = [[INT(n + side) for n in range(half)] for side in (0, half)]
+        halves = [
+            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT, half), part))
+            for part in parts
+        ]
+        vector = builder.fadd(*halves)
+    return builder.extract_element(vector, INT(0))

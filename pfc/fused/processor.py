@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pfc.folders import cache_folder
 from pfc.labels import BatchLabels
-from pfc.tiles import scratch
 
 TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what the loops read them as
     torch.float64: np.float64(0),
@@ -135,24 +134,18 @@ def project(
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
     (H,), (R, D) = side_by_side([H]), flat.shape
-    ways = R + (-R % 9 if R % 9 > 3 else -R % 3)
 
     def rows(part: slice) -> Tensor:
         size = part.stop - part.start
-        z, room = flat.new_zeros(size + -size % 3, ways), _apart(ways, min(WIDE, D), flat)
-        where = *_place(H, part.start), H.element_size(), *_addresses(centre, flat)
-        loops()["project"](*where, (size, R, D), (room[0], ways, room[1]), WIDE, z.data_ptr())
-        return z[:size] if ways == R else z[:size, :R].contiguous()
+        z, (like, *where) = flat.new_zeros(size + -size % 3, R), _place(H, part.start)
+        directions, (middle,) = _place(flat)[1:], _addresses(centre)
+        loops()["project"](
+            like, like.itemsize, *where, middle, directions, (size, R, D), WIDE, z.data_ptr()
+        )
+        return z[:size]
 
     found = _on_threads(rows, H.shape[0], H.numel(), 1)
     return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _apart(rows: int, width: int, like: Tensor) -> tuple[int, int]:
-    """Room for rows that begin each on another line of the processor's cache: where, and how long."""
-    length = 8 * (-(-width // 8) | 1)
-    address = scratch("ways", (rows * length + 8,), like).data_ptr()
-    return address + -address % 64, length
 
 
 def screen(

@@ -110,6 +110,7 @@ def project(
     stride,
     centre,
     flat,
+    apart,
     directions,
     width,
     z,
@@ -127,7 +128,7 @@ def project(
         x = tl.load(H + i[:, None] * stride + d[None, :], mask=rows, other=0).to(tl.float64)
         x -= tl.load(centre + d, mask=d < width, other=0)[None, :]
         ways = (r < directions)[:, None] & (d < width)[None, :]
-        v = tl.load(flat + r[:, None] * width + d[None, :], mask=ways, other=0)
+        v = tl.load(flat + r[:, None] * apart + d[None, :], mask=ways, other=0)
         found += tl.sum(x[:, None, :] * v[None, :, :], axis=2)
     kept = (i < size)[:, None] & (r < directions)[None, :]
     tl.store(z + i[:, None] * directions + r[None, :], found, mask=kept)
