@@ -22,6 +22,7 @@ from pfc.warning import renamed
 
 SLICE = 2**22  # float64 numbers of the means that are merged at once: 32 MiB; ours
 
+Gained = tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]  # by cross scatter, and by sample
 Total = Callable[[Tensor], Tensor]  # sums a tensor over processes, in place
 Gather = Callable[[Tensor], list[Tensor]]  # the tensors of all processes, by rank
 
@@ -180,7 +181,7 @@ class SegmentMoments:
 
     def update(
         self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
-    ) -> Float64[Tensor, "B L L"]:
+    ) -> Float64[Tensor, "B L L"] | None:
         """Add a batch in place, tile by tile.
 
         With shift s (the mean so far as float64 has it, or the class's first sample), n samples before
@@ -195,22 +196,26 @@ class SegmentMoments:
             labels: Their classes.
 
         Returns:
-            Each sample's Gram matrix of the increments between the layers.
+            Each sample's Gram matrix of the increments between the layers, if there are several.
 
         Raises:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        if not all(layer.begun.issuperset(labels.numbers) for layer in self.layers):
+        new = [each for each in self.layers if not each.begun.issuperset(labels.numbers)]
+        if new:
             self._begin(batch, labels)
         loops = loops_for(batch)
-        cross, steps = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
+        gained = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
         for layer in self.layers:
             layer.count.index_add_(0, labels.present, labels.count)
+        for layer in new:
             layer.begun.update(labels.numbers)
-        if self.paired:
-            self.cross.index_add_(0, labels.present, cross)
-            self.steps.index_add_(0, labels.y, steps)
+        if gained is None:
+            return None
+        cross, steps = gained
+        self.cross.index_add_(0, labels.present, cross)
+        self.steps.index_add_(0, labels.y, steps)
         return steps
 
     def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
@@ -220,21 +225,22 @@ class SegmentMoments:
             first = H[labels.first].double()
             layer.mean[k] = torch.where(layer.count[k][:, None] > 0, layer.mean[k], first)
 
-    def _absorb(
-        self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels
-    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:
         """Add a batch to the layers by compiled loops; what cross-layer statistics gain."""
         absorbed = partial(self._absorb_columns, loops, batch, labels)
-        numbers = sum(H.numel() for H in batch)
-        scatters, crosses, steps = zip(*loops.spread(absorbed, batch[0].shape[1], numbers), strict=True)
-        if len(scatters) > 1:
-            for layer, *parts in zip(self.layers, *scatters, strict=True):
-                layer.scatter += total_of(parts, alone)
+        width, numbers = batch[0].shape[1], sum(H.numel() for H in batch)
+        parts = loops.spread(absorbed, width, numbers)
+        if len(parts) > 1:
+            for layer, *apart in zip(self.layers, *(scatters for scatters, _ in parts), strict=True):
+                layer.scatter += total_of(apart, alone)
+        if not self.paired:
+            return None
+        crosses, steps = zip(*(gained for _, gained in parts if gained), strict=True)
         return total_of(crosses, alone), total_of(steps, alone)
 
     def _absorb_columns(
         self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
-    ) -> tuple[list[Float64[Tensor, " K"]], Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    ) -> tuple[list[Float64[Tensor, " K"]], Gained | None]:
         """Add some columns, which may run beside others: then scatter is gathered apart."""
         width, last = columns.stop - columns.start, len(batch) - 1
         own = [layer.scatter for layer in self.layers]
@@ -251,14 +257,11 @@ class SegmentMoments:
                 beside=kept if l == last else None,
             )
         if products is None:
-            nothing = self.cross.new_zeros(len(labels.numbers))
-            return scatters, nothing, nothing.new_empty(len(labels.y), 0, 0)
+            return scatters, None
         n, (moved, rounded) = count[labels.present], products
-        return scatters, cross - (n + labels.count) * moved + n * rounded, steps
+        return scatters, (cross - (n + labels.count) * moved + n * rounded, steps)
 
-    def _add(
-        self, batch: Sequence[Tensor], labels: BatchLabels
-    ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    def _add(self, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:
         """As `_absorb`, tile by tile."""
         k, m = labels.present, labels.count
         n, work = self.layers[0].count[k], _Work(len(batch), labels)
@@ -280,7 +283,7 @@ class SegmentMoments:
         *scatters, cross = work.gained()
         for layer, scatter in zip(self.layers, scatters, strict=True):
             layer.scatter.index_add_(0, k, scatter)
-        return cross, work.steps
+        return (cross, work.steps) if self.paired else None
 
     def merge(self, *others: "SegmentMoments", total: Total = alone) -> None:
         """Add others in place: those given here, and those of the processes that `total` sums over.
@@ -412,11 +415,9 @@ class _Work:
 def _check(
     layers: Sequence[ClassMoments], batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
 ) -> None:
-    K, D = layers[0].mean.shape
+    (K, D), rows = layers[0].mean.shape, labels.y.numel()
     if labels.numbers[-1] >= K:
         raise ValueError(f"labels must lie in 0..{K - 1}, got {labels.numbers[-1]}")
     for H in batch:
-        if H.shape != (len(labels.y), D):
-            raise ValueError(
-                f"need features of shape ({len(labels.y)}, {D}), one row a label, got {(*H.shape,)}"
-            )
+        if H.shape != (rows, D):
+            raise ValueError(f"need features of shape ({rows}, {D}), one row a label, got {(*H.shape,)}")

@@ -138,7 +138,7 @@ class Axes:
 
     @cached_property
     def _flat(self) -> Float64[Tensor, "R D"]:
-        """The columns as rows, an odd number of cache lines apart: so they do not displace each other."""
+        """The columns as rows, an odd number of lines apart, so that caches have places for all."""
         D, R = self.bases.shape
         return self.bases.new_empty(R, LINE * (-(-D // LINE) | 1))[:, :D].copy_(self.bases.mT)
 

@@ -57,8 +57,10 @@ def both(layers, y, K, sizes, *, compiled):
             patch.setattr(processor, "loops", dict)
         for rows in torch.arange(len(y)).split(sizes):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            grams.append(moments.update([H[part] for H in layers], BatchLabels.of(y[part])))
-    return moments, torch.cat(grams)
+            gram = moments.update([H[part] for H in layers], BatchLabels.of(y[part]))
+            assert (gram is None) == (len(layers) == 1)
+            grams += [] if gram is None else [gram]
+    return moments, torch.cat([moments.steps[:0], *grams])
 
 
 def assert_same(a, b, rtol=1e-12):

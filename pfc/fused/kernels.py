@@ -21,15 +21,13 @@ from numba.extending import intrinsic, register_jitable
 
 from pfc.fused.processor import uncollected
 
-ir = cgutils.ir  # of LLVM
+ir = cgutils.ir  # type: ignore[attr-defined] # of LLVM
 INT, FLOAT, DOUBLE = ir.IntType(32), ir.FloatType(), ir.DoubleType()
 FASTMATH = {"reassoc", "contract", "nsz"}
 PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # no calls from C, no arrays to rewrite
 called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
-LINE = 64  # bytes of a line of the cache
-AHEAD = 64  # columns between which the next lines are fetched; measured
-SOON = 256  # columns after which what is fetched is projected; measured
+SOON = 256  # columns after which what is fetched is used; measured
 WIDEST = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 FOUR, ONE = (0,) * 4, (0,)  # rows at once
 LANES, MOST = (8, 9) if WIDEST else (4, 3)  # numbers of a vector, and directions that registers hold
@@ -144,21 +142,9 @@ def _at(context, like, address):
     return kind(like, address), code
 
 
-@intrinsic
-@no_type_check
-def _fetch(context, address):
-    """Begin to read the line of the cache with an address, which is soon to be used."""
-
-    @no_type_check
-    def code(context, builder, signature, args):
-        _prefetch(builder, builder.inttoptr(args[0], cgutils.voidptr_t))
-        return context.get_dummy_value()
-
-    return types.none(address), code
-
-
 @no_type_check
 def _prefetch(builder, place):
+    """Begin to read a line of the cache that is soon to be used."""
     how = [INT(n) for n in (0, 3, 1)]  # to read data, into all caches
     kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, INT, INT, INT])
     fetch = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
@@ -344,17 +330,23 @@ def increase(like, itemsize, layers, strides, shape, room, steps):
                         gram[h + even + 1] += qv
 
 
-@called
+@intrinsic
 @no_type_check
-def _products(p, q, u, v, width):
+def _products(context, p, q, u, v, width):
     """The inner products of two rows with two others."""
-    pu = pv = qu = qv = 0.0
-    for d in range(width):
-        pu += p[d] * u[d]
-        pv += p[d] * v[d]
-        qu += q[d] * u[d]
-        qv += q[d] * v[d]
-    return pu, pv, qu, qv
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        *rows, width = args
+
+        @no_type_check
+        def products(d, read):
+            p, q, u, v = map(read, rows)
+            return [builder.fmul(*pair, flags=[*FASTMATH]) for pair in ((p, u), (p, v), (q, u), (q, v))]
+
+        return cgutils.pack_array(builder, _sums(context, builder, width, 4, products, 2 * LANES))
+
+    return types.UniTuple(types.float64, 4)(p, q, u, v, width), code
 
 
 @no_type_check
@@ -503,16 +495,16 @@ def _soon(builder, d, width):
 
 
 @no_type_check
-def _sums(context, builder, width, number, terms):
+def _sums(context, builder, width, number, terms, lanes=LANES):
     """Sums over columns of some terms, by vectors of them, and one by one of what is left."""
-    even = builder.sub(width, builder.srem(width, width.type(LANES)))
+    even = builder.sub(width, builder.srem(width, width.type(lanes)))
     sums = [DOUBLE(0.0)] * number
-    for start, stop, lanes in ((width.type(0), even, LANES), (even, width, 1)):
-        zeros = ir.VectorType(DOUBLE, lanes)(None)
+    for start, stop, several in ((width.type(0), even, lanes), (even, width, 1)):
+        zeros = ir.VectorType(DOUBLE, several)(None)
         sums = [builder.insert_element(zeros, each, INT(0)) for each in sums]
         places = [cgutils.alloca_once_value(builder, each) for each in sums]
-        with cgutils.for_range_slice(builder, start, stop, width.type(lanes)) as (d, _):
-            read = partial(_read, context, builder, d, lanes)
+        with cgutils.for_range_slice(builder, start, stop, width.type(several)) as (d, _):
+            read = partial(_read, context, builder, d, several)
             for place, term in zip(places, terms(d, read), strict=True):
                 builder.store(builder.fadd(builder.load(place), term, flags=[*FASTMATH]), place)
         sums = [_total(builder, builder.load(place)) for place in places]

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from pfc.fused import loops_for
 from pfc.measuring.loader import Batch
 from pfc.measuring.scale import exponent_of
 from pfc.tiles import column_tiles, row_tiles, upcast
@@ -126,10 +127,13 @@ def _wave(x: Tensor, exponent: int) -> Float64[Tensor, " D"]:
 
 
 def _products(x: Tensor, wave: Float64[Tensor, " D"]) -> Float64[Tensor, " B"]:
-    mark = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for columns in column_tiles(x):
-        for rows in row_tiles(x, columns):
-            mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
+    if loops := loops_for([x]):
+        mark = loops.project(x, torch.zeros_like(wave), wave[None])[:, 0]
+    else:
+        mark = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for columns in column_tiles(x):
+            for rows in row_tiles(x, columns):
+                mark[rows] += upcast(x[rows, columns], "fingerprint") @ wave[columns]
     return mark.nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
 
 

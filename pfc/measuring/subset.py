@@ -16,6 +16,7 @@ from pfc.measuring.sums import See
 from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
+from pfc.tiles import row_tiles
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
 SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
@@ -134,8 +135,9 @@ def identities_of(
     bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
     bits = bits.view(INTEGER[bits.element_size()])
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
-    tiles = bits.split(max(1, len(bits) // 8))  # a number grows to 8 bytes
-    return torch.cat([_mixed(tile + place).sum(1) for tile in tiles]).to(hashes.device)
+    tiles = row_tiles(bits, slice(0, bits.shape[1]))  # in which a number grows to 8 bytes
+    found = (_mixed(bits[tile] + place).sum(1) for tile in tiles)
+    return torch.cat([place[:0], *found]).to(hashes.device)
 
 
 def known_again(own: Int64[Tensor, " N"], known: Int64[Tensor, " M"]) -> int:

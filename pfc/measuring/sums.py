@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from operator import itemgetter
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.labels import BatchLabels
 from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Origin, Scale
@@ -48,7 +50,7 @@ class GroupSums:
     def add(self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin) -> None:
         """Add a batch, one feature matrix a layer."""
         gram = self.moments.update(self.scale.fit(self.names, batch, origin), labels)
-        if self.moments.paired:
+        if gram is not None:
             self.paths.update(gram, labels.y)
 
     def rescale(self, exponent: int) -> None:
@@ -140,9 +142,12 @@ class Sums:
             group.moments.grow(classes)
 
     def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
-        """Keep the first batch after which a layer's scatter is not finite, without synchronising."""
-        fine = torch.stack([moments.scatter for moments in self.moments.values()]).sum(1).isfinite()
-        new = self._nonfinite.new_full  # filled there: a copy from the host would wait for the device
+        """Keep the first batch after which a layer's scatter is not finite; a device is not asked."""
+        scatters = torch.stack([moments.scatter for moments in self.moments.values()])
+        if self.device.type in SYNCHRONOUS_DEVICES and isfinite(scatters.sum()):
+            return
+        fine, new = scatters.sum(1).isfinite(), self._nonfinite.new_full
+        # filled there: a copy from the host would wait for the device
         batch = torch.stack([each if isinstance(each, Tensor) else new((), each) for each in batches])
         self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
 
