@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc.fused import loops_for
+from pfc.fused import loops_for, on_processor, processor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
@@ -143,16 +143,30 @@ class Axes:
         return self.bases.new_empty(R, LINE * (-(-D // LINE) | 1))[:, :D].copy_(self.bases.mT)
 
     @cached_property
+    def _back(self) -> Float64[Tensor, " R"]:
+        return -self._shift
+
+    @cached_property
     def _shift(self) -> Float64[Tensor, " R"]:
         """What rounding took from the centre, along the columns."""
         return self.span.centre_error @ self.bases
 
-    def project(self, H: Float[Tensor, "B D"]) -> Float64[Tensor, "B R"]:
-        """Coordinates of the centred rows of `H`, upcast tile by tile."""
+    def project(
+        self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None = None
+    ) -> Float64[Tensor, "B R"]:
+        """Coordinates of the centred rows of `H`, upcast tile by tile; in that room, if there is any."""
+        z = self._projected(H, room)
+        return z if room is None or z is room else room.copy_(z)
+
+    def _projected(
+        self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None
+    ) -> Float64[Tensor, "B R"]:
+        """The same, perhaps in that room."""
         span, flat = self.span, self._flat
         few = len(flat) <= FEW
         if few and (loops := loops_for([H])):
-            return loops.project(H, span.centre, flat).sub_(self._shift)
+            room = flat.new_empty(len(H), len(flat)) if room is None else room
+            return loops.project(H, span.centre, flat, room.copy_(self._back))
         z = flat.new_zeros(len(flat), len(H)).mT if few else flat.new_zeros(len(H), len(flat))
         if H.dtype == torch.float64 and span.central:  # needs no copy
             _add(z, H, flat, few=few)
@@ -266,6 +280,10 @@ class NearestMean:
         """Add a batch that is already in the coordinates of the span, with the nearest if known."""
         p = self.span.place[y]
         nearest = self.span.prototypes.nearest(z) if nearest is None else nearest
+        if on_processor(z.device, z.numel()):
+            state = self.count, self.hits, self.sums, self.squares
+            processor.gather(z, p, nearest, self.span.points, state, self.confusion)
+            return nearest
         self.count.index_add_(0, p, z.new_ones(len(z)))
         self.hits.index_add_(0, p, (nearest == p).to(z))
         if len(self.confusion):

@@ -58,9 +58,13 @@ class Loops(Protocol):
         """Of some columns, by class the product of the ends less their means; by row, of all steps."""
 
     def project(
-        self, H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+        self,
+        H: Float[Tensor, "B D"],
+        centre: Float64[Tensor, " D"],
+        flat: Float64[Tensor, "R D"],
+        z: Float64[Tensor, "B R"] | None = None,
     ) -> Float64[Tensor, "B R"]:
-        """Products of the centred rows with directions."""
+        """Products of the centred rows with directions, added to `z` if it is given."""
 
     def spread(self, run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
         """What `run` gives of parts of `size` columns, which may run side by side."""

@@ -98,10 +98,14 @@ def relate(
 
 
 def project(
-    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+    H: Float[Tensor, "B D"],
+    centre: Float64[Tensor, " D"],
+    flat: Float64[Tensor, "R D"],
+    z: Float64[Tensor, "B R"] | None = None,
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), (flat,), z = side_by_side([H]), side_by_side([flat]), flat.new_empty(len(H), len(flat))
+    (H,), (flat,) = side_by_side([H]), side_by_side([flat])
+    z = flat.new_zeros(len(H), len(flat)) if z is None else z
     side = max(2, triton.next_power_of_2(len(flat)))
     with torch.cuda.device_of(H):
         programs.project[(triton.cdiv(len(H), ROWS),)](

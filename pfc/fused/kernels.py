@@ -39,7 +39,8 @@ def compiled(cache):
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache or numba.config.CACHE_DIR
     try:
         return {
-            loop.__name__: _kept(loop) for loop in (absorb, relate, increase, project, screen, relative)
+            loop.__name__: _kept(loop)
+            for loop in (absorb, relate, increase, project, gather, screen, relative)
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -426,38 +427,66 @@ def _relative_pair(sample, own, other, split, width):
 
 
 @no_type_check
-def project(like, itemsize, address, row, centre, directions, shape, wide, z):
-    """Add the products of centred rows with directions, three rows at once; `z` has rows for threes.
+def gather(shape, rows, places, nearest, points, state):
+    """Add to what is known of each point, by rows that are of it.
 
-    In `directions` are the address of the first and the bytes from one to the next.
+    In `rows` are the address of the first and the bytes from one to the next, in `places` the point that
+    each is of, in `nearest` that which is nearest; in `state` how many rows there were, how many of them
+    were nearest to their own point, sums of residuals, of their squares, and numbers of pairs if kept.
+    """
+    (N, R, P), (z, apart), (counts, hits, sums, squares, pairs) = shape, rows, state
+    count, hit, place, near = _at(0.0, counts), _at(0.0, hits), _at(0, places), _at(0, nearest)
+    found = _at(0.0, pairs)
+    for n in range(N):
+        k, j = place[n], near[n]
+        x, p = _at(0.0, z + n * apart), _at(0.0, points + k * R * 8)
+        total, square = _at(0.0, sums + k * R * 8), _at(0.0, squares + k * R * 8)
+        for r in range(R):
+            residual = x[r] - p[r]
+            total[r] += residual
+            square[r] += residual * residual
+        count[k] += 1
+        hit[k] += j == k
+        if pairs != 0:
+            found[k * P + j] += 1
+
+
+@no_type_check
+def project(like, itemsize, address, row, centre, directions, shape, wide, z, spare):
+    """Add the products of centred rows with directions to `z`, of three rows at once.
+
+    In `directions` are the address of the first and the bytes from one to the next. What comes of rows
+    that are missing to threes goes to `spare`.
     """
     _widest()
     (flat, apart), (size, R, D), far = directions, shape, (shape[0] + 2) // 3
     for start in range(0, D, wide):
-        width = wide if start + wide < D else D - start
+        width, at = wide if start + wide < D else D - start, address + start * itemsize
         middle, ways = _at(0.0, centre + start * 8), _at(0.0, flat + start * 8)
         for i in range(far):  # three streams of rows that lie one after the other, as caches expect
-            at, j, k = address + start * itemsize, i + far, i + 2 * far
+            j, k, u = i + far, i + 2 * far, _at(0.0, z + i * R * 8)
+            v = _at(0.0, z + j * R * 8 if j < size else spare)
+            w = _at(0.0, z + k * R * 8 if k < size else spare)
             A = _at(like, at + i * row)
             B = _at(like, at + j * row) if j < size else A
             C = _at(like, at + k * row) if k < size else A
-            found, ahead = _at(0.0, z + i * R * 8), row // itemsize
-            _multiply((A, B, C), ahead, middle, width, ways, apart // 8, R, found, far * R)
+            _multiply((A, B, C), row // itemsize, middle, width, ways, apart // 8, R, (u, v, w))
 
 
 @intrinsic
 @no_type_check
-def _multiply(context, rows, ahead, middle, width, ways, apart, directions, found, far):
+def _multiply(context, rows, ahead, middle, width, ways, apart, directions, z):
     """Add the products of three rows with directions, with as many at once as there are registers for.
 
     What comes soon is fetched: after the last of `width` columns those of rows so many numbers ahead.
-    Directions lie so many numbers apart, and what was found of each row so far.
+    Directions lie so many numbers apart.
     """
 
     @no_type_check
     def code(context, builder, signature, args):
-        rows, ahead, middle, width, ways, apart, directions, found, far = args
-        rows, number = cgutils.unpack_tuple(builder, rows), partial(context.get_constant, types.intp)
+        rows, ahead, middle, width, ways, apart, directions, z = args
+        rows, z = (cgutils.unpack_tuple(builder, three) for three in (rows, z))
+        number = partial(context.get_constant, types.intp)
         kind, first = signature.args[0].dtype.dtype, number(0)
 
         @no_type_check
@@ -477,13 +506,12 @@ def _multiply(context, rows, ahead, middle, width, ways, apart, directions, foun
                 near = [builder.gep(ways, [builder.mul(place, apart)]) for place in places]
                 sums = _sums(context, builder, width, 3 * most, partial(products, near))
                 for s, total in enumerate(sums):
-                    place = builder.add(builder.mul(far, number(s % 3)), places[s // 3])
-                    place = builder.gep(found, [place])
+                    place = builder.gep(z[s % 3], [places[s // 3]])
                     builder.store(builder.fadd(builder.load(place), total), place)
             first = stop
         return context.get_dummy_value()
 
-    return types.none(rows, ahead, middle, width, ways, apart, directions, found, far), code
+    return types.none(rows, ahead, middle, width, ways, apart, directions, z), code
 
 
 @no_type_check

@@ -130,22 +130,38 @@ def _by_class(labels: BatchLabels) -> tuple[int, ...]:
 
 
 def project(
-    H: Float[Tensor, "B D"], centre: Float64[Tensor, " D"], flat: Float64[Tensor, "R D"]
+    H: Float[Tensor, "B D"],
+    centre: Float64[Tensor, " D"],
+    flat: Float64[Tensor, "R D"],
+    z: Float64[Tensor, "B R"] | None = None,
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), (R, D) = side_by_side([H]), flat.shape
+    ((H,), (R, D)), size = (side_by_side([H]), flat.shape), H.shape[0]
+    z = flat.new_zeros(size, R) if z is None else z
+    directions, (middle, found) = _place(flat)[1:], _addresses(centre, z)
 
-    def rows(part: slice) -> Tensor:
-        size = part.stop - part.start
-        z, (like, *where) = flat.new_zeros(size + -size % 3, R), _place(H, part.start)
-        directions, (middle,) = _place(flat)[1:], _addresses(centre)
-        loops()["project"](
-            like, like.itemsize, *where, middle, directions, (size, R, D), WIDE, z.data_ptr()
-        )
-        return z[:size]
+    def rows(part: slice) -> None:
+        (like, *where), spare = _place(H, part.start), flat.new_empty(R)
+        shape, to = (part.stop - part.start, R, D), (found + part.start * R * 8, spare.data_ptr())
+        loops()["project"](like, like.itemsize, *where, middle, directions, shape, WIDE, *to)
 
-    found = _on_threads(rows, H.shape[0], H.numel(), 1)
-    return found[0] if len(found) == 1 else torch.cat(found)
+    _on_threads(rows, size, H.numel(), 1)
+    return z
+
+
+def gather(
+    z: Float64[Tensor, "B R"],
+    places: Int64[Tensor, " B"],
+    nearest: Int64[Tensor, " B"],
+    points: Float64[Tensor, "P R"],
+    state: Sequence[Float64[Tensor, "P ..."]],
+    pairs: Float64[Tensor, "Q P"],
+) -> None:
+    """Add samples to what is gathered by class, and to numbers of pairs if kept; see `NearestMean`."""
+    (z,), (P, R) = side_by_side([z]), points.shape
+    shape, where = (z.shape[0], R, P), _addresses(places, nearest, points)
+    kept = _addresses(pairs) if len(pairs) else (0,)
+    loops()["gather"](shape, _place(z)[1:], *where, (*_addresses(*state), *kept))
 
 
 def screen(

@@ -118,10 +118,12 @@ def project(
     SIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Products of some centred rows with all directions."""
+    """Add the products of some centred rows with all directions."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     r = tl.arange(0, SIDE)
-    found = tl.zeros((ROWS, SIDE), tl.float64)
+    kept = (i < size)[:, None] & (r < directions)[None, :]
+    to = z + i[:, None] * directions + r[None, :]
+    found = tl.load(to, mask=kept, other=0)
     for start in range(0, width, COLUMNS):
         d = start + tl.arange(0, COLUMNS)
         rows = (i < size)[:, None] & (d < width)[None, :]
@@ -130,5 +132,4 @@ def project(
         ways = (r < directions)[:, None] & (d < width)[None, :]
         v = tl.load(flat + r[:, None] * apart + d[None, :], mask=ways, other=0)
         found += tl.sum(x[:, None, :] * v[None, :, :], axis=2)
-    kept = (i < size)[:, None] & (r < directions)[None, :]
-    tl.store(z + i[:, None] * directions + r[None, :], found, mask=kept)
+    tl.store(to, found, mask=kept)

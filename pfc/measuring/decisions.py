@@ -179,9 +179,9 @@ class Decisions:
         if self.answerable and batch.answers is not None:
             self.answers.add(batch.answers, batch.labels.y, nearest)
 
-    def keep(self, name: str, start: int, z: Float64[Tensor, "B R"]) -> None:
-        """Keep coordinates that wait, in memory that serves again: new one costs more than the copy."""
-        self._room[name][start : start + len(z)] = z
+    def room(self, name: str, start: int, size: int) -> Float64[Tensor, "B R"]:
+        """Where coordinates wait, in memory that serves again, as new one costs more."""
+        return self._room[name][start : start + size]
 
     @cached_property
     def _most(self) -> int:
@@ -277,11 +277,9 @@ class Coordinates:
             of.influences[name].update(H, self.labels.y)
         nearest, frame = of.nearest[name], of.frames[name]
         nearest.note(H.dtype)
-        z = frame.axes.project(H)
         if self.start is not None:
-            of.keep(name, self.start, z)
-            return z[:, frame.own]
-        self._seen[name] = z
+            return frame.axes.project(H, of.room(name, self.start, len(H)))[:, frame.own]
+        self._seen[name] = z = frame.axes.project(H)
         found = of.decide({each: self._seen.pop(each) for each in frame.ready}, self.labels.y)
         self.nearest = self.nearest if found is None else found
         return z[:, frame.own]

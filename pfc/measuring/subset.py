@@ -50,7 +50,7 @@ class Subset:
         name: str,
         H: Float[Tensor, "B D"],
     ) -> None:
-        z = decide(name, H)[rows, :2]
+        z = decide(name, H)[rows]
         if not len(z):
             return
         span = decisions.nearest[name].span
