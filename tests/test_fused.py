@@ -106,6 +106,23 @@ def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
 
 
 @needs_numba
+@pytest.mark.parametrize("rows", range(1, 8))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_added_to_what_is_there_and_nowhere_else(monkeypatch, rows, threads):
+    """Of any number of rows, though three are taken at once; of directions that lie apart."""
+    monkeypatch.setattr(processor, "SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    g = torch.Generator().manual_seed(rows)
+    H, centre = torch.randn(rows, 21, generator=g), torch.randn(21, generator=g, dtype=F64)
+    flat = torch.randn(13, 40, generator=g, dtype=F64)[:, :21]
+    around = torch.full((rows + 6, 13), torch.pi, dtype=F64)
+    z = processor.project(H, centre, flat, around[3:-3])
+    torch.testing.assert_close(z, torch.pi + (H - centre) @ flat.mT, rtol=1e-13, atol=1e-13)
+    assert z.data_ptr() == around[3:].data_ptr()
+    assert (torch.cat([around[:3], around[-3:]]) == torch.pi).all()
+
+
+@needs_numba
 @pytest.mark.parametrize("width", [1, 5, 16])
 @pytest.mark.parametrize("near", [2, 2**10])
 @pytest.mark.parametrize("threads", [1, 2, 3])

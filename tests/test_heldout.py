@@ -134,3 +134,7 @@ def test_texts_of_few_words_are_told_apart():
     assert len(hashes.unique()) < len(ids) == len(known.unique())
     some = torch.tensor([3, 7])
     assert torch.equal(identities_of(batch, hashes, some), known[some])
+    assert not len(identities_of(batch, hashes, some[:0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pfc.tiles.TILE, "cpu", 6 * 7)
+        assert torch.equal(identities_of(batch, hashes), known)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import pfc
 from pfc.files import write_json
 from pfc.line import ENDS
-from pfc.measuring.fingerprint import Fingerprint
+from pfc.measuring.fingerprint import MOST, Fingerprint
 from pfc.measuring.loader import Batch
 from pfc.warning import CollapseWarning
 from tests.hostile_twins import Truth
@@ -653,6 +653,21 @@ def test_layers_of_other_shapes_have_scales_of_their_own():
     alone = measured(Data(x, data.y), segments=False)
     assert set(alone.about["exponents"]) == {"layers.1"}
     check_rows(alone, Data(data.x, data.y).truth())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+@pytest.mark.usefixtures("engine")
+def test_marks_of_inputs_are_the_same_by_every_way(dtype, monkeypatch):
+    x = 3 + torch.randn(20, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[3, 1, 2], x[4, 0, 0] = float("nan"), float("inf")
+    marks = Fingerprint(keep_marks=True)
+    for rows in torch.arange(20).split(6):
+        marks.update(Batch(0, (x[rows],), {}, rows % 3))
+    wave = torch.cos(torch.arange(35, dtype=F64) * 2.399963229728653)
+    known = (x.flatten(1).double() @ wave).nan_to_num(0.0, MOST, -MOST).clamp(-MOST, MOST)
+    found = torch.cat(marks.marks)
+    assert found[:, 0].tolist() == (torch.arange(20) % 3).tolist()
+    torch.testing.assert_close(found[:, 1], known - known[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("spread", [1e-8, 1e-3, 1e-2])

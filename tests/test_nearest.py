@@ -8,7 +8,7 @@ from hypothesis import given, settings
 import pfc.moments
 import pfc.nearest
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.nearest import Axes, MeansSpan, NearestMean, project
 from pfc.prototypes import Prototypes
 from tests import problems
 
@@ -160,6 +160,44 @@ def test_coordinates_lose_nothing_to_a_common_offset(offset, dtype, few, monkeyp
     found = project(H, span, span.basis)
     torch.testing.assert_close(found, known, rtol=0, atol=1e-13)
     assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("few", [1, 64])
+def test_coordinates_come_into_the_room_for_them_and_nowhere_else(few, monkeypatch):
+    monkeypatch.setattr(pfc.nearest, "FEW", few)
+    H, y = problems.features(4, N=50, D=9, K=4)
+    span = MeansSpan.of(ClassMoments.of(H + 1e5, y))
+    axes = Axes(span, span.basis)
+    room = torch.full((60, span.basis.shape[1]), torch.pi, dtype=torch.float64)
+    found = axes.project(H + 1e5, room[4:54])
+    assert found.data_ptr() == room[4:].data_ptr()
+    assert room[4:54].equal(axes.project(H + 1e5))
+    assert (room[:4] == torch.pi).all()
+    assert (room[54:] == torch.pi).all()
+
+
+@pytest.mark.parametrize("most", [2, 200])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_gathered_is_what_its_words_say(most, known, monkeypatch):
+    """Of coordinates that lie among others, as those of a line do."""
+    monkeypatch.setattr(pfc.nearest, "MOST_PAIRED", most)
+    H, y = problems.features(7, N=90, D=6, K=5)
+    span = MeansSpan.of(ClassMoments.of(H, y))
+    P, R = span.points.shape
+    z = torch.cat([torch.ones(90, 1), project(H, span, span.basis), torch.ones(90, 2)], 1)[:, 1 : R + 1]
+    near, found = torch.cdist(z, span.points).argmin(1), NearestMean.empty(span)
+    for rows in torch.arange(90).split(40):
+        z_rows, own = z[rows[0] : rows[-1] + 1], near[rows] if known else None
+        assert found.take(z_rows, y[rows], own).equal(near[rows])
+    residual = z - span.points[y]
+    for k in range(P):
+        of = y == k
+        assert found.count[k] == of.sum()
+        assert found.hits[k] == (near[of] == k).sum()
+        torch.testing.assert_close(found.sums[k], residual[of].sum(0), rtol=0, atol=1e-13)
+        torch.testing.assert_close(found.squares[k], residual[of].square().sum(0), rtol=1e-13, atol=0)
+    pairs = [[int(((y == k) & (near == j)).sum()) for j in range(P)] for k in range(P)]
+    assert found.confusion.tolist() == (pairs if most >= P else [])
 
 
 def awkward(seed):
