@@ -39,15 +39,16 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
-        order = _ordered(indices)
-        classes = indices.numpy()[order]  # by numpy, as these are many small steps
+        rows = _ordered(indices)
+        classes = indices.numpy()[rows]  # by numpy, as these are many small steps
         begins = np.append(True, classes[1:] != classes[:-1])
-        starts, place = begins.nonzero()[0], np.empty_like(order)
-        place[order] = begins.cumsum() - 1
-        count = np.diff(starts, append=len(order)).astype(np.float64)
-        parts = (classes[starts], place, order, order[starts], count)
-        present, *rest = map(torch.from_numpy, parts)
-        own = cls(indices, present, *rest, None, tuple(present.tolist()))
+        starts, places = begins.nonzero()[0], np.empty_like(rows)
+        places[rows] = begins.cumsum() - 1
+        counts = np.diff(starts, append=len(rows)).astype(np.float64)
+        present, place, order, first, count = map(
+            torch.from_numpy, (classes[starts], places, rows, rows[starts], counts)
+        )
+        own = cls(indices, present, place, order, first, count, None, tuple(present.tolist()))
         return own.to(device or y.device)
 
     def to(self, device: torch.device) -> "BatchLabels":
