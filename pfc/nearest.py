@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from pfc.fused import loops_for, on_processor, processor
+from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import at_hand, loops_for, processor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
@@ -138,13 +139,11 @@ class Axes:
 
     @cached_property
     def _flat(self) -> Float64[Tensor, "R D"]:
-        """The columns as rows, an odd number of lines apart, so that caches have places for all."""
+        """The columns as rows; an odd number of lines apart where caches are to hold all."""
         D, R = self.bases.shape
-        return self.bases.new_empty(R, LINE * (-(-D // LINE) | 1))[:, :D].copy_(self.bases.mT)
-
-    @cached_property
-    def _back(self) -> Float64[Tensor, " R"]:
-        return -self._shift
+        lines = -(-D // LINE)
+        width = LINE * (lines | 1) if self.bases.device.type in SYNCHRONOUS_DEVICES else D
+        return self.bases.new_empty(R, width)[:, :D].copy_(self.bases.mT)
 
     @cached_property
     def _shift(self) -> Float64[Tensor, " R"]:
@@ -155,18 +154,11 @@ class Axes:
         self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None = None
     ) -> Float64[Tensor, "B R"]:
         """Coordinates of the centred rows of `H`, upcast tile by tile; in that room, if there is any."""
-        z = self._projected(H, room)
-        return z if room is None or z is room else room.copy_(z)
-
-    def _projected(
-        self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None
-    ) -> Float64[Tensor, "B R"]:
-        """The same, perhaps in that room."""
         span, flat = self.span, self._flat
         few = len(flat) <= FEW
         if few and (loops := loops_for([H])):
             room = flat.new_empty(len(H), len(flat)) if room is None else room
-            return loops.project(H, span.centre, flat, room.copy_(self._back))
+            return loops.project(H, span.centre, flat, room.copy_(-self._shift))
         z = flat.new_zeros(len(flat), len(H)).mT if few else flat.new_zeros(len(H), len(flat))
         if H.dtype == torch.float64 and span.central:  # needs no copy
             _add(z, H, flat, few=few)
@@ -178,7 +170,8 @@ class Axes:
                     _add(z[rows], X, flat[:, columns], few=few)
         # to subtract the centre at last loses nothing where it is among the means
         z -= (span.centre + span.centre_error) @ self.bases if span.central else self._shift
-        return z.contiguous()
+        z = z.contiguous()
+        return z if room is None else room.copy_(z)
 
 
 def project(
@@ -280,7 +273,7 @@ class NearestMean:
         """Add a batch that is already in the coordinates of the span, with the nearest if known."""
         p = self.span.place[y]
         nearest = self.span.prototypes.nearest(z) if nearest is None else nearest
-        if on_processor(z.device, z.numel()):
+        if at_hand(z.device, z.numel()):
             state = self.count, self.hits, self.sums, self.squares
             processor.gather(z, p, nearest, self.span.points, state, self.confusion)
             return nearest

@@ -209,6 +209,86 @@ def test_without_numba_the_numbers_are_the_same(monkeypatch):
     assert float(done.stdout) == pytest.approx(float(found.table().pfc1.iloc[1]), rel=1e-13)
 
 
+MISFIT = """
+import torch
+from pfc.fused import processor
+def zeros(*shape, dtype=torch.float64):
+    return torch.zeros(shape, dtype=dtype)
+H, rows = zeros(4, 5, dtype=torch.float32), torch.tensor([0, 1, 1, 0])
+for given in [
+    (zeros(5), zeros(2, 5), zeros(3, 2)),
+    (zeros(5), zeros(2, 5), zeros(4, 2, dtype=torch.float32)),
+    (zeros(4), zeros(2, 5), zeros(4, 2)),
+    (zeros(5), zeros(2, 4), zeros(4, 2)),
+    (zeros(5), zeros(2, 5, dtype=torch.float32), zeros(4, 2)),
+]:
+    try:
+        processor.project(H, *given)
+    except ValueError as error:
+        print(error)
+state = zeros(2), zeros(2), zeros(2, 3), zeros(2, 3)
+for z, places, nearest in [
+    (zeros(4, 2), rows, rows),
+    (zeros(4, 3, dtype=torch.float32), rows, rows),
+    (zeros(5, 3), rows, rows),
+    (zeros(4, 3), rows, rows[:3]),
+    (zeros(4, 3), rows - 1, rows),
+]:
+    try:
+        processor.gather(z, places, nearest, zeros(2, 3), state, zeros(2, 2))
+    except ValueError as error:
+        print(error)
+"""
+
+
+@needs_numba
+def test_what_does_not_fit_is_refused_before_memory_is_written():
+    """Where types are not checked, as users run it."""
+    done = subprocess.run([sys.executable, "-c", MISFIT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line.removeprefix("compiled loops need ") for line in done.stdout.splitlines()]
+    assert said == [
+        "z of 8 bytes and of shape (4, 2), got torch.float64 of shape (3, 2)",
+        "z of 8 bytes and of shape (4, 2), got torch.float32 of shape (4, 2)",
+        "centre of 8 bytes and of shape (5,), got torch.float64 of shape (4,)",
+        "flat of 8 bytes and of shape (2, 5), got torch.float64 of shape (2, 4)",
+        "flat of 8 bytes and of shape (2, 5), got torch.float32 of shape (2, 5)",
+        "z of 8 bytes and of shape (4, 3), got torch.float64 of shape (4, 2)",
+        "z of 8 bytes and of shape (4, 3), got torch.float32 of shape (4, 3)",
+        "z of 8 bytes and of shape (4, 3), got torch.float64 of shape (5, 3)",
+        "nearest of 8 bytes and of shape (4,), got torch.int64 of shape (3,)",
+        "labels must be of classes that the span knows",
+    ]
+
+
+NARROW = """
+import torch
+from pfc import fused
+from pfc.fused import kernels, processor
+from pfc.moments import ClassMoments
+assert (kernels.LANES, kernels.MOST) == (4, 3)
+fused.LEAST, g = 0, torch.Generator().manual_seed(0)
+for dtype in processor.TYPES:
+    H, y = torch.randn(14, 29, generator=g).to(dtype), torch.arange(14) % 2
+    centre, flat = (torch.randn(*n, 29, generator=g, dtype=torch.float64) for n in ((), (7,)))
+    found, X = ClassMoments.of(H, y), H.double()
+    torch.testing.assert_close(processor.project(H, centre, flat), (X - centre) @ flat.mT)
+    means = torch.stack([X[::2].mean(0), X[1::2].mean(0)])
+    torch.testing.assert_close(found.mean, means)
+    torch.testing.assert_close(found.scatter.sum(), (X - means[y]).square().sum())
+"""
+
+
+@needs_numba
+def test_a_processor_of_narrower_vectors_finds_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "")
+    monkeypatch.setenv("PFC_CACHE", str(tmp_path))
+    narrow = [sys.executable, "-W", "ignore", "-c", NARROW]
+    done = subprocess.run(narrow, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_numba
 def test_few_numbers_need_no_compiler(monkeypatch):
     monkeypatch.setattr(processor, "loops", lambda: pytest.fail("loaded"))
@@ -216,6 +296,19 @@ def test_few_numbers_need_no_compiler(monkeypatch):
     assert fused.loops_for([H]) is None
     monkeypatch.undo()
     assert fused.loops_for([H, H]) is processor
+
+
+@needs_numba
+@pytest.mark.parametrize("loaded", [True, False])
+def test_for_little_things_loops_are_not_loaded(monkeypatch, loaded):
+    monkeypatch.setattr(fused, "LEAST", 10)
+    processor.loops()
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "pfc.fused.kernels")
+        monkeypatch.setattr(processor, "loops", lambda: pytest.fail("loaded"))
+    assert fused.at_hand(torch.device("cpu"), 10) == loaded
+    assert not fused.at_hand(torch.device("cpu"), 9)
+    assert not fused.at_hand(torch.device("meta"), 10)
 
 
 @needs_numba

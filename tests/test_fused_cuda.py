@@ -1,6 +1,7 @@
 """The loops for CUDA devices: in Triton's interpreter, which needs none, and on a device."""
 
 import importlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -94,10 +95,17 @@ def test_a_whole_profile(interpreted, monkeypatch):
         assert found[name] == pytest.approx(known, rel=1e-10, abs=1e-12, nan_ok=True), name
 
 
-def test_a_device_that_rounds_is_refused(cuda, monkeypatch):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda project, H, centre, flat, z: project(H, centre, flat, z).float().double(),
+        lambda project, H, centre, flat, z: project(H, centre, flat),
+    ],
+    ids=["rounds", "overwrites"],
+)
+def test_a_device_that_does_not_come_to_the_same_is_refused(cuda, monkeypatch, wrong):
     cuda.check("cpu")
-    project = cuda.project
-    monkeypatch.setattr(cuda, "project", lambda *those: project(*those).float().double())
+    monkeypatch.setattr(cuda, "project", partial(wrong, cuda.project))
     with pytest.raises(ArithmeticError, match="off by"):
         cuda.check("cpu")
 

@@ -200,6 +200,15 @@ def test_what_is_gathered_is_what_its_words_say(most, known, monkeypatch):
     assert found.confusion.tolist() == (pairs if most >= P else [])
 
 
+def test_a_class_that_the_span_does_not_know_is_refused():
+    H, y = problems.features(7, N=90, D=6, K=5)
+    found = NearestMean.empty(MeansSpan.of(ClassMoments.of(H[y != 2], y[y != 2], 5)))
+    with pytest.raises(
+        (ValueError, IndexError, RuntimeError), match=r"classes that the span knows|index"
+    ):
+        found.update(H, y)
+
+
 def awkward(seed):
     """Points and samples at many scales: random, repeated, on a grid, crowded, with outliers."""
     g = torch.Generator().manual_seed(seed)

@@ -85,6 +85,11 @@ def on_processor(device: torch.device, numbers: int) -> bool:
     return device.type == "cpu" and numbers >= LEAST and bool(processor.loops())
 
 
+def at_hand(device: torch.device, numbers: int) -> bool:
+    """Whether they serve and are loaded: for what alone is not worth loading them."""
+    return processor.loaded() and on_processor(device, numbers)
+
+
 def compiles(numbers: int, device: torch.device) -> bool:
     """Whether loops for batches of so many numbers are to be compiled first."""
     return device.type == "cpu" and numbers >= LEAST and processor.uncompiled()

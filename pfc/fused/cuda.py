@@ -138,13 +138,17 @@ def check(device: str) -> None:
     absorb(H, labels, means.new_zeros(2), means, errors, means.new_zeros(2), slice(0, 3))
     layers = [H, H.cos(), H.sin(), H.tan()]
     grams = relate(layers, labels, [means, means], slice(0, 3))[1]
-    z = project(H, means[0], means)
+    directions = torch.cat([means, means], 1)[:, :3]
+    z = project(H, means[0], directions, means.new_ones(4, 2))
     X = H.double()
     known = torch.stack([X[[0, 2, 3]].mean(0), X[1]])
     steps = torch.stack([b.double() - a.double() for a, b in pairwise(layers)], 1)
     found, right = (
         torch.cat([part.flatten() for part in parts])
-        for parts in ((means + errors, grams, z), (known, steps @ steps.mT, (X - known[0]) @ known.mT))
+        for parts in (
+            (means + errors, grams, z),
+            (known, steps @ steps.mT, (X - known[0]) @ known.mT + 1),
+        )
     )
     if not torch.allclose(found, right, rtol=1e-12, atol=1e-12):
         raise ArithmeticError(f"off by {float((found - right).abs().max()):.1e}")

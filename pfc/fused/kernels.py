@@ -458,7 +458,6 @@ def project(like, itemsize, address, row, centre, directions, shape, wide, z, sp
     In `directions` are the address of the first and the bytes from one to the next. What comes of rows
     that are missing to threes goes to `spare`.
     """
-    _widest()
     (flat, apart), (size, R, D), far = directions, shape, (shape[0] + 2) // 3
     for start in range(0, D, wide):
         width, at = wide if start + wide < D else D - start, address + start * itemsize

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ def loops() -> dict[str, Callable[..., None]]:
     except ImportError:  # also of a numba that does not fit the numpy that is here
         return {}
     return {} if getattr(numba.config, "DISABLE_JIT", 0) else compiled(_kept())
+
+
+def loaded() -> bool:
+    """Whether something had the loops loaded already."""
+    return "pfc.fused.kernels" in sys.modules
 
 
 @contextmanager
@@ -136,8 +142,10 @@ def project(
     z: Float64[Tensor, "B R"] | None = None,
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    ((H,), (R, D)), size = (side_by_side([H]), flat.shape), H.shape[0]
+    (H,), (flat,) = side_by_side([H]), side_by_side([flat])
+    (size, D), R = H.shape, flat.shape[0]
     z = flat.new_zeros(size, R) if z is None else z
+    _refuse(z=(z, (size, R)), centre=(centre, (D,)), flat=(flat, (R, D)))
     directions, (middle, found) = _place(flat)[1:], _addresses(centre, z)
 
     def rows(part: slice) -> None:
@@ -158,8 +166,11 @@ def gather(
     pairs: Float64[Tensor, "Q P"],
 ) -> None:
     """Add samples to what is gathered by class, and to numbers of pairs if kept; see `NearestMean`."""
-    (z,), (P, R) = side_by_side([z]), points.shape
-    shape, where = (z.shape[0], R, P), _addresses(places, nearest, points)
+    (z,), size, (P, R) = side_by_side([z]), places.shape[0], points.shape
+    _refuse(z=(z, (size, R)), nearest=(nearest, (size,)))
+    if size and int(places.min()) < 0:
+        raise ValueError("labels must be of classes that the span knows")
+    shape, where = (size, R, P), _addresses(places, nearest, points)
     kept = _addresses(pairs) if len(pairs) else (0,)
     loops()["gather"](shape, _place(z)[1:], *where, (*_addresses(*state), *kept))
 
@@ -226,6 +237,14 @@ def _addresses(*tensors: Tensor, size: int = 8) -> tuple[int, ...]:
         if not tensor.is_contiguous() or tensor.element_size() != size:
             raise ValueError(f"compiled loops take only contiguous numbers of {size} bytes here")
     return tuple([tensor.data_ptr() for tensor in tensors])
+
+
+def _refuse(**given: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Refuse tensors of another shape than these, or of numbers that loops would misread."""
+    for name, (tensor, shape) in given.items():
+        if tensor.shape != shape or tensor.element_size() != 8:
+            got = f"{tensor.dtype} of shape {(*tensor.shape,)}"
+            raise ValueError(f"compiled loops need {name} of 8 bytes and of shape {shape}, got {got}")
 
 
 def _on_threads(run: Callable[[slice], Found], size: int, numbers: int, least: int) -> list[Found]:

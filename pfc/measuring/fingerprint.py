@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from pfc.fused import loops_for
+from pfc.fused import at_hand, processor
 from pfc.measuring.loader import Batch
 from pfc.measuring.scale import exponent_of
 from pfc.tiles import column_tiles, row_tiles, upcast
@@ -127,8 +127,8 @@ def _wave(x: Tensor, exponent: int) -> Float64[Tensor, " D"]:
 
 
 def _products(x: Tensor, wave: Float64[Tensor, " D"]) -> Float64[Tensor, " B"]:
-    if loops := loops_for([x]):
-        mark = loops.project(x, torch.zeros_like(wave), wave[None])[:, 0]
+    if x.dtype in processor.TYPES and at_hand(x.device, x.numel()):
+        mark = processor.project(x, torch.zeros_like(wave), wave[None])[:, 0]
     else:
         mark = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for columns in column_tiles(x):
