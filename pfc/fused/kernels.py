@@ -7,7 +7,7 @@ for. Sums may be reordered, nothing else is assumed of them. All stands in one f
 compiled is compiled anew when that file changes.
 """
 
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from typing import no_type_check
 
@@ -59,7 +59,9 @@ def _kept(loop):
     def run(*args):
         nonlocal serving
         kind = type(args[0])
-        with nullcontext() if kind in known else _compiling():
+        if kind in known:
+            return serving(*args)
+        with _compiling():
             try:
                 serving(*args)
             except Exception:  # of a full disk or a damaged file; what else is wrong comes again
@@ -67,7 +69,7 @@ def _kept(loop):
                     raise
                 serving = anew
                 anew(*args)
-        known.add(kind)
+        return known.add(kind)
 
     return run
 
