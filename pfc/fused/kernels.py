@@ -60,7 +60,8 @@ def _kept(loop):
         nonlocal serving
         kind = type(args[0])
         if kind in known:
-            return serving(*args)
+            serving(*args)
+            return
         with _compiling():
             try:
                 serving(*args)
@@ -69,7 +70,7 @@ def _kept(loop):
                     raise
                 serving = anew
                 anew(*args)
-        return known.add(kind)
+        known.add(kind)
 
     return run
 
