@@ -657,7 +657,7 @@ def test_layers_of_other_shapes_have_scales_of_their_own():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
 @pytest.mark.usefixtures("engine")
-def test_marks_of_inputs_are_the_same_by_every_way(dtype, monkeypatch):
+def test_marks_of_inputs_are_the_same_by_every_way(dtype):
     x = 3 + torch.randn(20, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[3, 1, 2], x[4, 0, 0] = float("nan"), float("inf")
     marks = Fingerprint(keep_marks=True)

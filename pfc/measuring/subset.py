@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64, Shaped
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
@@ -107,10 +107,7 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     if x is None:
         start = batch.number << 32
         return _mixed(torch.arange(start, start + len(batch.y), device="cpu"))
-    step = -(-x.shape[1] // READ)
-    bits = x[:, ::step].contiguous()
-    bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
-    bits = bits.view(INTEGER[bits.element_size()])
+    bits = _bits(x)
     bits = bits if bits.element_size() > 2 else bits.int()  # products wrap around in their own type
     place = torch.arange(bits.shape[1], dtype=bits.dtype, device=x.device)
     hashes = _mixed((bits * ((place * 2 + 1) * ODD_OF[bits.dtype])).sum(1, dtype=torch.int64))
@@ -130,14 +127,18 @@ def identities_of(
     x = batch.inputs
     if x is None or batch.tokens is not None:
         return hashes[rows]
-    x = x[rows if isinstance(rows, slice) else rows.to(x.device)]
-    bits = x[:, :: -(-x.shape[1] // READ)].contiguous()
-    bits = bits.to(torch.int8) if bits.dtype == torch.bool else bits
-    bits = bits.view(INTEGER[bits.element_size()])
+    bits = _bits(x[rows if isinstance(rows, slice) else rows.to(x.device)])
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
     tiles = row_tiles(bits, slice(0, bits.shape[1]))  # in which a number grows to 8 bytes
     found = (_mixed(bits[tile] + place).sum(1) for tile in tiles)
     return torch.cat([place[:0], *found]).to(hashes.device)
+
+
+def _bits(x: Shaped[Tensor, "B D"]) -> Int[Tensor, "B C"]:
+    """Some numbers of each input, evenly spaced, their bits read as whole numbers."""
+    some = x[:, :: -(-x.shape[1] // READ)].contiguous()
+    some = some.to(torch.int8) if some.dtype == torch.bool else some
+    return some.view(INTEGER[some.element_size()])
 
 
 def known_again(own: Int64[Tensor, " N"], known: Int64[Tensor, " M"]) -> int:
