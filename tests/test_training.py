@@ -465,6 +465,107 @@ def test_recorded_steps_are_those_of_python(digits, precision, monkeypatch):
     )
 
 
+@pytest.fixture
+def traces(monkeypatch):
+    """How often a step was traced and replayed; sizes are traced from their third step on."""
+    counted = {"traced": 0, "replayed": 0}
+
+    def counting(step, batch):
+        told, replay = traced(step, batch)
+        counted["traced"] += 1
+
+        def again(batch):
+            counted["replayed"] += 1
+            return replay(batch)
+
+        return told, again
+
+    traced = pfc.training.tracing.traced
+    monkeypatch.setattr(pfc.training.tracing, "LONG", 2)
+    monkeypatch.setattr(pfc.training.tracing, "traced", counting)
+    return counted
+
+
+def kept_state(folder):
+    return read_tensors(folder / "state.safetensors", "pfc-run-1")[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"loss": "mse", "normalise": "none", "form": "relu(Wx)", "zero_start": False},
+        {"net": "conv", "blocks": (1, 2), "width": 4, "momentum": 0.0},
+        {"net": "conv", "blocks": (2,), "width": 4, "head": "flatten", "loss": "mse"},
+    ],
+)
+def test_traced_steps_have_the_bits_of_python(digits, how, precision, traces, tmp_path, monkeypatch):
+    """Sizes that end an epoch, rates that change, and a network that is measured on the way."""
+    recipe, found = replace(TINY, learning_rate=0.01, **how), {}
+    for name in ("traced", "plain"):
+        folder = tmp_path / name
+        net, epochs = trained(digits, folder, recipe=recipe, precision=precision, threads=1)
+        found[name] = [(e.loss, e.accuracy) for e in epochs], net, kept_state(folder)
+        monkeypatch.setattr(pfc.training.trainer, "SMALL_STEP", 0)  # so that none is small
+    # three batches of 64 and one of 8 an epoch; two of each size are plain, the third is traced
+    assert traces == {"traced": 2, "replayed": 6 * 4 - 2 * 3}
+    (ours, a, kept), (theirs, b, known) = found.values()
+    assert ours == theirs
+    assert same_bits(a, b)
+    assert kept.keys() == known.keys()
+    assert all(kept[name].equal(known[name]) for name in kept)
+
+
+def test_what_is_changed_between_passes_is_traced_anew(digits, traces, monkeypatch):
+    def changing(net, data):
+        for epoch in pfc.train(net, data, replace(TINY, epochs=7), progress=False):
+            if epoch.epoch == 2:
+                net.blocks[0].f[0].weight.requires_grad_(False)
+            if epoch.epoch == 3:
+                net.blocks[1].f[1].eps = 0.1
+            if epoch.epoch == 4:
+                net.stem[0].weight.data = 2 * net.stem[0].weight.data
+            if epoch.epoch == 5:
+                handle = net.stem.register_forward_hook(lambda module, given, out: out / 2)
+            if epoch.epoch == 6:
+                handle.remove()
+            yield epoch.loss, epoch.accuracy
+
+    found = {}
+    for name in ("traced", "plain"):
+        net = TINY.build(digits, 0)
+        found[name] = list(changing(net, digits)), net
+        monkeypatch.setattr(pfc.training.tracing.TracedSteps, "may", lambda *_: False)
+    (ours, a), (theirs, b) = found.values()
+    assert ours == theirs
+    assert same_bits(a, b)
+    # batches of 64 in epoch 1 and after three changes, of 8 after these; a hook is heard in epoch 6
+    assert traces == {"traced": 4 + 3, "replayed": 6 * 4 - 2 * 2 - 7}
+
+
+def test_only_small_plain_steps_on_the_cpu_are_traced(digits, traces):
+    recipe = replace(TINY, epochs=4)
+    trained(digits, recipe=replace(recipe, transport=0.1))
+    assert not traces["traced"]
+    wide = replace(TINY, width=2048, blocks=(4,))
+    kinds = {}
+    for made in (TINY, wide):
+        steps = Trainer(made.build(digits), digits, made, 0, None, "float32", 1).recorded
+        kinds[made.width] = type(steps).__name__
+    assert kinds == {16: "TracedSteps", 2048: "RecordedSteps"}
+    may, net = pfc.training.tracing.TracedSteps.may, TINY.build(digits)
+    assert may(net, torch.device("cpu"))
+    assert not may(net, torch.device("cuda"))
+    net.blocks[0].register_forward_hook(lambda *_: None)
+    assert not may(net, torch.device("cpu"))
+
+
+def test_a_short_training_is_not_traced(digits, monkeypatch):
+    monkeypatch.setattr(pfc.training.tracing, "traced", None)
+    trained(digits)
+
+
 def test_only_known_networks_that_nobody_hears_are_recorded():
     may, gpu = pfc.training.speed.RecordedSteps.may, torch.device("cuda")
     net = TINY.build(pfc.data.load("digits", limit=20))

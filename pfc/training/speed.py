@@ -65,13 +65,10 @@ class RecordedSteps:
     @staticmethod
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on a GPU, that nobody listens to."""
-        if device.type != "cuda" or type(net) not in {FCResNet, ConvResNet}:
-            return False
-        heard = any(map(_heard, net.modules())) or any(map(_heard, net.parameters()))
-        return all(map(_known, net.modules())) and not heard and not module._has_any_global_hook()
+        return device.type == "cuda" and is_plain(net)
 
     def forget(self) -> None:
-        """Record again, as the rate is another, which is a constant of what was recorded."""
+        """Record again, as the network or the rate is another, constants of what was recorded."""
         self.kept.clear()
 
     def __call__(self, batch: Tensor) -> Tensor:
@@ -92,6 +89,24 @@ class RecordedSteps:
         with torch.cuda.graph(graph):
             told = self.step(given)
         return graph, given, told
+
+
+def is_plain(net: nn.Module) -> bool:
+    """Whether a network is one of ours as it was written, and nobody listens to its steps."""
+    if type(net) not in {FCResNet, ConvResNet} or module._has_any_global_hook():
+        return False
+    heard = any(map(_heard, net.modules())) or any(map(_heard, net.parameters()))
+    return all(map(_known, net.modules())) and not heard
+
+
+def made_of(net: nn.Module) -> tuple[object, ...]:
+    """What a recorded step holds of a network besides the values of its tensors."""
+    tensors = [(id(t), t.data_ptr(), t.requires_grad) for t in (*net.parameters(), *net.buffers())]
+    plain = (bool, int, float, str, type(None))
+    parts = [
+        (id(part), *(v for v in vars(part).values() if isinstance(v, plain))) for part in net.modules()
+    ]
+    return *tensors, *parts
 
 
 def _known(part: nn.Module) -> bool:

@@ -23,7 +23,8 @@ from pfc.schema import quoted, some
 from pfc.theory.coefficients import at_least
 from pfc.training.recipes import Recipe
 from pfc.training.same_data import about_data
-from pfc.training.speed import ForwardPrecision, RecordedSteps, arranged, compiled
+from pfc.training.speed import ForwardPrecision, RecordedSteps, arranged, compiled, made_of
+from pfc.training.tracing import TracedSteps
 
 SMALL_STEP = 3e8  # floating-point operations of a step below which one thread is the fastest; ours
 
@@ -90,21 +91,25 @@ class Trainer:
         self.data = data.to(self.device)
         self.recipe, self.seed, self.precision = recipe, seed, precision
         self.ranks = ranks
-        self.threads = threads or self._threads()
+        small = self._flops() < SMALL_STEP
+        self.threads = threads or (1 if small else torch.get_num_threads())
         self.parallel = self.net if ranks.size == 1 else self._parallel()
         if compile and recipe.transport:
             raise ValueError("transport needs the layers' outputs, which torch.compile may leave out")
         self.run = compiled(self.parallel) if compile else self.parallel
         self.transport = TransportCost(self.net) if recipe.transport else None
+        traces = small and self.device.type == "cpu"
+        self.recorded = TracedSteps(self._step) if traces else RecordedSteps(self._step)
+        self.fixed: object = None  # what recorded steps hold
+        rate = recipe.learning_rate
         self.parameters = list(net.parameters())
         self.optimizer = torch.optim.SGD(
             self.parameters,
-            lr=recipe.learning_rate,
+            lr=torch.tensor(rate, dtype=torch.float64) if traces else rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             fused=self.device.type in {"cpu", "cuda"},
         )
-        self.recorded = RecordedSteps(self._step)
 
     def _parallel(self) -> nn.Module:
         """The network whose gradients are the mean over the processes, from the first one's weights."""
@@ -113,15 +118,15 @@ class Trainer:
             self.net, device_ids=place, process_group=self.ranks.group
         )
 
-    def _threads(self) -> int:
+    def _flops(self) -> int:
+        """Floating-point operations of a step, about."""
         from torch.utils.flop_counter import FlopCounterMode
 
         training = self.net.training
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.net.eval()(self.data.normalised(slice(1)))
         self.net.train(training)
-        flops = 3 * self.recipe.batch_size * counter.get_total_flops()
-        return 1 if flops < SMALL_STEP else torch.get_num_threads()
+        return 3 * self.recipe.batch_size * counter.get_total_flops()
 
     def about(self, measure_every: int | None) -> dict[str, Any]:
         """What this run is: enough to run it again."""
@@ -176,12 +181,17 @@ class Trainer:
 
     def _stepper(self, rate: float) -> Callable[[Tensor], Tensor]:
         """What makes the steps of a pass at this rate."""
+        fixed = made_of(self.net)
         for group in self.optimizer.param_groups:
-            if group["lr"] != rate:
-                self.recorded.forget()
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"], fixed = rate, (rate, *fixed)
+        if fixed != self.fixed:
+            self.recorded.forget()
+            self.fixed = fixed
         plain = self.run is self.net and self.transport is None
-        known = plain and RecordedSteps.may(self.net, self.device)
+        known = plain and self.recorded.may(self.net, self.device)
         return self.recorded if known else self._step
 
     def _order(self, number: int) -> list[Int64[Tensor, " B"]]:
@@ -238,7 +248,8 @@ def objective(logits: Float[Tensor, "B K"], y: Int64[Tensor, " B"], loss: str) -
     """Mean cross-entropy, or mean of half the squared distance to the one-hot label."""
     if loss == "cross-entropy":
         return F.cross_entropy(logits, y)
-    return (logits - F.one_hot(y, logits.shape[1])).square().sum(1).mean() / 2
+    one_hot = torch.zeros_like(logits).scatter_(1, y.unsqueeze(1), 1)  # F.one_hot looks at y in Python
+    return (logits - one_hot).square().sum(1).mean() / 2
 
 
 @contextmanager
