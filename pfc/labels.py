@@ -10,6 +10,8 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.samples import class_indices
 
+MANY = 2**12  # labels from here on are numbered first: room is needed for each below the largest; ours
+
 
 @dataclass(frozen=True, eq=False)
 class BatchLabels:
@@ -39,14 +41,20 @@ class BatchLabels:
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
-        rows = _ordered(indices)
-        classes = indices.numpy()[rows]  # by numpy, as these are many small steps
-        begins = np.append(True, classes[1:] != classes[:-1])
-        starts, places = begins.nonzero()[0], np.empty_like(rows)
-        places[rows] = begins.cumsum() - 1
-        counts = np.diff(starts, append=len(rows)).astype(np.float64)
+        labels, named = indices.numpy(), None  # by numpy, as these are many small steps
+        if labels.max() >= MANY:
+            named, labels = np.unique(labels, return_inverse=True)
+        counts = np.bincount(labels)
+        (classes,), size = counts.nonzero(), len(counts)
+        rows = np.argsort(labels.astype(np.uint16 if size <= 2**16 else np.int64), kind="stable")
+        if len(classes) < size:
+            places, counts = np.empty_like(counts), counts[classes]
+            places[classes] = np.arange(len(classes))
+            labels = places[labels]
+        begins = rows[counts.cumsum() - counts]
         present, place, order, first, count = map(
-            torch.from_numpy, (classes[starts], places, rows, rows[starts], counts)
+            torch.from_numpy,
+            (classes if named is None else named, labels, rows, begins, counts.astype(np.float64)),
         )
         own = cls(indices, present, place, order, first, count, None, tuple(present.tolist()))
         return own.to(device or y.device)
@@ -70,9 +78,3 @@ class BatchLabels:
         """The labels of some rows; the classes keep their places."""
         one_hot = None if self.one_hot is None else self.one_hot[:, rows]
         return replace(self, y=self.y[rows], place=self.place[rows], one_hot=one_hot)
-
-
-def _ordered(y: Int64[Tensor, " B"]) -> np.ndarray:
-    """Numbers of the samples, class by class; 16 bits are sorted by their digits, ten times as fast."""
-    kind = np.uint16 if int(y.max()) < 2**16 else np.int64
-    return np.argsort(y.numpy().astype(kind), kind="stable")

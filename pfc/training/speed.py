@@ -17,6 +17,8 @@ ForwardPrecision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 UNITS = ("amx_bf16", "avx512_bf16")  # the flags of x86 processors that multiply bfloat16 by themselves
 
+MODULE_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+TENSOR_HOOKS = ("backward", "post_accumulate_grad")
 WARM = 3  # steps of a size before it is recorded: libraries choose their kernels in them
 
 
@@ -116,5 +118,5 @@ def _known(part: nn.Module) -> bool:
 
 def _heard(part: nn.Module | Tensor) -> bool:
     """Whether a hook of a module or a parameter would be called in a step."""
-    kinds = ("forward", "forward_pre", "backward", "backward_pre", "post_accumulate_grad")
-    return any(getattr(part, f"_{kind}_hooks", None) for kind in kinds)
+    kinds = MODULE_HOOKS if isinstance(part, nn.Module) else TENSOR_HOOKS
+    return any(getattr(part, f"_{kind}_hooks") for kind in kinds)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -67,8 +67,8 @@ def traced(step: Replay, batch: Tensor) -> tuple[Tensor, Replay]:
     module = make_fx(told_as_well)(batch)
     held = _lifted(module)
     for node in module.graph.nodes:
-        if node.target is torch.ops.aten.detach.default:  # what autograd keeps of an output
-            node.replace_all_uses_with(node.args[0])
+        if (same := _same(node)) is not None:
+            node.replace_all_uses_with(same)
     module.graph.eliminate_dead_code(_lasts)
     for node in module.graph.nodes:
         if isinstance(node.target, OpOverload):
@@ -95,12 +95,22 @@ def _lifted(module: GraphModule) -> list[Tensor]:
     return [getattr(module, name).detach() for name in places]
 
 
+def _same(node: Node) -> Node | None:
+    """The node of the same numbers: autograd detaches what it keeps, and transposes there and back."""
+    turned, detached = torch.ops.aten.t.default, torch.ops.aten.detach.default
+    if node.target is detached:
+        return node.all_input_nodes[0]
+    twice = node.target is turned and node.all_input_nodes[0].target is turned
+    return node.all_input_nodes[0].all_input_nodes[0] if twice else None
+
+
 def _lasts(node: Node) -> bool:
     """Whether a node is kept although nobody reads its result."""
     writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
     return writes or node.op in {"placeholder", "output"}
 
 
+@cache
 def _named(operation: OpOverload) -> Any:
     """An operation that generated code finds by one name, and calls without a frame of Python."""
     call: Any = partial(operation._op)
