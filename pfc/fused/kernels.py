@@ -53,14 +53,14 @@ def _kept(loop):
     serving = anew = numba.njit(**how)(loop)
     with suppress(RuntimeError):  # there is no folder to write to
         serving = numba.njit(**how, cache=True)(loop)
-    known = set()  # types of features, on which alone it depends what is compiled
+    entries = {}  # by the type of features, on which alone it depends what is compiled
 
     @no_type_check
     def run(*args):
         nonlocal serving
         kind = type(args[0])
-        if kind in known:
-            serving(*args)
+        if kind in entries:
+            entries[kind](*args)
             return
         with _compiling():
             try:
@@ -70,9 +70,15 @@ def _kept(loop):
                     raise
                 serving = anew
                 anew(*args)
-        known.add(kind)
+        entries[kind] = _entry(serving, args)
 
     return run
+
+
+@no_type_check
+def _entry(loop, args):
+    """What numba calls with arguments of such types, once it has looked at each of them."""
+    return loop.overloads[tuple(map(loop.typeof_pyval, args))].entry_point
 
 
 @contextmanager
