@@ -467,7 +467,7 @@ def test_recorded_steps_are_those_of_python(digits, precision, monkeypatch):
 
 @pytest.fixture
 def traces(monkeypatch):
-    """How often a step was traced and replayed; sizes are traced from their third step on."""
+    """How often a step was traced and replayed; all sizes are traced, from their fourth step on."""
     counted = {"traced": 0, "replayed": 0}
 
     def counting(step, batch):
@@ -481,7 +481,7 @@ def traces(monkeypatch):
         return told, again
 
     traced = pfc.training.tracing.traced
-    monkeypatch.setattr(pfc.training.tracing, "LONG", 2)
+    monkeypatch.setattr(pfc.training.tracing, "LONG", 1)
     monkeypatch.setattr(pfc.training.tracing, "traced", counting)
     return counted
 
@@ -508,8 +508,8 @@ def test_traced_steps_have_the_bits_of_python(digits, how, precision, traces, tm
         net, epochs = trained(digits, folder, recipe=recipe, precision=precision, threads=1)
         found[name] = [(e.loss, e.accuracy) for e in epochs], net, kept_state(folder)
         monkeypatch.setattr(pfc.training.trainer, "SMALL_STEP", 0)  # so that none is small
-    # three batches of 64 and one of 8 an epoch; two of each size are plain, the third is traced
-    assert traces == {"traced": 2, "replayed": 6 * 4 - 2 * 3}
+    # three batches of 64 and one of 8 an epoch; three of each size are plain, the fourth is traced
+    assert traces == {"traced": 2, "replayed": 6 * 4 - 2 * 4}
     (ours, a, kept), (theirs, b, known) = found.values()
     assert ours == theirs
     assert same_bits(a, b)
@@ -540,8 +540,8 @@ def test_what_is_changed_between_passes_is_traced_anew(digits, traces, monkeypat
     (ours, a), (theirs, b) = found.values()
     assert ours == theirs
     assert same_bits(a, b)
-    # batches of 64 in epoch 1 and after three changes, of 8 after these; a hook is heard in epoch 6
-    assert traces == {"traced": 4 + 3, "replayed": 6 * 4 - 2 * 2 - 7}
+    # batches of 64 from epoch 2 on, of 8 from epoch 4 on, and anew; a hook is heard in epoch 6
+    assert traces == {"traced": 4 + 2, "replayed": 6 * 4 - 2 * 3 - 6}
 
 
 def test_only_small_plain_steps_on_the_cpu_are_traced(digits, traces):

@@ -1,7 +1,7 @@
 """A small training step on the CPU without what Python does in it: torch's operations, one by one."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from pfc.training.speed import is_plain
+from pfc.training.speed import WARM, is_plain
 
-LONG = 500  # steps of a size before it is traced, which takes about as long as it then saves in as many
+LONG = 1_000  # steps of a size that are worth a trace, which takes as long as half as many; measured
+ATEN = torch.ops.aten
 
 Replay = Callable[[Tensor], Tensor]
 
@@ -26,10 +27,12 @@ class TracedSteps:
 
     Args:
         step: Takes a batch, leaves the network a step further, and gives a tensor.
+        sizes: Of how many batches to come each size is.
     """
 
-    def __init__(self, step: Replay) -> None:
+    def __init__(self, step: Replay, sizes: Mapping[int, int]) -> None:
         self.step = step
+        self.often = {size for size, number in sizes.items() if number >= LONG}
         self.seen: Counter[int] = Counter()
         self.kept: dict[int, Replay] = {}
 
@@ -48,7 +51,7 @@ class TracedSteps:
         if size in self.kept:
             return self.kept[size](batch)
         self.seen[size] += 1
-        if self.seen[size] <= LONG:
+        if size not in self.often or self.seen[size] <= WARM:
             return self.step(batch)
         told, self.kept[size] = traced(self.step, batch)
         return told
@@ -65,10 +68,11 @@ def traced(step: Replay, batch: Tensor) -> tuple[Tensor, Replay]:
         return told[0]
 
     module = make_fx(told_as_well)(batch)
-    held = _lifted(module)
     for node in module.graph.nodes:
         if (same := _same(node)) is not None:
             node.replace_all_uses_with(same)
+    module.graph.eliminate_dead_code(_lasts)
+    held = _lifted(module)
     module.graph.eliminate_dead_code(_lasts)
     for node in module.graph.nodes:
         if isinstance(node.target, OpOverload):
@@ -83,25 +87,37 @@ def traced(step: Replay, batch: Tensor) -> tuple[Tensor, Replay]:
     return told[0], replay
 
 
-def _lifted(module: GraphModule) -> list[Tensor]:
-    """Let the tensors of a graph be arguments, which are read faster than attributes; these tensors."""
-    places: dict[str, Node] = {}
-    start = next(node for node in module.graph.nodes if node.op != "placeholder")
-    for node in module.graph.find_nodes(op="get_attr"):
-        if node.target not in places:
-            with module.graph.inserting_before(start):
-                places[node.target] = module.graph.placeholder(node.target)
-        node.replace_all_uses_with(places[node.target])
-    return [getattr(module, name).detach() for name in places]
-
-
 def _same(node: Node) -> Node | None:
-    """The node of the same numbers: autograd detaches what it keeps, and transposes there and back."""
-    turned, detached = torch.ops.aten.t.default, torch.ops.aten.detach.default
-    if node.target is detached:
-        return node.all_input_nodes[0]
-    twice = node.target is turned and node.all_input_nodes[0].target is turned
-    return node.all_input_nodes[0].all_input_nodes[0] if twice else None
+    """An earlier node of the same numbers, if there is one."""
+    before = node.all_input_nodes[0] if node.all_input_nodes else node
+    if node.target is ATEN.detach.default:  # what autograd keeps
+        return before
+    if node.target is before.target is ATEN.t.default:
+        return before.all_input_nodes[0]
+    if node.target is ATEN.view.default and before.target is ATEN.sum.dim_IntList:
+        summed, axes, *kept = before.args
+        if kept == [True] and len(before.users) == 1:  # axes that the view drops are not kept at all
+            before.args = summed, axes, False
+            return before
+    return None
+
+
+def _lifted(module: GraphModule) -> list[Tensor]:
+    """Let a graph's tensors and their transposes be arguments, which are at hand; these tensors."""
+    graph, places, held = module.graph, dict[tuple[str, bool], Node](), list[Tensor]()
+    start = next(node for node in graph.nodes if node.op != "placeholder")
+    transposes = graph.find_nodes(op="call_function", target=ATEN.t.default)
+    for node in [*transposes, *graph.find_nodes(op="get_attr")]:
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        if source.op == "get_attr":
+            key = source.target, node is source
+            if key not in places:
+                with graph.inserting_before(start):
+                    places[key] = graph.placeholder(node.name)
+                tensor = getattr(module, source.target).detach()
+                held.append(tensor if node is source else tensor.t())
+            node.replace_all_uses_with(places[key])
+    return held
 
 
 def _lasts(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """A network, its optimizer and its data, one epoch at a time."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -99,7 +100,7 @@ class Trainer:
         self.run = compiled(self.parallel) if compile else self.parallel
         self.transport = TransportCost(self.net) if recipe.transport else None
         traces = small and self.device.type == "cpu"
-        self.recorded = TracedSteps(self._step) if traces else RecordedSteps(self._step)
+        self.recorded = self._traced() if traces else RecordedSteps(self._step)
         self.fixed: object = None  # what recorded steps hold
         rate = recipe.learning_rate
         self.parameters = list(net.parameters())
@@ -110,6 +111,11 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             fused=self.device.type in {"cpu", "cuda"},
         )
+
+    def _traced(self) -> TracedSteps:
+        sizes = Counter(map(len, self._order(1)))
+        every = {size: number * self.recipe.epochs for size, number in sizes.items()}
+        return TracedSteps(self._step, every)
 
     def _parallel(self) -> nn.Module:
         """The network whose gradients are the mean over the processes, from the first one's weights."""
