@@ -229,7 +229,7 @@ class SegmentMoments:
         """Add a batch to the layers by compiled loops; what cross-layer statistics gain."""
         absorbed = partial(self._absorb_columns, loops, batch, labels)
         width, numbers = batch[0].shape[1], sum(H.numel() for H in batch)
-        parts = loops.spread(absorbed, width, numbers)
+        parts = loops.spread(absorbed, len(batch), width, numbers)
         if len(parts) > 1:
             for layer, *apart in zip(self.layers, *(scatters for scatters, _ in parts), strict=True):
                 layer.scatter += total_of(apart, alone)

@@ -129,13 +129,14 @@ def test_products_are_added_to_what_is_there_and_nowhere_else(monkeypatch, rows,
 def test_parts_and_threads_change_nothing(monkeypatch, width, near, threads):
     H, y = problems.features(3, N=80, D=33, K=4)
     layers = [H, H.sin(), H.cos().exp()]
-    known = both(layers, y, 4, 80, compiled=False)
+    known, alone = (both(some, y, 4, 80, compiled=False) for some in (layers, [H]))
     flat, centre = torch.randn(5, 33, dtype=F64), torch.randn(33, dtype=F64)
     monkeypatch.setattr(processor, "WIDTH", width)
     monkeypatch.setattr(processor, "NEAR", near)
     monkeypatch.setattr(processor, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_same(both(layers, y, 4, 80, compiled=True), known)
+    assert_same(both([H], y, 4, 80, compiled=True), alone)
     torch.testing.assert_close(
         processor.project(H, centre, flat), (H - centre) @ flat.mT, rtol=1e-12, atol=1e-12
     )

@@ -66,8 +66,8 @@ class Loops(Protocol):
     ) -> Float64[Tensor, "B R"]:
         """Products of the centred rows with directions, added to `z` if it is given."""
 
-    def spread(self, run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
-        """What `run` gives of parts of `size` columns, which may run side by side."""
+    def spread(self, run: Callable[[slice], Found], layers: int, size: int, numbers: int) -> list[Found]:
+        """What `run` gives of parts of `size` columns of some layers, which may run side by side."""
 
 
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:

@@ -20,7 +20,7 @@ ROWS = 4  # that a program projects at once; ours
 Found = TypeVar("Found")
 
 
-def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
+def spread(run: Callable[[slice], Found], layers: int, size: int, numbers: int) -> list[Found]:
     """As in `Loops`: a device spreads the columns by itself."""
     return [run(slice(0, size))]
 

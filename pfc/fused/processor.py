@@ -28,7 +28,7 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
 NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
-WIDTH = 2**14  # columns of a layer that are worked on at once; ours
+WIDTH = 2**14  # columns of several layers that are worked on at once; ours
 
 Found = TypeVar("Found")
 
@@ -212,9 +212,9 @@ def relative(
     return found
 
 
-def spread(run: Callable[[slice], Found], size: int, numbers: int) -> list[Found]:
+def spread(run: Callable[[slice], Found], layers: int, size: int, numbers: int) -> list[Found]:
     """As in `Loops`."""
-    return _on_threads(run, size, numbers, -(-size // WIDTH))
+    return _on_threads(run, size, numbers, -(-size // WIDTH) if layers > 1 else 1)
 
 
 def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B D"]]:
