@@ -208,7 +208,10 @@ class SegmentMoments:
         loops = loops_for(batch)
         gained = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
         for layer in self.layers:
-            layer.count.index_add_(0, labels.present, labels.count)
+            if len(labels.numbers) == len(layer.count):  # of all classes in a fifth of the time
+                layer.count += labels.count
+            else:
+                layer.count.index_add_(0, labels.present, labels.count)
         for layer in new:
             layer.begun.update(labels.numbers)
         if gained is None:

@@ -143,13 +143,18 @@ class Sums:
 
     def _note_nonfinite(self, batches: Sequence[int | Tensor]) -> None:
         """Keep the first batch after which a layer's scatter is not finite; a device is not asked."""
-        scatters = torch.stack([moments.scatter for moments in self.moments.values()])
-        if self.device.type in SYNCHRONOUS_DEVICES and isfinite(scatters.sum()):
+        if self.device.type in SYNCHRONOUS_DEVICES and self._finite():
             return
+        scatters = torch.stack([moments.scatter for moments in self.moments.values()])
         fine, new = scatters.sum(1).isfinite(), self._nonfinite.new_full
         # filled there: a copy from the host would wait for the device
         batch = torch.stack([each if isinstance(each, Tensor) else new((), each) for each in batches])
         self._nonfinite = torch.where(fine | (self._nonfinite >= 0), self._nonfinite, batch)
+
+    def _finite(self) -> bool:
+        """Whether the scatter of all layers is; if so, it is not asked layer by layer."""
+        scatters = [layer.scatter for group in self.groups for layer in group.moments.layers]
+        return isfinite(torch.cat(scatters).sum())
 
     def check_finite(self) -> None:
         """Refuse features that were not finite, or whose squares are not."""

@@ -95,9 +95,11 @@ def _same(node: Node) -> Node | None:
     if node.target is before.target is ATEN.t.default:
         return before.all_input_nodes[0]
     if node.target is ATEN.view.default and before.target is ATEN.sum.dim_IntList:
-        summed, axes, *kept = before.args
-        if kept == [True] and len(before.users) == 1:  # axes that the view drops are not kept at all
-            before.args = summed, axes, False
+        given: Any = before.args
+        summed, axes, *keeps = given
+        left = [n for i, n in enumerate(before.meta["val"].shape) if i not in axes]
+        if keeps == [True] and left == node.args[1] and len(before.users) == 1:
+            before.args = summed, axes, False  # axes that the view drops are not kept at all
             return before
     return None
 
