@@ -106,7 +106,7 @@ class Trainer:
         self.parameters = list(net.parameters())
         self.optimizer = torch.optim.SGD(
             self.parameters,
-            lr=torch.tensor(rate, dtype=torch.float64) if traces else rate,
+            lr=torch.tensor(rate, dtype=torch.float64, device="cpu") if traces else rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             fused=self.device.type in {"cpu", "cuda"},
