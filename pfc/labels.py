@@ -10,7 +10,9 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.samples import class_indices
 
-MANY = 2**12  # labels from here on are numbered first: room is needed for each below the largest; ours
+MANY = (
+    2**12
+)  # few labels from here on are renumbered first, as counting needs room up to the largest; ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class BatchLabels:
     Args:
         y: Class of each sample.
         present: Classes that occur, ascending.
-        place: Position of each sample's class in `present`.
+        place: Position of each sample's class in `present`; maybe `y` itself: not to write to.
         order: Numbers of the whole batch's samples, class by class.
         first: Number of the first sample of each class in `present`.
         count: Samples of each class in `present`.
@@ -42,7 +44,7 @@ class BatchLabels:
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
         indices = class_indices(y)
         labels, named = indices.numpy(), None  # by numpy, as these are many small steps
-        if labels.max() >= MANY:
+        if labels.max() >= max(MANY, 8 * len(labels)):
             named, labels = np.unique(labels, return_inverse=True)
         counts = np.bincount(labels)
         (classes,), size = counts.nonzero(), len(counts)

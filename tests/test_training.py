@@ -508,40 +508,60 @@ def test_traced_steps_have_the_bits_of_python(digits, how, precision, traces, tm
         net, epochs = trained(digits, folder, recipe=recipe, precision=precision, threads=1)
         found[name] = [(e.loss, e.accuracy) for e in epochs], net, kept_state(folder)
         monkeypatch.setattr(pfc.training.trainer, "SMALL_STEP", 0)  # so that none is small
-    # three batches of 64 and one of 8 an epoch; three of each size are plain, the fourth is traced
-    assert traces == {"traced": 2, "replayed": 6 * 4 - 2 * 4}
+    # three batches of 64 an epoch; three are plain, the fourth is traced, and the last of 8 is plain
+    assert traces == {"traced": 1, "replayed": 6 * 3 - 4}
     (ours, a, kept), (theirs, b, known) = found.values()
     assert ours == theirs
     assert same_bits(a, b)
+    assert all(p.grad.equal(q.grad) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert kept.keys() == known.keys()
     assert all(kept[name].equal(known[name]) for name in kept)
 
 
-def test_what_is_changed_between_passes_is_traced_anew(digits, traces, monkeypatch):
-    def changing(net, data):
-        for epoch in pfc.train(net, data, replace(TINY, epochs=7), progress=False):
-            if epoch.epoch == 2:
-                net.blocks[0].f[0].weight.requires_grad_(False)
-            if epoch.epoch == 3:
-                net.blocks[1].f[1].eps = 0.1
-            if epoch.epoch == 4:
-                net.stem[0].weight.data = 2 * net.stem[0].weight.data
-            if epoch.epoch == 5:
-                handle = net.stem.register_forward_hook(lambda module, given, out: out / 2)
-            if epoch.epoch == 6:
-                handle.remove()
-            yield epoch.loss, epoch.accuracy
+def frozen(net):
+    for parameter in net.parameters():
+        parameter.requires_grad_(not parameter.requires_grad)
 
+
+CHANGES = {
+    "frozen": frozen,
+    "settings": lambda net: setattr(net.blocks[1].f[1], "eps", 0.1),
+    "data": lambda net: setattr(net.stem[0].weight, "data", 2 * net.stem[0].weight.data),
+    "strides": lambda net: setattr(net.blocks[0].f[0].weight, "data", net.blocks[0].f[0].weight.data.mT),
+    "hook": lambda net: net.stem.register_forward_hook(lambda module, given, out: out / 2),
+    "part": lambda net: net.blocks[0].f.__setitem__(2, nn.SiLU()),
+    "average": lambda net: setattr(net.blocks[0].f[1], "momentum", None),
+}
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_that_is_changed_trains_on_plainly(digits, change, at, traces, monkeypatch):
     found = {}
     for name in ("traced", "plain"):
-        net = TINY.build(digits, 0)
-        found[name] = list(changing(net, digits)), net
-        monkeypatch.setattr(pfc.training.tracing.TracedSteps, "may", lambda *_: False)
+        net, losses = TINY.build(digits, 0), []
+        for parameter in net.blocks.parameters() if change == "frozen" else ():
+            parameter.requires_grad_(False)
+        for epoch in pfc.train(net, digits, TINY, progress=False, threads=1):
+            if epoch.epoch == at:
+                CHANGES[change](net)
+            losses.append((epoch.loss, epoch.accuracy))
+        found[name] = losses, net
+        monkeypatch.setattr(pfc.training.trainer, "SMALL_STEP", 0)  # so that none is small
     (ours, a), (theirs, b) = found.values()
     assert ours == theirs
     assert same_bits(a, b)
-    # batches of 64 from epoch 2 on, of 8 from epoch 4 on, and anew; a hook is heard in epoch 6
-    assert traces == {"traced": 4 + 2, "replayed": 6 * 4 - 2 * 3 - 6}
+    always = at == 0 and change in {"frozen", "settings", "data", "strides"}  # before the first pass
+    assert traces["replayed"] == (14 if always else max(0, 3 * at - 4))
+
+
+def test_a_run_resumed_amid_traced_steps_has_the_same_bits(digits, traces, tmp_path):
+    whole, epochs = trained(digits, tmp_path / "whole")
+    trained(digits, tmp_path / "parts", stop=4)
+    parts, rest = trained(digits, tmp_path / "parts", resume=True)
+    assert traces["traced"] == 3
+    assert [e.loss for e in rest] == [e.loss for e in epochs[-len(rest) :]]
+    assert same_bits(whole, parts)
 
 
 def test_only_small_plain_steps_on_the_cpu_are_traced(digits, traces):

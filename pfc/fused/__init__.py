@@ -67,7 +67,7 @@ class Loops(Protocol):
         """Products of the centred rows with directions, added to `z` if it is given."""
 
     def spread(self, run: Callable[[slice], Found], layers: int, size: int, numbers: int) -> list[Found]:
-        """What `run` gives of parts of `size` columns of some layers, which may run side by side."""
+        """What `run` gives of all columns of so many layers, in parts that may run side by side."""
 
 
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:

@@ -53,7 +53,7 @@ def _kept(loop):
     serving = anew = numba.njit(**how)(loop)
     with suppress(RuntimeError):  # there is no folder to write to
         serving = numba.njit(**how, cache=True)(loop)
-    entries = {}  # by the type of features, on which alone it depends what is compiled
+    entries = {}  # by the type of features, if any: of all else the types are ever the same
 
     @no_type_check
     def run(*args):
@@ -70,7 +70,7 @@ def _kept(loop):
                     raise
                 serving = anew
                 anew(*args)
-        entries[kind] = _entry(serving, args)
+            entries[kind] = _entry(serving, args)
 
     return run
 

@@ -90,7 +90,8 @@ def train(
             /proc/cpuinfo, so on Linux alone), on a GPU for networks of ours that nobody listens to,
             whose steps are recorded and launched as a whole, and what a kept run began with.
         threads: Processor threads; chosen by the size of a step if `None`, because small layers run
-            many times slower on two busy threads than on one.
+            many times slower on two busy threads than on one. Small steps on a processor are traced
+            and repeated to the same bits, for networks of ours that nobody listens to or changes.
         compile: Compile the network for training by `torch.compile`, which takes a minute at the start.
             A resumed run has the same bits only if it does as before.
         measure_every: Measure each so many epochs instead of the geometric steps.

@@ -70,8 +70,13 @@ class RecordedSteps:
         return device.type == "cuda" and is_plain(net)
 
     def forget(self) -> None:
-        """Record again, as the network or the rate is another, constants of what was recorded."""
+        """Record again, as the rate is another, which is a constant of what was recorded."""
         self.kept.clear()
+
+    def renew(self) -> None:
+        """Begin anew, as the network is another: its first steps may differ from those that follow."""
+        self.kept.clear()
+        self.seen.clear()
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Make a step."""
@@ -103,10 +108,14 @@ def is_plain(net: nn.Module) -> bool:
 
 def made_of(net: nn.Module) -> tuple[object, ...]:
     """What a recorded step holds of a network besides the values of its tensors."""
-    tensors = [(id(t), t.data_ptr(), t.requires_grad) for t in (*net.parameters(), *net.buffers())]
-    plain = (bool, int, float, str, type(None))
+    plain = (bool, int, float, str, tuple, type(None))
+    tensors = [
+        (id(t), t.data_ptr(), t.stride(), t.dtype, t.requires_grad)
+        for t in (*net.parameters(), *net.buffers())
+    ]
     parts = [
-        (id(part), *(v for v in vars(part).values() if isinstance(v, plain))) for part in net.modules()
+        (type(part), id(part), *(value for value in vars(part).values() if isinstance(value, plain)))
+        for part in net.modules()
     ]
     return *tensors, *parts
 

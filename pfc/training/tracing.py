@@ -10,10 +10,16 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from pfc.nets import Block, ConvResNet, FCResNet, Stage
 from pfc.training.speed import WARM, is_plain
 
 LONG = 1_000  # steps of a size that are worth a trace, which takes as long as half as many; measured
 ATEN = torch.ops.aten
+
+PARTS = {  # that do the same in each step
+    *(FCResNet, ConvResNet, Stage, Block, nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, nn.Flatten),
+}
 
 Replay = Callable[[Tensor], Tensor]
 
@@ -23,7 +29,8 @@ class TracedSteps:
 
     A step of a small network spends much of its time on modules, on autograd's graph and on the
     optimizer's lists. What Python does in a step is done while it is traced alone, so that this is for
-    networks of ours without hooks. The learning rate must be a tensor, or is a constant of the trace.
+    networks of ours as they are built, until they are changed. It leaves no gradients behind. The
+    learning rate must be a tensor, or is a constant of the trace.
 
     Args:
         step: Takes a batch, leaves the network a step further, and gives a tensor.
@@ -39,11 +46,14 @@ class TracedSteps:
     @staticmethod
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on the CPU, not listened to."""
-        return device.type == "cpu" and is_plain(net)
+        known = all(type(part) in PARTS for part in net.modules())
+        averaging = (getattr(part, "momentum", 0) is None for part in net.modules())  # by a count
+        return device.type == "cpu" and is_plain(net) and known and not any(averaging)
 
-    def forget(self) -> None:
-        """Trace again, as the network is another."""
+    def renew(self) -> None:
+        """Make plain steps from now on, as the network is another, and may become yet another."""
         self.kept.clear()
+        self.often.clear()
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Make a step."""

@@ -101,7 +101,7 @@ class Trainer:
         self.transport = TransportCost(self.net) if recipe.transport else None
         traces = small and self.device.type == "cpu"
         self.recorded = self._traced() if traces else RecordedSteps(self._step)
-        self.fixed: object = None  # what recorded steps hold
+        self.network: object = None  # as recorded steps hold it
         rate = recipe.learning_rate
         self.parameters = list(net.parameters())
         self.optimizer = torch.optim.SGD(
@@ -113,7 +113,7 @@ class Trainer:
         )
 
     def _traced(self) -> TracedSteps:
-        sizes = Counter(map(len, self._order(1)))
+        sizes = Counter(map(len, self._order(1)[:-1]))
         every = {size: number * self.recipe.epochs for size, number in sizes.items()}
         return TracedSteps(self._step, every)
 
@@ -176,7 +176,10 @@ class Trainer:
         self.parallel.train()
         step = self._stepper(rate)
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for index in self._order(number):
+        order = self._order(number)
+        for index in order:
+            if step is self.recorded and index is order[-1] and isinstance(step, TracedSteps):
+                step = self._step  # whose gradients stay
             self.ranks.check_peers()
             with self.ranks.exchanging():
                 total += step(index)
@@ -187,15 +190,16 @@ class Trainer:
 
     def _stepper(self, rate: float) -> Callable[[Tensor], Tensor]:
         """What makes the steps of a pass at this rate."""
-        fixed = made_of(self.net)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
-            else:
-                group["lr"], fixed = rate, (rate, *fixed)
-        if fixed != self.fixed:
-            self.recorded.forget()
-            self.fixed = fixed
+            elif group["lr"] != rate:
+                group["lr"] = rate
+                if isinstance(self.recorded, RecordedSteps):
+                    self.recorded.forget()
+        before, self.network = self.network, made_of(self.net)
+        if before is not None and before != self.network:
+            self.recorded.renew()
         plain = self.run is self.net and self.transport is None
         known = plain and self.recorded.may(self.net, self.device)
         return self.recorded if known else self._step
