@@ -24,7 +24,6 @@ class BatchLabels:
         present: Classes that occur, ascending.
         place: Position of each sample's class in `present`; maybe `y` itself: not to write to.
         order: Numbers of the whole batch's samples, class by class.
-        first: Number of the first sample of each class in `present`.
         count: Samples of each class in `present`.
         one_hot: Membership in the classes of `present`, where sums are the faster by it; else `None`.
         numbers: The classes of `present` once more, known without asking a device.
@@ -34,7 +33,6 @@ class BatchLabels:
     present: Int64[Tensor, " P"]
     place: Int64[Tensor, " B"]
     order: Int64[Tensor, " N"]
-    first: Int64[Tensor, " P"]
     count: Float64[Tensor, " P"]
     one_hot: Float64[Tensor, "P B"] | None
     numbers: tuple[int, ...]
@@ -42,7 +40,11 @@ class BatchLabels:
     @classmethod
     def of(cls, y: Int[Tensor, " B"], device: torch.device | None = None) -> "BatchLabels":
         """Prepare the integer labels of a batch for features on `device`, or where the labels are."""
-        indices = class_indices(y)
+        return cls.of_indices(class_indices(y)).to(device or y.device)
+
+    @classmethod
+    def of_indices(cls, indices: Int64[Tensor, " B"]) -> "BatchLabels":
+        """Prepare labels on the CPU that are known to be class indices."""
         labels, named = indices.numpy(), None  # by numpy, as these are many small steps
         if labels.max() >= max(MANY, 8 * len(labels)):
             named, labels = np.unique(labels, return_inverse=True)
@@ -53,22 +55,25 @@ class BatchLabels:
             places, counts = np.empty_like(counts), counts[classes]
             places[classes] = np.arange(len(classes))
             labels = places[labels]
-        begins = rows[counts.cumsum() - counts]
-        present, place, order, first, count = map(
+        present, place, order, count = map(
             torch.from_numpy,
-            (classes if named is None else named, labels, rows, begins, counts.astype(np.float64)),
+            (classes if named is None else named, labels, rows, counts.astype(np.float64)),
         )
-        own = cls(indices, present, place, order, first, count, None, tuple(present.tolist()))
-        return own.to(device or y.device)
+        return cls(indices, present, place, order, count, None, tuple(present.tolist()))
+
+    @property
+    def first(self) -> Int64[Tensor, " P"]:
+        """Number of the first sample of each class in `present`."""
+        return self.order[(self.count.cumsum(0) - self.count).long()]
 
     def to(self, device: torch.device) -> "BatchLabels":
         """The same for features on another device; from the CPU without synchronising it."""
         if device.type in SYNCHRONOUS_DEVICES and device == self.y.device:
             return self
-        parts = (self.y, self.present, self.place, self.order, self.first, self.count)
-        y, present, place, order, first, count = (part.to(device, non_blocking=True) for part in parts)
+        parts = (self.y, self.present, self.place, self.order, self.count)
+        y, present, place, order, count = (part.to(device, non_blocking=True) for part in parts)
         one_hot = None if device.type in SYNCHRONOUS_DEVICES else (present[:, None] == y).double()
-        return BatchLabels(y, present, place, order, first, count, one_hot, self.numbers)
+        return BatchLabels(y, present, place, order, count, one_hot, self.numbers)
 
     def sums(self, X: Float64[Tensor, "B C"]) -> Float64[Tensor, "P C"]:
         """Sum of the rows of each class present."""

@@ -182,7 +182,29 @@ class SegmentMoments:
     def update(
         self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
     ) -> Float64[Tensor, "B L L"] | None:
-        """Add a batch in place, tile by tile.
+        """Add a batch in place: `absorb` and `count`."""
+        gram = self.absorb(batch, labels)
+        SegmentMoments.count([self], labels)
+        return gram
+
+    @staticmethod
+    def count(segments: Sequence["SegmentMoments"], labels: BatchLabels) -> None:
+        """Count the samples of a batch that these segments have absorbed; all at once."""
+        layers = [layer for segment in segments for layer in segment.layers]
+        counts = [layer.count for layer in layers]
+        if len(labels.numbers) == counts[0].shape[0]:  # of all classes in a fifth of the time
+            torch._foreach_add_(counts, [labels.count] * len(counts))
+        else:
+            for count in counts:
+                count.index_add_(0, labels.present, labels.count)
+        for layer in layers:
+            if len(layer.begun) < layer.count.shape[0]:
+                layer.begun.update(labels.numbers)
+
+    def absorb(
+        self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels
+    ) -> Float64[Tensor, "B L L"] | None:
+        """Add a batch in place, all but its counts, tile by tile.
 
         With shift s (the mean so far as float64 has it, or the class's first sample), n samples before
         whose mean is s + e, m new ones and delta = mean of the new ones minus s, the mean becomes
@@ -202,18 +224,10 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        new = [each for each in self.layers if not each.begun.issuperset(labels.numbers)]
-        if new:
+        if not all(layer.begun.issuperset(labels.numbers) for layer in self.layers):
             self._begin(batch, labels)
         loops = loops_for(batch)
         gained = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
-        for layer in self.layers:
-            if len(labels.numbers) == len(layer.count):  # of all classes in a fifth of the time
-                layer.count += labels.count
-            else:
-                layer.count.index_add_(0, labels.present, labels.count)
-        for layer in new:
-            layer.begun.update(labels.numbers)
         if gained is None:
             return None
         cross, steps = gained
@@ -231,8 +245,8 @@ class SegmentMoments:
     def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:
         """Add a batch to the layers by compiled loops; what cross-layer statistics gain."""
         absorbed = partial(self._absorb_columns, loops, batch, labels)
-        width, numbers = batch[0].shape[1], sum(H.numel() for H in batch)
-        parts = loops.spread(absorbed, len(batch), width, numbers)
+        depth, width = len(batch), batch[0].shape[1]
+        parts = loops.spread(absorbed, depth, width, depth * batch[0].numel())
         if len(parts) > 1:
             for layer, *apart in zip(self.layers, *(scatters for scatters, _ in parts), strict=True):
                 layer.scatter += total_of(apart, alone)

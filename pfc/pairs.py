@@ -16,6 +16,7 @@ from pfc.tiles import rows_at_once
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 16 * EPS  # of a squared distance about the origin, over its terms; ours
 NEAR = 0.01  # of the terms of a squared distance: below it they cost digits; ours
+FEW = 200  # points below which bounds are not worth it; measured
 OFTEN = 0.05  # share of near pairs above which all of a tile are taken from differences; ours
 
 
@@ -51,19 +52,12 @@ def _to_all_digits(
 
 def nearest_others(M: Float64[Tensor, "P R"]) -> Int64[Tensor, " P"]:
     """The other point that is the nearest to each, the lowest of those at one distance."""
-    norms, squares, form = M.norm(dim=1), M.square().sum(1), Form.gaps(M)
+    norms, squares = M.norm(dim=1), M.square().sum(1)
     largest = norms.max()
     tie = 2 * ROUNDING * (2 * largest) ** 2  # both what a product rounds and what counts as one
-    found, left = [], []
     every = torch.arange(len(M), device=M.device)
-    for rows in every.split(rows_at_once(len(M), M)):
-        gaps = form.bounds(M[rows], norms[rows])
-        gaps.values.scatter_(1, rows[:, None], torch.inf)
-        nearest, others = gaps.least()
-        found.append(nearest)
-        left.append(rows[gaps.reached(others, gaps.above(nearest), tie)])
-    place = torch.cat(found)
-    for rows in torch.cat(left).split(rows_at_once(len(M), M)):  # in double precision
+    place, left = (every.clone(), every) if len(M) <= FEW else _screened(M, norms, every, tie)
+    for rows in left.split(rows_at_once(len(M), M)):  # in double precision
         square = _to_all_digits(M[rows], M, squares[rows, None], squares)
         square.scatter_(1, rows[:, None], torch.inf)
         place[rows] = square.argmin(1)
@@ -71,6 +65,20 @@ def nearest_others(M: Float64[Tensor, "P R"]) -> Int64[Tensor, " P"]:
         if len(tied):
             place[tied] = _first_nearest(M, tied, ROUNDING * largest)
     return place
+
+
+def _screened(
+    M: Float64[Tensor, "P R"], norms: Float64[Tensor, " P"], every: Int64[Tensor, " P"], tie: Tensor
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " n"]]:
+    """The nearest others as far as bounds tell, and the points of which they do not."""
+    form, found, left = Form.gaps(M), [], []
+    for rows in every.split(rows_at_once(len(M), M)):
+        gaps = form.bounds(M[rows], norms[rows])
+        gaps.values.scatter_(1, rows[:, None], torch.inf)
+        nearest, others = gaps.least()
+        found.append(nearest)
+        left.append(rows[gaps.reached(others, gaps.above(nearest), tie)])
+    return torch.cat(found), torch.cat(left)
 
 
 def _first_nearest(

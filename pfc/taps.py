@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
 from pfc.foreign import attribute, told
 
@@ -149,7 +148,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         for name, module in self.modules.items():
-            self._handles.append(self._watch(name, module))
+            self._handles.append(module.register_forward_hook(partial(self._seen, name)))
         for module, side, see in self._edges:
             if side == "input":
                 handle = module.register_forward_pre_hook(partial(_before, see), with_kwargs=True)
@@ -163,10 +162,7 @@ class Watch:
             handle.remove()
         self._handles.clear()
 
-    def _watch(self, name: str, module: nn.Module) -> RemovableHandle:
-        return module.register_forward_hook(lambda _module, _args, output: self._seen(name, output))
-
-    def _seen(self, name: str, output: Any) -> None:
+    def _seen(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
         if _in_backward():
             return
         if name in self.fired:

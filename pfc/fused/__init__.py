@@ -71,8 +71,8 @@ class Loops(Protocol):
 
 
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:
-    """Compiled loops that read these features, if there are any."""
-    device, numbers = batch[0].device, sum(H.numel() for H in batch)
+    """Compiled loops that read these features of layers of one shape, if there are any."""
+    device, numbers = batch[0].device, len(batch) * batch[0].numel()
     if any(H.dtype not in processor.TYPES or H.device != device for H in batch):
         return None
     if device.type == "cuda":

@@ -163,6 +163,19 @@ def _prefetch(builder, place):
 
 @intrinsic
 @no_type_check
+def _room(context, numbers):
+    """Room for so many numbers until the calling function returns; where it begins."""
+
+    @no_type_check
+    def code(context, builder, signature, args):
+        room = builder.alloca(DOUBLE, args[0])
+        return builder.ptrtoint(room, context.get_value_type(types.int64))
+
+    return types.int64(numbers), code
+
+
+@intrinsic
+@no_type_check
 def _widest(context):
     """Let the calling function use the widest vectors there are; by itself LLVM shuns some of them."""
 
@@ -183,13 +196,16 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
     the batch with their counts, and how many these are; in `state` the samples of all classes so far,
     the means, their errors and the scatter; in `columns` how many rows there are, the first column, how
     many, and how many at once. How far the means moved and what rounding had taken from them goes to
-    `kept`, where classes lie so many numbers apart, or share a place if none; of another layer it is
-    `beside`, with a place for the products of both.
+    `kept`, where classes lie so many numbers apart, if that is wanted; of another layer it is `beside`,
+    with a place for the products of both.
     """
     (rows, classes, counts, P), (samples, means, errors, scatters, D), stop = labels, state, 0
     (size, start, width, near), (moved, rounded, apart), (other, products) = columns, kept, beside
     order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
     before, scatter, found = _at(0.0, samples), _at(0.0, scatters), _at(0.0, products)
+    if not apart:  # classes share a place
+        moved = _room(2 * near)
+        rounded = moved + 8 * near
     for p in range(P):
         begin, stop, gain = stop, stop + np.int64(count[p]), 0.0
         n, m, end = before[present[p]], count[p], size if width <= near else stop  # of fetching

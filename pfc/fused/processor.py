@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, reduce
-from glob import glob
+from functools import cache, lru_cache, reduce
+from glob import iglob
 from itertools import pairwise
 from typing import TypeVar
 
@@ -72,7 +72,7 @@ def _kept() -> str:
 def uncompiled() -> bool:
     """Whether the loops are to be compiled at their first call, which takes some seconds."""
     kept = _kept()
-    return bool(loops()) and bool(kept) and not glob(os.path.join(kept, "*", "*.nbi"))
+    return bool(loops()) and bool(kept) and next(iglob(os.path.join(kept, "*", "*.nbi")), None) is None
 
 
 def absorb(
@@ -89,8 +89,9 @@ def absorb(
     """As in `Loops`."""
     (H,), start, width = side_by_side([H]), columns.start, columns.stop - columns.start
     like, *where = _place(H, column=start)
-    room, apart = (count.new_empty(2, min(NEAR, width)), 0) if kept is None else (kept, width)
-    (moved,), products, other = _addresses(room), None, (0, 0)
+    own, products, other = (0, 0, 0), None, (0, 0)
+    if kept is not None:
+        own = kept.data_ptr(), kept.data_ptr() + 4 * kept.numel(), width
     if beside is not None:
         products = count.new_zeros(2, beside.shape[1])
         other = beside.data_ptr(), products.data_ptr()
@@ -101,7 +102,7 @@ def absorb(
         _by_class(labels),
         (*_addresses(count, means, errors, scatter), means.shape[1]),
         (H.shape[0], start, width, NEAR),
-        (moved, moved + 4 * room.numel(), apart),
+        own,
         other,
     )
     return products
@@ -130,6 +131,7 @@ def relate(
     return cross, steps if even == depth else steps[:, :depth, :depth]
 
 
+@lru_cache(1)  # for all layers of a batch
 def _by_class(labels: BatchLabels) -> tuple[int, ...]:
     """Where the rows class by class lie, the classes and their counts; how many classes there are."""
     return *_addresses(labels.order, labels.present, labels.count), len(labels.numbers)

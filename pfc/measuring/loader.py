@@ -58,7 +58,7 @@ class Batch:
     @cached_property
     def labels(self) -> BatchLabels:
         """The classes, prepared on the CPU."""
-        return BatchLabels.of(self.y)
+        return BatchLabels.of_indices(self.y)
 
     @cached_property
     def first(self) -> Tensor | None:
@@ -81,6 +81,8 @@ class Batch:
         """A row of numbers for each labelled row, of the first samples or of all."""
         first = slice(samples)
         if self.tokens is None:
+            if pool == "flatten":  # keeps all, padding too
+                return output
             mask = attention_mask(self.kwargs)
             return pooled(output, pool, None if mask is None else mask[first])
         tokens = self.tokens[first]
@@ -203,14 +205,16 @@ class MeasuredBatches:
                 if self.tokens
                 else class_indices(y, batch=number)
             )
-            if self.limit is not None and self.limit - seen < len(y):
-                args, kwargs, y = cut((args, kwargs, y), self.limit - seen, len(y))
+            size = y.shape[0]
+            if self.limit is not None and self.limit - seen < size:
+                args, kwargs, y = cut((args, kwargs, y), self.limit - seen, size)
+                size = y.shape[0]
             if number % self.part[1] == self.part[0]:
                 yield number, args, kwargs, y
-            seen += len(y)
+            seen += size
             if self.part[1] > 1:  # hashes of whole numbers are the same in every process
                 self.read = (seen, hash((self.read[1] if number else 0, *y.flatten().tolist())))
-            self.largest = max(self.largest, len(y))
+            self.largest = max(self.largest, size)
             if self.limit is not None and seen >= self.limit:
                 return
         if not seen and not self.may_be_empty:

@@ -48,8 +48,8 @@ class GroupSums:
     scale: Scale = field(default_factory=Scale)
 
     def add(self, batch: Sequence[Float[Tensor, "B D"]], labels: BatchLabels, origin: Origin) -> None:
-        """Add a batch, one feature matrix a layer."""
-        gram = self.moments.update(self.scale.fit(self.names, batch, origin), labels)
+        """Add a batch, one feature matrix a layer; all but its counts."""
+        gram = self.moments.absorb(self.scale.fit(self.names, batch, origin), labels)
         if gram is not None:
             self.paths.update(gram, labels.y)
 
@@ -119,6 +119,7 @@ class Sums:
         adding = _Adding(group_of, labels, origin, copies or Copies())
         yield adding.see
         found = [_taken(adding.nonfinite, name, None, origin) for name in self.layout.names]
+        SegmentMoments.count([group.moments for group in self.groups], labels)
         self._note_nonfinite(found)
 
     def update(
