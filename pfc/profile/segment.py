@@ -16,6 +16,7 @@ from pfc.theory.path import Path, PathSample, path_of
 from pfc.warning import renamed
 
 Position = Literal["path", "chord", "proj", "index"]
+SPARED = 1.5  # times fewer numbers of the means, for which a basis is worth it; ours
 KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
 
 
@@ -31,7 +32,8 @@ class Segment:
         scatter: At the first and the last layer, the summed squared residuals of each class.
         cross: The summed inner products of a sample's residuals at the first and the last layer.
         means: Class means of the first and the last layer, each centred by the unweighted mean of the
-            means, in one orthonormal basis of their common span: all their inner products.
+            means, in one orthonormal basis of their common span, or of all where that is hardly more:
+            all their inner products.
         steps: Per class, the summed Gram matrices of the L increments between neighbouring layers.
         curves: Exact PFC3 along the straight line, for each of its ends; empty after one pass.
         quantiles: Of the path's numbers over samples, as `PathSample.quantiles` gives them; `None` if an
@@ -68,7 +70,8 @@ class Segment:
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
         M = torch.cat([end.centred() for end in ends])
-        in_span = torch.linalg.qr(M.mT, mode="r").R.mT
+        if M.shape[1] > SPARED * len(M):
+            M = torch.linalg.qr(M.mT, mode="r").R.mT
         return cls(
             start=start,
             layers=tuple(layers),
@@ -76,7 +79,7 @@ class Segment:
             count=ends[0].count.cpu(),
             scatter=torch.stack([end.scatter for end in ends]).cpu(),
             cross=moments.cross[seen].cpu(),
-            means=in_span.reshape(2, len(M) // 2, -1).cpu(),
+            means=M.reshape(2, len(M) // 2, -1).cpu(),
             steps=moments.steps[seen].cpu(),
             curves=curves,
             quantiles=None if sample is None else sample.quantiles(weighting),
