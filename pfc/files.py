@@ -26,6 +26,10 @@ from pfc.schema import Form, one_line, short
 from pfc.strict_json import parse_json, sealed, unsealed
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+OF_NUMPY = {  # types that numpy has, too
+    *(torch.float64, torch.float32, torch.float16, torch.bool, torch.uint8),
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+}
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in place of a file not fetched
 CONVERT = (
@@ -160,10 +164,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     from safetensors import SafetensorError
+    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, path, metadata=metadata)
+        if all(tensor.dtype in OF_NUMPY for tensor in tensors.values()):  # in less than half of the time
+            save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, path, metadata)
+        else:
+            save_file(tensors, path, metadata)
     except SafetensorError as error:
         if told := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(told[1]), os.strerror(int(told[1]))) from None

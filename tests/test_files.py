@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pfc
-from pfc import schema
+from pfc import files, schema
 from pfc.files import check_format, check_place, read_json, read_tensors, write_json, write_tensors
 from pfc.schema import Array, check_arrays, defaults_of, form_of, list_of, object_of, restored
 from pfc.training import Run
@@ -117,6 +117,17 @@ def test_tensors_are_the_same_bytes_every_time(tmp_path):
     for i in range(8):  # the library draws the order of the metadata for each file
         write_tensors(tmp_path / str(i), {"a": torch.ones(2)}, **about)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(8)}) == 1
+
+
+def test_tensors_are_written_as_the_library_writes_those_of_torch(tmp_path, monkeypatch):
+    kinds = sorted(files.OF_NUMPY, key=str)
+    tensors = {str(kind): torch.arange(-3, 3).reshape(2, 3).to(kind) for kind in kinds}
+    tensors |= {"empty": torch.zeros(0, 3), "one": torch.tensor(3.0), "turned": torch.eye(4)[:, :3].t()}
+    tensors["tied"] = tensors["one"]
+    write_tensors(tmp_path / "numpy", tensors, format="f-1")
+    monkeypatch.setattr(files, "OF_NUMPY", set())
+    write_tensors(tmp_path / "torch", tensors, format="f-1")
+    assert (tmp_path / "numpy").read_bytes() == (tmp_path / "torch").read_bytes()
 
 
 def test_a_pickle_is_refused_wherever_a_path_is_taken(tmp_path):

@@ -46,6 +46,23 @@ def brute(A, B, y, t, end, weighting="class"):
     return within / between, np.linalg.norm(G / np.linalg.norm(G) - frame)
 
 
+@pytest.mark.parametrize("D", [3, 9, 10, 40])
+def test_the_coordinates_of_the_means_do_not_matter(D, monkeypatch):
+    A, y = problems.features(3, D=D, K=3)  # 6 means in all
+    B = A @ torch.randn(D, D, generator=torch.Generator().manual_seed(D), dtype=F64) + A.tanh()
+    found = []
+    for spared in (0.0, math.inf):  # always in a basis of their span, and never
+        monkeypatch.setattr("pfc.profile.segment.SPARED", spared)
+        found.append(segment(A, B, y))
+    (few, all_), t = found, torch.linspace(0, 1, 7, dtype=F64)
+    assert (few.means.shape[2], all_.means.shape[2]) == (min(D, 6), D)
+    gram, known = (each.means.flatten(0, 1) @ each.means.flatten(0, 1).mT for each in found)
+    torch.testing.assert_close(gram, known, rtol=0, atol=1e-12 * float(known.abs().max()))
+    for end in ENDS:
+        for one, other in zip(*(vars(each.line(t, end)).values() for each in found), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 O2_B = [[4.0, 0], [6, 0], [-3, 4], [-3, 4], [-2, -4], [-2, -6]]
 
 

@@ -165,7 +165,7 @@ def _tiny_tiles(monkeypatch):
 
 @pytest.mark.usefixtures("_tiny_tiles")
 @pytest.mark.parametrize("seed", range(60))
-def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_once(seed):
+def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_once(seed, monkeypatch):
     g = torch.Generator().manual_seed(seed)
     K, D = 2 + seed % 17, 1 + seed % 6
     M = torch.randn(K, D, generator=g, dtype=torch.float64)
@@ -176,7 +176,9 @@ def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_on
     apart = torch.cdist(M, M, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
     least = apart.amin(1, keepdim=True)
     first = (apart <= least + pairs.ROUNDING * M.norm(dim=1).max()).byte().argmax(1)
-    assert pairs.nearest_others(M).equal(first)
+    for few in (0, len(M)):  # seen by bounds first, and not
+        monkeypatch.setattr(pairs, "FEW", few)
+        assert pairs.nearest_others(M).equal(first)
     off = ~torch.eye(K, dtype=torch.bool)
     variance = torch.rand(K, generator=g, dtype=torch.float64)
     known = ((variance[:, None] + variance) / (2 * apart.square()))[off].mean()
@@ -191,13 +193,15 @@ def test_the_nearest_other_class_and_the_metrics_of_pairs_are_those_of_all_at_on
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_distances_that_tie_but_for_rounding_are_one(seed):
+def test_distances_that_tie_but_for_rounding_are_one(seed, monkeypatch):
     g = torch.Generator().manual_seed(seed)
     corners = torch.tensor([*product([-1.0, 1.0], repeat=5)], dtype=torch.float64)
     corners = corners[torch.randperm(len(corners), generator=g)]
     known = (torch.cdist(corners, corners).round(decimals=6) == 2).byte().argmax(1)
     turned = corners @ torch.linalg.qr(torch.randn(5, 5, generator=g, dtype=torch.float64)).Q
-    assert pairs.nearest_others(turned).equal(known)
+    for few in (0, len(turned)):
+        monkeypatch.setattr(pairs, "FEW", few)
+        assert pairs.nearest_others(turned).equal(known)
 
 
 @pytest.mark.parametrize(("K", "D"), [(3, 1), (7, 3), (7, 6), (7, 7), (4, 9)])

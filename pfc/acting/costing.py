@@ -7,7 +7,6 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pfc.device import wait_for
 from pfc.measuring.calling import Form, call
@@ -26,6 +25,8 @@ def first_of(batch: Batch, size: int) -> Batch:
 
 def operations(net: nn.Module, batch: Batch, form: Form) -> int:
     """Operations of one sample's forward pass: of products of matrices, convolutions and attention."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     with FlopCounterMode(display=False) as counter:
         call(net, first_of(batch, 1), form)
     return counter.get_total_flops()

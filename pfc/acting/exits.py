@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pfc.acting.costing import first_of, operations
 from pfc.acting.halves import nobody, try_halves
@@ -287,6 +286,8 @@ class EarlyExit(nn.Module):
 
     def _operations(self, batch: Batch, form: Form) -> tuple[list[int], int]:
         """Of one sample up to each exit and all the way, and those of the network without exits."""
+        from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
         one, spent = first_of(batch, 1), list[int]()
         for i in range(len(self.layers) + 1):
             with FlopCounterMode(display=False) as counter:
