@@ -310,7 +310,7 @@ class NearestMean:
         spread = (self.squares.sum() / self.count.sum() + self.span.points.square().sum(1).max()).sqrt()
         # 1000 eps: a forward pass in batches of other sizes rounds otherwise; half precision far more
         most = min(1e3 * self.rounding, 0.03) * (spread + self.span.centre.norm())
-        if not (drift <= most).all():  # also where it is NaN
+        if not (drift.isfinite() & (drift <= most)).all():  # both may be infinite
             raise ValueError(
                 f"the second pass saw different features from the first at layer {name!r}: the model is "
                 "random in evaluation mode, or the data are; take passes=1"

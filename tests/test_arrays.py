@@ -159,6 +159,46 @@ def test_the_rows_of_a_number_that_is_not_finite_are_named(bad):
         profile_of(broken, Y)
 
 
+class Worse:
+    """An array whose third block is no numbers any more after so many readings of its first row."""
+
+    def __init__(self, array, bad, after):
+        self.array, self.bad, self.left, self.shape = array, bad, after, array.shape
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        self.left -= rows.start == 0
+        found = self.array[rows].clone()
+        if self.left < 0 and rows.start == 34:
+            found[6, 3] = self.bad
+        return found
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("about", [None, BY_MODEL], ids=["own", "others"])
+@pytest.mark.parametrize("after", [0, 2])  # before the first pass, and in the second
+def test_the_rows_are_named_whatever_meets_the_number_first(bad, dtype, about, after, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK", 17 * sum(each[0].numel() for each in H.values()))
+    monkeypatch.setattr(arrays, "LEAST", 1)
+    features = {name: each.to(dtype) for name, each in H.items()}
+    features["blocks.0"] = Worse(features["blocks.0"], bad, after)
+    with pytest.raises(ValueError, match=r"layer 'blocks.0', rows 34 to 50 must be finite, got NaN"):
+        unwrap(pfc.measure_features)(features, Y, means=about, progress=False)
+
+
+def test_what_else_is_wrong_is_told_as_it_is(monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK", 1)
+    with pytest.raises(ValueError, match="label 2, but there are 2 classes"):
+        pfc.measure_features(H, Y, classes=2, progress=False)
+    huge = {name: each.clone() for name, each in H.items()}
+    huge["blocks.1"][70] *= 1e300
+    with pytest.raises(ValueError, match=r"layer 'blocks.1' gave features of 1.2e\+300 on batch 1"):
+        pfc.measure_features(huge, Y, progress=False)
+
+
 def test_few_samples_a_class_are_told():
     g = torch.Generator().manual_seed(0)
     noise, y = torch.randn(20, 50, generator=g), torch.arange(20) % 4

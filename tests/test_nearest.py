@@ -146,6 +146,16 @@ def test_other_features_are_noticed():
         again.check("blocks.3")
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_one_number_that_is_none_is_noticed(bad):
+    H, y = problems.features(5)
+    again = NearestMean.empty(MeansSpan.of(ClassMoments.of(H, y)))
+    H[40, 2] = bad
+    again.update(H, y)
+    with pytest.raises(ValueError, match=r"different features from the first at layer 'blocks\.3'"):
+        again.check("blocks.3")
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("few", [1, 64])

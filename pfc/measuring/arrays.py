@@ -1,6 +1,7 @@
 """Features from arrays, in memory or on disk, as a source that the passes read block by block."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -87,6 +88,7 @@ class ArraySource:
         if not isinstance(features, Mapping) or not features:
             kind = "an empty one" if isinstance(features, Mapping) else type(features).__name__
             raise ValueError(f"features must be a dict of arrays by the names of layers, got {kind}")
+        self._checks, self._done = True, 0  # whether numbers are looked at; rows read in this pass
         self.y = class_indices(y)
         self.dataset_size = self.largest = len(self.y)
         self.arrays = {str(name): _sliceable(X, f"layer {name!r}") for name, X in features.items()}
@@ -120,14 +122,35 @@ class ArraySource:
         where = f"layer {name!r}" + (f", rows {rows.start} to {rows.stop - 1}" if rows.start else "")
         with told(f"{where} failed"):
             read = self.arrays[name][rows]
-        return samples(read, name=where, flatten=True)
+        return samples(read, name=where, flatten=True, finite=self._checks)
+
+    @contextmanager
+    def checked_late(self) -> Iterator[None]:
+        """Look at no number that is read, as sums tell what is not finite; then name its rows."""
+        self._checks = False
+        try:
+            yield
+        except ValueError:
+            self._checks = True
+            for rows in self._blocks(self._done):
+                for name in self.arrays:
+                    self._read(name, rows)
+            raise
+        finally:
+            self._checks = True
+
+    def _blocks(self, stop: int) -> Iterator[slice]:
+        """Rows that are read at once, up to a row."""
+        return (
+            slice(start, min(start + self.height, len(self.y))) for start in range(0, stop, self.height)
+        )
 
     def __len__(self) -> int:
         return -(-len(self.y) // self.height)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, start in enumerate(range(0, len(self.y), self.height)):
-            rows = slice(start, min(start + self.height, len(self.y)))
+        for number, rows in enumerate(self._blocks(len(self.y))):
+            self._done = rows.stop
             features = {name: self._read(name, rows) for name in self.arrays}
             yield Batch(number, (features,), {}, self.y[rows])
 

@@ -226,7 +226,8 @@ def measure_features(
     rest = iter(source)
     first = next(rest)
     outlook = Outlook.of(source.layout, first, source, len(source), how, of_model=False)
-    with shown("measure", passes * len(source), enabled=progress) as step:
+    bar = shown("measure", passes * len(source), enabled=progress)
+    with bar as step, source.checked_late():
         found = run_passes(source, first, rest, source, how, ALONE, outlook.watched(step))
     W = None if source.head is None else source.head.weight
     probed = probe_layers(source, source, held, found.sums, enabled=progress)
