@@ -1,6 +1,7 @@
 """The labels of a batch, prepared once for all layers."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,6 +61,12 @@ class BatchLabels:
             (classes if named is None else named, labels, rows, counts.astype(np.float64)),
         )
         return cls(indices, present, place, order, count, None, tuple(present.tolist()))
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """For compiled loops, where `order`, `present` and `count` lie, and how many classes occur."""
+        order, present, count = (part.data_ptr() for part in (self.order, self.present, self.count))
+        return order, present, count, len(self.numbers)
 
     @property
     def first(self) -> Int64[Tensor, " P"]:

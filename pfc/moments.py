@@ -237,9 +237,9 @@ class SegmentMoments:
 
     def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
         """Put the mean of each class that is seen for the first time at its first sample."""
-        k = labels.present
+        k, begins = labels.present, labels.first
         for layer, H in zip(self.layers, batch, strict=True):
-            first = H[labels.first].double()
+            first = H[begins].double()
             layer.mean[k] = torch.where(layer.count[k][:, None] > 0, layer.mean[k], first)
 
     def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:

@@ -189,6 +189,16 @@ def test_the_rows_are_named_whatever_meets_the_number_first(bad, dtype, about, a
         unwrap(pfc.measure_features)(features, Y, means=about, progress=False)
 
 
+def test_numbers_are_looked_at_while_they_are_summed(monkeypatch):
+    looked = []
+    monkeypatch.setattr("pfc.samples._all_finite", lambda x: looked.append(len(x)) or True)
+    profile_of(H, Y)
+    assert looked == [1] * len(H) + [17] * len(H), "one row, and the first block"
+    looked.clear()
+    profile_of(H, Y, probe=({name: each + 0.01 for name, each in H.items()}, Y))
+    assert sum(looked) > 3 * len(H) * len(Y), "a probe reads both sets as they are"
+
+
 def test_what_else_is_wrong_is_told_as_it_is(monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK", 1)
     with pytest.raises(ValueError, match="label 2, but there are 2 classes"):

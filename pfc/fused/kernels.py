@@ -192,7 +192,7 @@ def _widest(context):
 def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
     """Add some columns of rows to the means and the scatter of their classes.
 
-    For the formula see `SegmentMoments.update`. In `labels` are the rows class by class, the classes of
+    For the formula see `SegmentMoments.absorb`. In `labels` are the rows class by class, the classes of
     the batch with their counts, and how many these are; in `state` the samples of all classes so far,
     the means, their errors and the scatter; in `columns` how many rows there are, the first column, how
     many, and how many at once. How far the means moved and what rounding had taken from them goes to

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, lru_cache, reduce
+from functools import cache, reduce
 from glob import iglob
 from itertools import pairwise
 from typing import TypeVar
@@ -99,7 +99,7 @@ def absorb(
         like,
         like.itemsize,
         *where,
-        _by_class(labels),
+        labels.addresses,
         (*_addresses(count, means, errors, scatter), means.shape[1]),
         (H.shape[0], start, width, NEAR),
         own,
@@ -123,18 +123,12 @@ def relate(
     ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
     alone = steps.data_ptr() if depth == 1 else 0
     where = columns.start, width
-    loops()["relate"](like, ends, _by_class(labels), within, where, cross.data_ptr(), alone)
+    loops()["relate"](like, ends, labels.addresses, within, where, cross.data_ptr(), alone)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(even, NEAR), (size, depth, width, NEAR)
         loops()["increase"](like, like.itemsize, *_addresses(*lie), shape, *_addresses(room, steps))
     return cross, steps if even == depth else steps[:, :depth, :depth]
-
-
-@lru_cache(1)  # for all layers of a batch
-def _by_class(labels: BatchLabels) -> tuple[int, ...]:
-    """Where the rows class by class lie, the classes and their counts; how many classes there are."""
-    return *_addresses(labels.order, labels.present, labels.count), len(labels.numbers)
 
 
 def project(

@@ -28,7 +28,7 @@ def absorb(
     gained,
     COLUMNS: tl.constexpr,
 ):
-    """Some columns of a class: its mean moves, its scatter gains. See `SegmentMoments.update`."""
+    """Some columns of a class: its mean moves, its scatter gains. See `SegmentMoments.absorb`."""
     p, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = d < width

@@ -19,6 +19,7 @@ from pfc.measuring.sums import See
 from pfc.samples import class_indices, samples
 
 BLOCK = 2**22  # numbers of all layers that are read at once; ours
+LATE = 2**7  # blocks that are looked at again where sums fail, as devices tell late; ours
 LEAST = 64  # rows that are read at once at the least; ours
 
 
@@ -131,25 +132,33 @@ class ArraySource:
         try:
             yield
         except ValueError:
-            self._checks = True
-            for rows in self._blocks(self._done):
-                for name in self.arrays:
-                    self._read(name, rows)
+            if unfit := self._unfit():
+                raise unfit from None
             raise
         finally:
             self._checks = True
 
-    def _blocks(self, stop: int) -> Iterator[slice]:
-        """Rows that are read at once, up to a row."""
-        return (
-            slice(start, min(start + self.height, len(self.y))) for start in range(0, stop, self.height)
-        )
+    def _unfit(self) -> ValueError | None:
+        """What is wrong with numbers of the last blocks that were read, of all once a pass is over."""
+        self._checks = True
+        start = 0 if self._done == len(self.y) else max(0, self._done - LATE * self.height)
+        try:
+            for rows in self._blocks(start, self._done):
+                for name in self.arrays:
+                    self._read(name, rows)
+        except ValueError as unfit:
+            return unfit
+        return None
+
+    def _blocks(self, start: int, stop: int) -> Iterator[slice]:
+        """Rows that are read at once, from the first of a block on."""
+        return (slice(at, min(at + self.height, stop)) for at in range(start, stop, self.height))
 
     def __len__(self) -> int:
         return -(-len(self.y) // self.height)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, rows in enumerate(self._blocks(len(self.y))):
+        for number, rows in enumerate(self._blocks(0, len(self.y))):
             self._done = rows.stop
             features = {name: self._read(name, rows) for name in self.arrays}
             yield Batch(number, (features,), {}, self.y[rows])

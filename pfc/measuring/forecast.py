@@ -116,7 +116,9 @@ def forecast_features(
     first = next(rest)
     _check(source.layout, first, source, how)
     outlook = Outlook.of(source.layout, first, source, len(source), how, of_model=False)
-    return _told(Rehearsal(source, outlook, source, _reading(rest, clock), clock), None)
+    with source.checked_late():
+        seconds = _reading(rest, clock)
+    return _told(Rehearsal(source, outlook, source, seconds, clock), None)
 
 
 def _check(layout: Layout, first: Batch, batches: Batches, how: How) -> None:
