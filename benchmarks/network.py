@@ -3,7 +3,7 @@
 `python benchmarks/network.py FOLDER` takes test images of CIFAR-10 from a folder of parquet (or the hub
 name uoft-cs/cifar10), taps all eight blocks, flattened, and compares with bare forward passes, batch by
 batch: of 768 images, and of four times as many, by which what is done once costs less. The allocator
-keeps its memory, so that page faults do not hide what is compared. It takes 20 minutes. Where there is a
+keeps its memory, so that page faults do not hide what is compared. It takes 25 minutes. Where there is a
 CUDA device it does so there too, in float32 and in bfloat16, timed by the device's events.
 """
 
