@@ -3,7 +3,7 @@
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Literal, get_args
 
@@ -23,6 +23,15 @@ def eager() -> AbstractContextManager[object]:
     """Compiled modules run as they were written, so that hooks see them."""
     loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
+def operations_of(run: Callable[[], object]) -> int:
+    """Operations of what runs, as torch counts them: products of matrices, convolutions, attention."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 @contextmanager

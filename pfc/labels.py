@@ -11,9 +11,7 @@ from torch import Tensor
 from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.samples import class_indices
 
-MANY = (
-    2**12
-)  # few labels from here on are renumbered first, as counting needs room up to the largest; ours
+MANY = 2**12  # few labels from here on are renumbered first: counting needs room for all below; ours
 
 
 @dataclass(frozen=True, eq=False)

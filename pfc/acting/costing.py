@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
 from torch import nn
 
 from pfc.device import wait_for
+from pfc.evaluation import operations_of
 from pfc.measuring.calling import Form, call
 from pfc.measuring.loader import Batch, cut
 
@@ -24,12 +26,8 @@ def first_of(batch: Batch, size: int) -> Batch:
 
 
 def operations(net: nn.Module, batch: Batch, form: Form) -> int:
-    """Operations of one sample's forward pass: of products of matrices, convolutions and attention."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import
-
-    with FlopCounterMode(display=False) as counter:
-        call(net, first_of(batch, 1), form)
-    return counter.get_total_flops()
+    """Operations of one sample's forward pass."""
+    return operations_of(partial(call, net, first_of(batch, 1), form))
 
 
 def latencies(

@@ -16,7 +16,7 @@ from pfc.acting.heldout import Noted, check_choice, check_labels, refuse_trained
 from pfc.acting.leaving import Ended, Leaves, Pass, Seen
 from pfc.acting.margins import ClassMeans, pool_of
 from pfc.acting.outcomes import Calibration, Outcomes, ascending, is_threshold
-from pfc.evaluation import eager, undisturbed
+from pfc.evaluation import eager, operations_of, undisturbed
 from pfc.foreign import workers_told
 from pfc.layers import CLASSIFIER_INPUT, module_names
 from pfc.measuring.calling import Form, arguments, failures_told, forms, place_of
@@ -286,13 +286,11 @@ class EarlyExit(nn.Module):
 
     def _operations(self, batch: Batch, form: Form) -> tuple[list[int], int]:
         """Of one sample up to each exit and all the way, and those of the network without exits."""
-        from torch.utils.flop_counter import FlopCounterMode  # slow to import
-
-        one, spent = first_of(batch, 1), list[int]()
-        for i in range(len(self.layers) + 1):
-            with FlopCounterMode(display=False) as counter:
-                self._run(*arguments(one, form), 1, partial(_all_at, i))
-            spent.append(counter.get_total_flops())
+        one = first_of(batch, 1)
+        spent = [
+            operations_of(partial(self._run, *arguments(one, form), 1, partial(_all_at, i)))
+            for i in range(len(self.layers) + 1)
+        ]
         return spent, operations(self.network, batch, form)
 
 

@@ -81,9 +81,7 @@ class Batch:
         """A row of numbers for each labelled row, of the first samples or of all."""
         first = slice(samples)
         if self.tokens is None:
-            if pool == "flatten":  # keeps all, padding too
-                return output
-            mask = attention_mask(self.kwargs)
+            mask = None if pool == "flatten" else attention_mask(self.kwargs)
             return pooled(output, pool, None if mask is None else mask[first])
         tokens = self.tokens[first]
         tokens = tokens if samples is None else torch.ones_like(tokens)  # a trial needs some

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pfc.data import Images
 from pfc.device import device_of
+from pfc.evaluation import operations_of
 from pfc.losses import TransportCost
 from pfc.measuring import measure
 from pfc.measuring.sums import NotFinite
@@ -126,13 +127,11 @@ class Trainer:
 
     def _flops(self) -> int:
         """Floating-point operations of a step, about."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         training = self.net.training
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.net.eval()(self.data.normalised(slice(1)))
+        with torch.no_grad():
+            forward = operations_of(lambda: self.net.eval()(self.data.normalised(slice(1))))
         self.net.train(training)
-        return 3 * self.recipe.batch_size * counter.get_total_flops()
+        return 3 * self.recipe.batch_size * forward
 
     def about(self, measure_every: int | None) -> dict[str, Any]:
         """What this run is: enough to run it again."""
