@@ -73,8 +73,9 @@ class Loops(Protocol):
 def loops_for(batch: Sequence[Tensor]) -> Loops | None:
     """Compiled loops that read these features of layers of one shape, if there are any."""
     device, numbers = batch[0].device, len(batch) * batch[0].numel()
-    if any(H.dtype not in processor.TYPES or H.device != device for H in batch):
-        return None
+    for H in batch:
+        if H.dtype not in processor.TYPES or H.device != device:
+            return None
     if device.type == "cuda":
         return _on_cuda(len(batch)) if numbers >= LEAST else None
     return processor if on_processor(device, numbers) else None

@@ -29,7 +29,7 @@ called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
 SOON = 256  # columns after which what is fetched is used; measured
 WIDEST = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-FOUR, ONE = (0,) * 4, (0,)  # rows at once
+EIGHT, FOUR, ONE = (0,) * 8, (0,) * 4, (0,)  # rows at once
 LANES, MOST = (8, 9) if WIDEST else (4, 3)  # numbers of a vector, and directions that registers hold
 
 
@@ -218,6 +218,10 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
             mean, rest, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
             for d in range(some):
                 t[d] = 0.0
+            while i + 8 <= stop:
+                after = i + 8 if i + 16 <= end else i
+                square += _absorb_rows(like, at, row, order, i, after, EIGHT, mean, t, some)
+                i += 8
             while i + 4 <= stop:
                 after = i + 4 if i + 8 <= end else i
                 square += _absorb_rows(like, at, row, order, i, after, FOUR, mean, t, some)

@@ -48,10 +48,10 @@ class Scale:
 
     def fit(
         self, names: Sequence[str], batch: Sequence[Float[Tensor, "B D"]], origin: Origin
-    ) -> list[Float[Tensor, "B D"]]:
+    ) -> Sequence[Float[Tensor, "B D"]]:
         """Rescale a batch of features of these layers, or refuse float64 features that do not fit."""
-        if all(H.dtype != torch.float64 for H in batch):
-            return list(batch)
+        if torch.float64 not in [H.dtype for H in batch]:
+            return batch
         for name, H in zip(names, batch, strict=True):
             size = H.abs().amax().double()
             self.sizes[name] = torch.fmax(self.sizes.get(name, size), size)

@@ -237,14 +237,15 @@ class _Adding:
 
     def see(self, name: str, H: Float[Tensor, "B D"]) -> None:
         """Take the features of a layer, and add those of its group with its last one."""
-        names, origin = self.group_of[name].names, self.origin
+        group, origin = self.group_of[name], self.origin
         self.nonfinite[name] = origin if isinstance(origin, int) else _first_overflow(H, origin)
-        copied = name != names[-1]  # for the network may write over it
-        self.kept[name] = self.copies.of(name, H) if copied else H
-        if name == names[-1]:
-            batch = [_taken(self.kept, each, name, origin) for each in names]
-            self.group_of[name].add(batch, self.labels, origin)
-            self.copies.done(names)
+        *before, last = group.names
+        if name != last:
+            self.kept[name] = self.copies.of(name, H)  # for the network may write over it
+            return
+        kept = [_taken(self.kept, each, name, origin) for each in before]
+        group.add([*kept, H], self.labels, origin)
+        self.copies.done(before)
 
 
 def _taken(kept: dict[str, Any], name: str, before: str | None, origin: Origin) -> Any:
