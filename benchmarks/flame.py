@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from engine import BATCH, LAYERS, D, K, N, Rows, Stored
+from engine import BATCH, LAYERS, SHAPES, D, K, N, Rows, Stored
 from record import cpu_seconds, keep, one_thread
 from torch.profiler import ProfilerActivity, profile
 
@@ -60,7 +60,7 @@ def main(spec: str) -> None:
     g = torch.Generator().manual_seed(0)
     y = torch.randint(0, K, (N,), generator=g)
     features = [torch.randn(N, D, generator=g) + y[:, None] for _ in range(LAYERS)]
-    stored, rows = Stored(features), Rows(y)
+    stored, rows = Stored(features, SHAPES, BATCH), Rows(y, BATCH)
     data = pfc.data.load(spec, split="test", limit=128)
     net = pfc.ConvResNet(3, (32, 32), 10, blocks=(2, 2, 2, 2), width=64, zero_start=False).eval()
     batches = list(data.batches(128))

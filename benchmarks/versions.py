@@ -33,7 +33,7 @@ def engine() -> dict[str, float]:
     y = torch.randint(0, engine.K, (engine.N,), generator=g)
     H = torch.randn(engine.N, engine.D, generator=g) + y[:, None]
     features = [H] * engine.LAYERS
-    model, rows = engine.Stored(features, engine.SHAPES), engine.Rows(y, engine.BATCH)
+    model, rows = engine.Stored(features, engine.SHAPES, engine.BATCH), engine.Rows(y, engine.BATCH)
 
     def run(passes: int) -> Callable[[], object]:
         return lambda: pfc.measure(model, rows, layers="layers.*", passes=passes, progress=False)
