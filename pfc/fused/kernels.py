@@ -208,7 +208,7 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
         rounded = moved + 8 * near
     for p in range(P):
         begin, stop, gain = stop, stop + np.int64(count[p]), 0.0
-        n, m, end = before[present[p]], count[p], size if width <= near else stop  # of fetching
+        n, m = before[present[p]], count[p]
         for first in range(0, width, near):
             at, i = address + first * itemsize, begin
             some = near if first + near < width else width - first
@@ -218,16 +218,18 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
             mean, rest, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
             for d in range(some):
                 t[d] = 0.0
+            jump = (begin, at + near * itemsize) if first + near < width else (stop, address)
             while i + 8 <= stop:
-                after = i + 8 if i + 16 <= end else i
-                square += _absorb_rows(like, at, row, order, i, after, EIGHT, mean, t, some)
+                later = _later(i, 8, stop, size, at, jump)
+                square += _absorb_rows(like, at, row, order, i, later, EIGHT, mean, t, some)
                 i += 8
             while i + 4 <= stop:
-                after = i + 4 if i + 8 <= end else i
-                square += _absorb_rows(like, at, row, order, i, after, FOUR, mean, t, some)
+                later = _later(i, 4, stop, size, at, jump)
+                square += _absorb_rows(like, at, row, order, i, later, FOUR, mean, t, some)
                 i += 4
             while i < stop:
-                square += _absorb_rows(like, at, row, order, i, i, ONE, mean, t, some)
+                later = _later(i, 1, stop, size, at, jump)
+                square += _absorb_rows(like, at, row, order, i, later, ONE, mean, t, some)
                 i += 1
             _move(n, m, mean, rest, t, s, some)
             step, _, _, error = _products(s, t, s, t, some)
@@ -241,21 +243,31 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
         scatter[present[p]] += gain
 
 
+@called
+@no_type_check
+def _later(i, number, stop, size, address, jump):
+    """From which place on so many rows are read after those from place i on, and at which address."""
+    after = i + number
+    if after >= stop:
+        after, address = jump
+    return after if after + number <= size else i, address
+
+
 @intrinsic
 @no_type_check
-def _absorb_rows(context, like, address, row, order, i, after, some, mean, total, width):
+def _absorb_rows(context, like, address, row, order, i, later, some, mean, total, width):
     """Add some rows from place i on, less the mean so far; the sum of their squares.
 
-    What comes soon is fetched: after the last column that of as many rows from another place on.
+    What comes soon is fetched: after the last column that of the rows that are read later.
     """
 
     @no_type_check
     def code(context, builder, signature, args):
-        _, address, row, order, i, after, _, mean, total, width = args
+        _, address, row, order, i, later, _, mean, total, width = args
         pointer = context.get_value_type(types.CPointer(like))
 
         @no_type_check
-        def rows(first):
+        def rows(first, address):
             numbers = [
                 builder.load(builder.gep(order, [builder.add(first, first.type(n))]))
                 for n in range(len(some))
@@ -263,13 +275,13 @@ def _absorb_rows(context, like, address, row, order, i, after, some, mean, total
             places = [builder.add(address, builder.mul(number, row)) for number in numbers]
             return [builder.inttoptr(place, pointer) for place in places]
 
-        now, then = rows(i), rows(after)
+        now, then = rows(i, address), rows(*cgutils.unpack_tuple(builder, later))
 
         @no_type_check
         def squares(d, read):
             soon, inside = _soon(builder, d, width)
-            for one, later in zip(now, then, strict=True):
-                _prefetch(builder, builder.gep(builder.select(inside, one, later), [soon]))
+            for one, other in zip(now, then, strict=True):
+                _prefetch(builder, builder.gep(builder.select(inside, one, other), [soon]))
             shift = read(mean)
             found = [builder.fsub(read(one, like), shift) for one in now]
             more = reduce(builder.fadd, found, read(total))
@@ -280,7 +292,7 @@ def _absorb_rows(context, like, address, row, order, i, after, some, mean, total
 
         return reduce(builder.fadd, _sums(context, builder, width, len(some), squares))
 
-    return types.float64(like, address, row, order, i, after, some, mean, total, width), code
+    return types.float64(like, address, row, order, i, later, some, mean, total, width), code
 
 
 @exactly
