@@ -26,7 +26,8 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
     torch.float16: np.int16(0),
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
-WIDE = 2**12  # columns that are projected at once, so that few rows and directions stay near; measured
+WIDE = 2**12  # columns that are projected at once, so that few rows stay near; measured
+MANY = 32  # directions beyond which it is half as many, so that they stay near, too; measured
 NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
 WIDTH = 2**14  # columns of several layers that are worked on at once; ours
 
@@ -143,11 +144,12 @@ def project(
     z = flat.new_zeros(size, R) if z is None else z
     _refuse(z=(z, (size, R)), centre=(centre, (D,)), flat=(flat, (R, D)))
     directions, (middle, found) = _place(flat)[1:], _addresses(centre, z)
+    wide = WIDE if R <= MANY else WIDE // 2
 
     def rows(part: slice) -> None:
         (like, *where), spare = _place(H, part.start), flat.new_empty(R)
         shape, to = (part.stop - part.start, R, D), (found + part.start * R * 8, spare.data_ptr())
-        loops()["project"](like, like.itemsize, *where, middle, directions, shape, WIDE, *to)
+        loops()["project"](like, like.itemsize, *where, middle, directions, shape, wide, *to)
 
     _on_threads(rows, size, H.numel(), 1)
     return z
