@@ -92,8 +92,29 @@ def test_the_loops_and_their_twin_agree(seed, dtype, depth, batch, D, offset):
 
 
 @needs_numba
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("counts", [(1,), (8,), (13, 3, 1, 9), (4, 16, 5, 7), (1, 1, 1, 30)])
+def test_what_is_fetched_is_what_is_read_next(counts, blocks):
+    from pfc.fused.kernels import _later
+
+    size, read, known = sum(counts), [], []
+    stops = torch.tensor(counts).cumsum(0).tolist()
+    for count, stop in zip(counts, stops, strict=True):
+        for block in range(blocks):
+            i, jump = stop - count, (stop - count, block + 1) if block + 1 < blocks else (stop, 0)
+            for number in (8, 4, 1):
+                while i + number <= stop:
+                    read.append((i, block))
+                    known.append((number, _later(i, number, stop, size, block, jump)))
+                    i += number
+    for (i, _), after, (number, fetched) in zip(read, [*read[1:], (size, 0)], known, strict=True):
+        assert fetched[0] + number <= size  # no number of a row is read beyond the last
+        assert fetched == after or (fetched[0] == i and after[0] + number > size)
+
+
+@needs_numba
 @given(
-    problems.seeds, st.sampled_from(TYPES), *(st.integers(1, most) for most in (7, 30)), st.booleans()
+    problems.seeds, st.sampled_from(TYPES), *(st.integers(1, most) for most in (7, 40)), st.booleans()
 )
 @settings(max_examples=60, deadline=None)
 def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
@@ -270,7 +291,7 @@ from pfc.moments import ClassMoments
 assert (kernels.LANES, kernels.MOST) == (4, 3)
 fused.LEAST, g = 0, torch.Generator().manual_seed(0)
 for dtype in processor.TYPES:
-    H, y = torch.randn(14, 29, generator=g).to(dtype), torch.arange(14) % 2
+    H, y = torch.randn(26, 29, generator=g).to(dtype), torch.arange(26) % 2
     centre, flat = (torch.randn(*n, 29, generator=g, dtype=torch.float64) for n in ((), (7,)))
     found, X = ClassMoments.of(H, y), H.double()
     torch.testing.assert_close(processor.project(H, centre, flat), (X - centre) @ flat.mT)
