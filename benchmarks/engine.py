@@ -46,7 +46,9 @@ class Stored(nn.Module):
 
     def forward(self, rows: Tensor) -> None:
         """Show each layer its rows."""
-        for layer, H in zip(self.layers, self.batches[int(rows[0]) // self.size], strict=True):
+        number, inside = divmod(int(rows[0]), self.size)
+        assert not inside, "rows of a batch that was cut otherwise"
+        for layer, H in zip(self.layers, self.batches[number], strict=True):
             layer(H if len(H) == len(rows) else H[: len(rows)])
 
 

@@ -1,8 +1,9 @@
 """Where the time goes: benchmarks A and B by part, from torch's own profiler.
 
 `python benchmarks/flame.py FOLDER` runs both once under the profiler and adds up the processor time of
-each kind of operation, named by what it is for. In B the operations of bare forward passes are taken
-off, and only named ones are told: convolutions vary by more than all the others take.
+each kind of operation and of each compiled loop, named by what it is for. In B the operations of bare
+forward passes are taken off, and only named ones are told: convolutions vary by more than all the others
+take.
 """
 
 import sys
@@ -12,11 +13,17 @@ from collections.abc import Callable
 import torch
 from engine import BATCH, LAYERS, SHAPES, D, K, N, Rows, Stored
 from record import cpu_seconds, keep, one_thread
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 import pfc
+from pfc.fused import processor
 
 PARTS = {
+    "pfc::absorb": "loop: class sums and squares",
+    "pfc::relate": "loop: products of a segment's ends",
+    "pfc::increase": "loop: products of increments",
+    "pfc::project": "loop: projections, and fingerprints",
+    "pfc::gather": "loop: residuals by class",
     "aten::copy_": "upcast and clones",
     "aten::index_select": "shift: the mean of each sample's class",
     "aten::sub_": "shift: subtraction",
@@ -33,6 +40,17 @@ PARTS = {
     "aten::argmin": "nearest mean",
 }
 OTHER = "other operations, and the profiler's own time"
+
+
+def seen_by_the_profiler() -> None:
+    """Let the compiled loops appear beside torch's operations."""
+    for name, loop in processor.loops().items():
+
+        def run(*given: object, called: Callable[..., None] = loop, key: str = f"pfc::{name}") -> None:
+            with record_function(key):
+                called(*given)
+
+        processor.loops()[name] = run
 
 
 def by_operation(run: Callable[[], object]) -> Counter[str]:
@@ -57,6 +75,7 @@ def by_part(run: Callable[[], object], bare: Callable[[], object] | None = None)
 def main(spec: str) -> None:
     """Profile and write the record."""
     one_thread()
+    seen_by_the_profiler()
     g = torch.Generator().manual_seed(0)
     y = torch.randint(0, K, (N,), generator=g)
     features = [torch.randn(N, D, generator=g) + y[:, None] for _ in range(LAYERS)]

@@ -3,13 +3,15 @@
 import gc
 import subprocess
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pfc
@@ -92,30 +94,59 @@ def test_the_loops_and_their_twin_agree(seed, dtype, depth, batch, D, offset):
 
 
 @needs_numba
-@pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("counts", [(1,), (8,), (13, 3, 1, 9), (4, 16, 5, 7), (1, 1, 1, 30)])
-def test_what_is_fetched_is_what_is_read_next(counts, blocks):
-    from pfc.fused.kernels import _later
+@pytest.mark.parametrize(
+    ("width", "near"), [(20, 32), (300, 512), (40, 16)], ids=["narrow", "wide", "in blocks"]
+)
+def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near):
+    """Loops are compiled that note the addresses they fetch; `SOON` columns or `THEN` rows on."""
+    import numba
+    from numba.core import cgutils
 
-    size, read, known = sum(counts), [], []
-    stops = torch.tensor(counts).cumsum(0).tolist()
-    for count, stop in zip(counts, stops, strict=True):
-        for block in range(blocks):
-            i, jump = stop - count, (stop - count, block + 1) if block + 1 < blocks else (stop, 0)
-            for number in (8, 4, 1):
-                while i + number <= stop:
-                    read.append((i, block))
-                    known.append((number, _later(i, number, stop, size, block, jump)))
-                    i += number
-    for (i, _), after, (number, fetched) in zip(read, [*read[1:], (size, 0)], known, strict=True):
-        assert fetched[0] + number <= size  # no number of a row is read beyond the last
-        assert fetched == after or (fetched[0] == i and after[0] + number > size)
+    from pfc.fused import kernels
+
+    log = np.zeros(100_000, np.int64)
+
+    def note(builder, place):
+        whole = cgutils.ir.IntType(64)
+        start = builder.inttoptr(whole(log.ctypes.data), whole.as_pointer())
+        number = builder.add(builder.load(start), whole(1))
+        builder.store(number, start)
+        builder.store(builder.ptrtoint(place, whole), builder.gep(start, [number]))
+
+    monkeypatch.setattr(kernels, "_prefetch", note)
+    monkeypatch.setattr(processor, "NEAR", near)
+    loop = numba.njit(fastmath=kernels.FASTMATH, error_model="numpy")(kernels.absorb)
+    monkeypatch.setattr(processor, "loops", lambda: {"absorb": loop})
+    y = torch.randint(0, 4, (57,), generator=torch.Generator().manual_seed(0))
+    H, labels, zeros = torch.randn(57, width), BatchLabels.of(y), torch.zeros(4, dtype=F64)
+    means, errors = torch.zeros(2, 4, width, dtype=F64)
+    processor.absorb(H, labels, zeros, means, errors, zeros.clone(), slice(0, width))
+
+    places = [
+        (row, start)
+        for rows in labels.order.split(labels.count.int().tolist())
+        for start in range(0, width, near)
+        for row in rows.tolist()
+    ]
+    soon = Counter[int]()
+    assert min(labels.count) >= kernels.THEN
+    for (row, start), later in zip(places, places[kernels.THEN :], strict=False):
+        stop = min(start + near, width) - start
+        even = stop - stop % kernels.LANES
+        for d in (*range(0, even, kernels.LANES), *range(even, stop)):
+            after = d + min(kernels.SOON, stop)
+            at, column = ((row, start), after) if after < stop else (later, after - stop)
+            soon[H.data_ptr() + 4 * (at[0] * width + at[1] + column)] += 1
+    fetched = Counter(log[1 : log[0] + 1].tolist())
+    assert not soon - fetched  # beside it there is only what would come after the last rows
+    assert fetched.total() - soon.total() <= kernels.THEN * width
 
 
 @needs_numba
 @given(
     problems.seeds, st.sampled_from(TYPES), *(st.integers(1, most) for most in (7, 40)), st.booleans()
 )
+@example(0, torch.float32, 5, 40, wide=True)
 @settings(max_examples=60, deadline=None)
 def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
     g = torch.Generator().manual_seed(seed)

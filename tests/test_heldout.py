@@ -14,7 +14,7 @@ import pfc
 from pfc.acting.heldout import Change, dealt
 from pfc.intervals import of_change
 from pfc.measuring.loader import Batch
-from pfc.measuring.subset import hashes_of, identities_of
+from pfc.measuring.subset import COPIES, hashes_of, identities_of
 from tests.acting import batches, parts, trained
 
 Z = norm.ppf(0.975)
@@ -136,5 +136,6 @@ def test_texts_of_few_words_are_told_apart():
     assert torch.equal(identities_of(batch, hashes, some), known[some])
     assert not len(identities_of(batch, hashes, some[:0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pfc.tiles.TILE, "cpu", 6 * 7)
+        patch.setitem(pfc.tiles.TILE, "cpu", COPIES * 6 * 7)
+        assert len(ids) % 7
         assert torch.equal(identities_of(batch, hashes), known)

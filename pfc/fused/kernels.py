@@ -27,9 +27,9 @@ FASTMATH = {"reassoc", "contract", "nsz"}
 PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # no calls from C, no arrays to rewrite
 called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
-SOON = 256  # columns after which what is fetched is used; measured
+SOON, THEN = 256, 8  # columns, and rows, after which what is fetched is used; measured
 WIDEST = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-EIGHT, FOUR, ONE = (0,) * 8, (0,) * 4, (0,)  # rows at once
+MANY, FEW, ONE = (0,) * (8 if WIDEST else 4), (0,) * 4, (0,)  # rows at once, as registers allow
 LANES, MOST = (8, 9) if WIDEST else (4, 3)  # numbers of a vector, and directions that registers hold
 
 
@@ -218,18 +218,16 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
             mean, rest, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
             for d in range(some):
                 t[d] = 0.0
-            jump = (begin, at + near * itemsize) if first + near < width else (stop, address)
-            while i + 8 <= stop:
-                later = _later(i, 8, stop, size, at, jump)
-                square += _absorb_rows(like, at, row, order, i, later, EIGHT, mean, t, some)
-                i += 8
-            while i + 4 <= stop:
-                later = _later(i, 4, stop, size, at, jump)
-                square += _absorb_rows(like, at, row, order, i, later, FOUR, mean, t, some)
-                i += 4
+            jump = (begin - stop, at + near * itemsize) if first + near < width else (0, address)
+            where = row, order, stop, size, jump
+            while i + len(MANY) <= stop:
+                square += _absorb_rows(like, at, i, where, MANY, mean, t, some)
+                i += len(MANY)
+            while i + len(FEW) <= stop:
+                square += _absorb_rows(like, at, i, where, FEW, mean, t, some)
+                i += len(FEW)
             while i < stop:
-                later = _later(i, 1, stop, size, at, jump)
-                square += _absorb_rows(like, at, row, order, i, later, ONE, mean, t, some)
+                square += _absorb_rows(like, at, i, where, ONE, mean, t, some)
                 i += 1
             _move(n, m, mean, rest, t, s, some)
             step, _, _, error = _products(s, t, s, t, some)
@@ -243,39 +241,28 @@ def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
         scatter[present[p]] += gain
 
 
-@called
-@no_type_check
-def _later(i, number, stop, size, address, jump):
-    """From which place on so many rows are read after those from place i on, and at which address."""
-    after = i + number
-    if after >= stop:
-        after, address = jump
-    return after if after + number <= size else i, address
-
-
 @intrinsic
 @no_type_check
-def _absorb_rows(context, like, address, row, order, i, later, some, mean, total, width):
+def _absorb_rows(context, like, address, i, where, some, mean, total, width):
     """Add some rows from place i on, less the mean so far; the sum of their squares.
 
-    What comes soon is fetched: after the last column that of the rows that are read later.
+    What comes soon is fetched: after the last column those of the rows that are read after `THEN`.
     """
 
     @no_type_check
     def code(context, builder, signature, args):
-        _, address, row, order, i, later, _, mean, total, width = args
+        _, address, i, where, _, mean, total, width = args
+        row, order, *ends = cgutils.unpack_tuple(builder, where)
         pointer = context.get_value_type(types.CPointer(like))
 
         @no_type_check
-        def rows(first, address):
-            numbers = [
-                builder.load(builder.gep(order, [builder.add(first, first.type(n))]))
-                for n in range(len(some))
-            ]
-            places = [builder.add(address, builder.mul(number, row)) for number in numbers]
-            return [builder.inttoptr(place, pointer) for place in places]
+        def at(place, address):
+            number = builder.load(builder.gep(order, [place]))
+            return builder.inttoptr(builder.add(address, builder.mul(number, row)), pointer)
 
-        now, then = rows(i, address), rows(*cgutils.unpack_tuple(builder, later))
+        places = [builder.add(i, i.type(n)) for n in range(len(some))]
+        now = [at(place, address) for place in places]
+        then = [at(*_later(builder, place, address, *ends)) for place in places]
 
         @no_type_check
         def squares(d, read):
@@ -292,7 +279,18 @@ def _absorb_rows(context, like, address, row, order, i, later, some, mean, total
 
         return reduce(builder.fadd, _sums(context, builder, width, len(some), squares))
 
-    return types.float64(like, address, row, order, i, later, some, mean, total, width), code
+    return types.float64(like, address, i, where, some, mean, total, width), code
+
+
+@no_type_check
+def _later(builder, place, address, stop, size, jump):
+    """Place and address of the row that is read `THEN` rows after one; of that one, if there is none."""
+    shift, there = cgutils.unpack_tuple(builder, jump)
+    after = builder.add(place, place.type(THEN))
+    inside = builder.icmp_signed("<", after, stop)
+    after = builder.select(inside, after, builder.add(after, shift))
+    known = builder.icmp_signed("<", after, size)
+    return builder.select(known, after, place), builder.select(inside, address, there)
 
 
 @exactly
@@ -557,7 +555,8 @@ def _multiply(context, rows, ahead, middle, width, ways, apart, directions, z):
 @no_type_check
 def _soon(builder, d, width):
     """The column that comes soon after one, of another row if none; whether it is of the same row."""
-    soon = builder.add(d, d.type(SOON))
+    few = builder.icmp_signed("<", width, width.type(SOON))
+    soon = builder.add(d, builder.select(few, width, width.type(SOON)))
     inside = builder.icmp_signed("<", soon, width)
     return builder.select(inside, soon, builder.sub(soon, width)), inside
 

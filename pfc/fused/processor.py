@@ -27,7 +27,7 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
 }
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows stay near; measured
-MANY = 32  # directions beyond which it is half as many, so that they stay near, too; measured
+MANY = 32  # directions of which so many columns stay near, too; of more only half; measured
 NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
 WIDTH = 2**14  # columns of several layers that are worked on at once; ours
 
@@ -225,7 +225,7 @@ def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B
 
 def _by_rows(H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """A layer with each row's numbers side by side; copied if need be."""
-    return H if H.stride(1) == 1 and not H.is_neg() else H.resolve_neg().contiguous()
+    return (H if H.stride(1) == 1 else H.contiguous()).resolve_neg()
 
 
 def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.generic, int, int]:

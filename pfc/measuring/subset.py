@@ -19,7 +19,7 @@ from pfc.profile.classes import SamplePoints
 from pfc.tiles import row_tiles
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
-COPIES = 8  # of each number that stay in the cache while it is mixed, at most; measured
+COPIES = 8  # of a tile's numbers that mixing them takes room for in the processor's cache; measured
 SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
@@ -130,7 +130,8 @@ def identities_of(
         return hashes[rows]
     bits = _bits(x[rows if isinstance(rows, slice) else rows.to(x.device)])
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
-    tiles = row_tiles(bits, slice(0, COPIES * bits.shape[1]))
+    copies = COPIES if bits.device.type in SYNCHRONOUS_DEVICES else 1
+    tiles = row_tiles(bits, slice(0, copies * bits.shape[1]))
     found = (_mixed(bits[tile] + place).sum(1) for tile in tiles)
     return torch.cat([place[:0], *found]).to(hashes.device)
 
