@@ -146,7 +146,7 @@ def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near):
 @given(
     problems.seeds, st.sampled_from(TYPES), *(st.integers(1, most) for most in (7, 40)), st.booleans()
 )
-@example(0, torch.float32, 5, 40, wide=True)
+@example(seed=0, dtype=torch.float32, rows=5, R=40, wide=True)
 @settings(max_examples=60, deadline=None)
 def test_products_with_any_number_of_directions(seed, dtype, rows, R, wide):
     g = torch.Generator().manual_seed(seed)
