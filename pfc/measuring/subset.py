@@ -19,7 +19,7 @@ from pfc.profile.classes import SamplePoints
 from pfc.tiles import row_tiles
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours
-COPIES = 8  # of a tile's numbers that mixing them takes room for in the processor's cache; measured
+COPIES = 8  # numbers of a tile that each counts for while it is mixed on the processor; measured
 SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ODD = -7046029254386353131  # 2^64 over the golden ratio
