@@ -97,8 +97,9 @@ def test_the_loops_and_their_twin_agree(seed, dtype, depth, batch, D, offset):
 @pytest.mark.parametrize(
     ("width", "near"), [(20, 32), (300, 512), (40, 16)], ids=["narrow", "wide", "in blocks"]
 )
-def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near):
-    """Loops are compiled that note the addresses they fetch; `SOON` columns or `THEN` rows on."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near, dtype):
+    """Loops are compiled that note the addresses they fetch; `SOON` bytes or `THEN` rows on."""
     import numba
     from numba.core import cgutils
 
@@ -118,7 +119,7 @@ def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near):
     loop = numba.njit(fastmath=kernels.FASTMATH, error_model="numpy")(kernels.absorb)
     monkeypatch.setattr(processor, "loops", lambda: {"absorb": loop})
     y = torch.randint(0, 4, (57,), generator=torch.Generator().manual_seed(0))
-    H, labels, zeros = torch.randn(57, width), BatchLabels.of(y), torch.zeros(4, dtype=F64)
+    H, labels, zeros = torch.randn(57, width).to(dtype), BatchLabels.of(y), torch.zeros(4, dtype=F64)
     means, errors = torch.zeros(2, 4, width, dtype=F64)
     processor.absorb(H, labels, zeros, means, errors, zeros.clone(), slice(0, width))
 
@@ -134,9 +135,9 @@ def test_what_is_fetched_is_what_is_read_soon(monkeypatch, width, near):
         stop = min(start + near, width) - start
         even = stop - stop % kernels.LANES
         for d in (*range(0, even, kernels.LANES), *range(even, stop)):
-            after = d + min(kernels.SOON, stop)
+            after = d + min(kernels.SOON // H.itemsize, stop)
             at, column = ((row, start), after) if after < stop else (later, after - stop)
-            soon[H.data_ptr() + 4 * (at[0] * width + at[1] + column)] += 1
+            soon[H.data_ptr() + H.itemsize * (at[0] * width + at[1] + column)] += 1
     fetched = Counter(log[1 : log[0] + 1].tolist())
     assert not soon - fetched  # beside it there is only what would come after the last rows
     assert fetched.total() - soon.total() <= kernels.THEN * width

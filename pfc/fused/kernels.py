@@ -27,7 +27,7 @@ FASTMATH = {"reassoc", "contract", "nsz"}
 PLAIN = {"no_cfunc_wrapper": True, "no_rewrites": True}  # no calls from C, no arrays to rewrite
 called = register_jitable(**PLAIN)  # of functions that only loops call
 exactly = register_jitable(**PLAIN, fastmath=False)  # where sums keep their order
-SOON, THEN = 256, 8  # columns, and rows, after which what is fetched is used; measured
+SOON, THEN = 2**10, 8  # bytes of a row, and rows, after which what is fetched is used; measured
 WIDEST = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 MANY, FEW, ONE = (0,) * (8 if WIDEST else 4), (0,) * 4, (0,)  # rows at once, as registers allow
 LANES, MOST = (8, 9) if WIDEST else (4, 3)  # numbers of a vector, and directions that registers hold
@@ -253,7 +253,7 @@ def _absorb_rows(context, like, address, i, where, some, mean, total, width):
     def code(context, builder, signature, args):
         _, address, i, where, _, mean, total, width = args
         row, order, *ends = cgutils.unpack_tuple(builder, where)
-        pointer = context.get_value_type(types.CPointer(like))
+        pointer, far = context.get_value_type(types.CPointer(like)), _far(context, like)
 
         @no_type_check
         def at(place, address):
@@ -266,7 +266,7 @@ def _absorb_rows(context, like, address, i, where, some, mean, total, width):
 
         @no_type_check
         def squares(d, read):
-            soon, inside = _soon(builder, d, width)
+            soon, inside = _soon(builder, d, width, far)
             for one, other in zip(now, then, strict=True):
                 _prefetch(builder, builder.gep(builder.select(inside, one, other), [soon]))
             shift = read(mean)
@@ -526,10 +526,11 @@ def _multiply(context, rows, ahead, middle, width, ways, apart, directions, z):
         rows, z = (cgutils.unpack_tuple(builder, three) for three in (rows, z))
         number = partial(context.get_constant, types.intp)
         kind, first = signature.args[0].dtype.dtype, number(0)
+        far = _far(context, kind)
 
         @no_type_check
         def products(near, d, read):
-            soon, inside = _soon(builder, d, width)
+            soon, inside = _soon(builder, d, width, far)
             soon = builder.select(inside, soon, builder.add(soon, ahead))
             for row in rows:
                 _prefetch(builder, builder.gep(row, [soon]))
@@ -553,10 +554,16 @@ def _multiply(context, rows, ahead, middle, width, ways, apart, directions, z):
 
 
 @no_type_check
-def _soon(builder, d, width):
-    """The column that comes soon after one, of another row if none; whether it is of the same row."""
-    few = builder.icmp_signed("<", width, width.type(SOON))
-    soon = builder.add(d, builder.select(few, width, width.type(SOON)))
+def _far(context, kind):
+    """Columns of a type after which what is fetched is used."""
+    return SOON // context.get_abi_sizeof(context.get_value_type(kind))
+
+
+@no_type_check
+def _soon(builder, d, width, far):
+    """The column so far after one, of another row if none; whether it is of the same row."""
+    few = builder.icmp_signed("<", width, width.type(far))
+    soon = builder.add(d, builder.select(few, width, width.type(far)))
     inside = builder.icmp_signed("<", soon, width)
     return builder.select(inside, soon, builder.sub(soon, width)), inside
 
