@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.fused import programs
-from pfc.fused.processor import side_by_side
+from pfc.fused.processor import by_rows, side_by_side
 from pfc.labels import BatchLabels
 
 COLUMNS = 128  # that a program has at once; ours
@@ -37,7 +37,7 @@ def absorb(
     beside: Float64[Tensor, "2 P C"] | None = None,
 ) -> Float64[Tensor, "2 P"] | None:
     """As in `Loops`."""
-    (H,), start, width = side_by_side([H]), columns.start, columns.stop - columns.start
+    H, start, width = by_rows(H), columns.start, columns.stop - columns.start
     n, starts = count[labels.present], labels.count.cumsum(0) - labels.count
     P = len(n)
     gained = n.new_empty(P, triton.cdiv(width, COLUMNS))
@@ -104,7 +104,7 @@ def project(
     z: Float64[Tensor, "B R"] | None = None,
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    (H,), (flat,) = side_by_side([H]), side_by_side([flat])
+    H, flat = by_rows(H), by_rows(flat)
     z = flat.new_zeros(len(H), len(flat)) if z is None else z
     side = max(2, triton.next_power_of_2(len(flat)))
     with torch.cuda.device_of(H):

@@ -88,7 +88,7 @@ def absorb(
     beside: Float64[Tensor, "2 P C"] | None = None,
 ) -> Float64[Tensor, "2 P"] | None:
     """As in `Loops`."""
-    H, start, width = _by_rows(H), columns.start, columns.stop - columns.start
+    H, start, width = by_rows(H), columns.start, columns.stop - columns.start
     like, *where = _place(H, column=start)
     own, products, other = (0, 0, 0), None, (0, 0)
     if kept is not None:
@@ -139,7 +139,7 @@ def project(
     z: Float64[Tensor, "B R"] | None = None,
 ) -> Float64[Tensor, "B R"]:
     """As in `Loops`."""
-    H, flat = _by_rows(H), _by_rows(flat)
+    H, flat = by_rows(H), by_rows(flat)
     (size, D), R = H.shape, flat.shape[0]
     z = flat.new_zeros(size, R) if z is None else z
     _refuse(z=(z, (size, R)), centre=(centre, (D,)), flat=(flat, (R, D)))
@@ -164,7 +164,7 @@ def gather(
     pairs: Float64[Tensor, "Q P"],
 ) -> None:
     """Add samples to what is gathered by class, and to numbers of pairs if kept; see `NearestMean`."""
-    z, size, (P, R) = _by_rows(z), places.shape[0], points.shape
+    z, size, (P, R) = by_rows(z), places.shape[0], points.shape
     _refuse(z=(z, (size, R)), nearest=(nearest, (size,)))
     if size and int(places.min()) < 0:
         raise ValueError("labels must be of classes that the span knows")
@@ -220,10 +220,10 @@ def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B
     if len({H.dtype for H in batch}) > 1:
         widest = reduce(torch.promote_types, (H.dtype for H in batch))
         batch = [H.to(widest) for H in batch]
-    return [*map(_by_rows, batch)]
+    return [*map(by_rows, batch)]
 
 
-def _by_rows(H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+def by_rows(H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """A layer with each row's numbers side by side; copied if need be."""
     return (H if H.stride(1) == 1 else H.contiguous()).resolve_neg()
 
