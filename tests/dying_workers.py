@@ -1,5 +1,6 @@
 """Measures with loaders whose workers die in different ways, and prints what is said of each."""
 
+import gc
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def main():
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     for workers, (way, how) in zip((1, 2, 1, 2, 2), [*HOW.items(), *HOW.items()], strict=False):
         said = ""
+        gc.collect()  # of the loader before: a worker that finalises it waits for threads it has not
         try:
             pfc.measure(net, DataLoader(Fatal(how), 10, num_workers=workers), progress=False)
         except ValueError as error:
