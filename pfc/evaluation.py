@@ -122,7 +122,7 @@ def is_sharded(module: nn.Module) -> bool:
 @contextmanager
 def _sharded_again(model: nn.Module) -> Iterator[None]:
     """What `fully_shard` made of modules is made again: a forward pass alone leaves the root whole."""
-    parts = [module for module in model.modules() if is_sharded(module)]
+    parts = [module for module in model.modules() if is_sharded(module)] if is_sharded(model) else []
     try:
         yield
     finally:

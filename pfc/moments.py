@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import Loops, loops_for
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
@@ -237,10 +238,14 @@ class SegmentMoments:
 
     def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
         """Put the mean of each class that is seen for the first time at its first sample."""
-        k, begins = labels.present, labels.first
+        k, begins, count = labels.present, labels.first, self.layers[0].count
+        known, asked = count[k] > 0, count.device.type in SYNCHRONOUS_DEVICES
+        if asked:  # other devices would have to be waited for
+            k, begins = k[~known], begins[~known]
         for layer, H in zip(self.layers, batch, strict=True):
             first = H[begins].double()
-            layer.mean[k] = torch.where(layer.count[k][:, None] > 0, layer.mean[k], first)
+            first = first if asked else torch.where(known[:, None], layer.mean[k], first)
+            layer.mean.index_copy_(0, k, first)
 
     def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:
         """Add a batch to the layers by compiled loops; what cross-layer statistics gain."""

@@ -18,9 +18,10 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
 from pfc.prototypes import Prototypes
-from pfc.tiles import column_tiles, row_tiles, rows_at_once, scratch, upcast
+from pfc.tiles import column_tiles, coordinates, row_tiles, rows_at_once, scratch, upcast
 
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
+STEEP = 2**5  # times weaker than the strongest, up to which directions are formed at once; ours
 LINE = 8  # numbers of a line of the processor's cache
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
 
@@ -72,10 +73,11 @@ class MeansSpan:
         means = moments.present()
         pi = class_weights(means.count, weighting) if weights is None else weights[seen]
         centre, error, M = means.about_centre(pi)
-        basis, values, floor = _directions(M * pi.sqrt()[:, None], _rounding(means))
+        basis, values, floor = _directions(M, pi, _rounding(means))
         if not bool(pi.all()):  # the means of no weight need further directions
             noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)
-            more, _, floor = _directions(_beyond(M[pi == 0], basis), torch.maximum(floor, noise))
+            rest = _beyond(M[pi == 0], basis)
+            more, _, floor = _directions(rest, torch.ones_like(rest[:, 0]), torch.maximum(floor, noise))
             more = torch.linalg.qr(_beyond(more.mT, basis).mT).Q
             basis = torch.cat([basis.mT, more.mT]).mT
             values = torch.cat([values, values.new_zeros(more.shape[1])])
@@ -104,14 +106,29 @@ class MeansSpan:
 
 
 def _directions(
-    M: Float64[Tensor, "P D"], rounding: Float64[Tensor, ""]
+    M: Float64[Tensor, "P D"], weights: Float64[Tensor, " P"], rounding: Float64[Tensor, ""]
 ) -> tuple[Float64[Tensor, "D R"], Float64[Tensor, " R"], Float64[Tensor, ""]]:
-    """The singular directions of a matrix as columns, their values, and what these are above."""
-    wide = M.shape[0] < M.shape[1]  # what is tall is decomposed in half of the time
-    left, values, right = torch.linalg.svd(M.mT if wide else M, full_matrices=False)
+    """The singular directions of weighted rows as columns, their values, and what these are above."""
+    scale, near = weights.sqrt()[:, None], coordinates(M)
+    left, values, right = _svd(near * scale)
     floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
     rank = int((values > floor).sum())
-    return (left.mT if wide else right)[:rank].contiguous().mT, values[:rank], floor
+    left, values = left[:, :rank], values[:rank]
+    if near is M:
+        flat = right[:rank].contiguous()
+    elif bool((values * STEEP >= values[:1]).all()):
+        flat = (left * scale / values).mT @ M  # which loses as many digits as the values span
+    else:
+        flat = _svd(M * scale)[2][:rank].contiguous()
+    return flat.mT, values, floor
+
+
+def _svd(M: Float64[Tensor, "P D"]) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin decomposition; what is tall is decomposed in half of the time."""
+    if M.shape[0] >= M.shape[1]:
+        return torch.linalg.svd(M, full_matrices=False)
+    left, values, right = torch.linalg.svd(M.mT, full_matrices=False)
+    return right.mT, values, left.mT
 
 
 def _beyond(M: Float64[Tensor, "P D"], basis: Float64[Tensor, "D R"]) -> Float64[Tensor, "P D"]:

@@ -10,6 +10,8 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
+TALL = 2**9  # rows that are made triangular at once, so that they stay in the cache; measured
+SPARED = 1.5  # times fewer numbers of some rows, for which a basis is worth it; ours
 FEWEST = 256  # rows of a product, so that reading the other factor does not cost the most; measured
 
 
@@ -76,3 +78,15 @@ def inner(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a 
         return A @ B.mT
     with np.errstate(all="ignore"):  # infinity and NaN are told elsewhere, if they are to be told
         return torch.from_numpy(np.matmul(A.numpy(), B.numpy().T))
+
+
+def coordinates(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
+    """Rows in an orthonormal basis of their span, or as they are where that is hardly fewer numbers."""
+    # a triangular factor of some columns, stacked on others', has that of all: no product loses digits
+    P, D = M.shape
+    if D <= SPARED * P:
+        return M
+    height = max(TALL, 4 * P)
+    cut = D // height * height
+    parts = torch.linalg.qr(M[:, :cut].unflatten(1, (D // height, height)).permute(1, 2, 0), mode="r").R
+    return torch.linalg.qr(torch.cat([parts.flatten(0, 1), M[:, cut:].mT]), mode="r").R.mT

@@ -55,7 +55,7 @@ def test_the_coordinates_of_the_means_do_not_matter(D, monkeypatch):
         "9 numbers instead of 6 are few more"
     )
     for spared in (0.0, math.inf):  # always in a basis of their span, and never
-        monkeypatch.setattr("pfc.profile.segment.SPARED", spared)
+        monkeypatch.setattr("pfc.tiles.SPARED", spared)
         found.append(segment(A, B, y))
     (few, all_), t = found, torch.linspace(0, 1, 7, dtype=F64)
     assert (few.means.shape[2], all_.means.shape[2]) == (min(D, 6), D)

@@ -1,15 +1,18 @@
 """Nearest class means in the span of the means: exact decisions, scatter and sameness."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 
-import pfc.moments
 import pfc.nearest
+import pfc.tiles
 from pfc.moments import ClassMoments
 from pfc.nearest import Axes, MeansSpan, NearestMean, project
 from pfc.prototypes import Prototypes
+from pfc.tiles import coordinates
 from tests import problems
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -93,6 +96,46 @@ def test_span_is_orthonormal_and_keeps_distances():
     )
     pi = moments.count / moments.count.sum()
     torch.testing.assert_close(pi @ span.points, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_coordinates_of_wide_rows_keep_the_digits_of_each(seed, monkeypatch):
+    """Rows of sizes 1e-8 to 1e8, in whatever parts their columns are made triangular."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(pfc.tiles, "TALL", int(rng.integers(1, 40)))
+    P = int(rng.integers(1, 9))
+    D = int(rng.integers(1, 200))
+    rows = rng.standard_normal((P, D)) * 10.0 ** rng.integers(-8, 9, size=(P, 1))
+    rows[-1] = rows[0] * rng.choice([-1, 0, 1])
+    M = torch.from_numpy(rows)
+    near = coordinates(M)
+    assert near.shape == (P, P) if D > 1.5 * P else near is M
+    size = rows.astype(np.longdouble)
+    gram, norms = size @ size.T, np.sqrt((size**2).sum(1))
+    missed = np.abs((near @ near.mT).numpy() - gram)
+    assert (missed <= 1e-14 * np.outer(norms, norms)).all()
+
+
+@pytest.mark.parametrize("weighting", ["class", "sample"])
+@pytest.mark.parametrize("steep", [1, 20, 50, 1e5])
+def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting):
+    """Of directions as strong as each other, nearly so, and so weak that they are formed apart."""
+    g = torch.Generator().manual_seed(int(steep))
+    K, D = 7, 1500
+    y = torch.arange(K).repeat_interleave(torch.arange(1, K + 1))
+    ways = torch.linalg.qr(torch.randn(D, K, generator=g, dtype=torch.float64)).Q.mT
+    means = torch.randn(K, K, generator=g, dtype=torch.float64)
+    H = (means * torch.logspace(0, -math.log10(steep), K, dtype=torch.float64)) @ ways + 3
+    span = MeansSpan.of(ClassMoments.of(H[y], y), weighting)
+    pi = torch.ones(K).double() if weighting == "class" else y.bincount().double()
+    pi /= pi.sum()
+    M = H - pi @ H
+    _, values, right = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)
+    torch.testing.assert_close(span.values, values[: K - 1], rtol=1e-10, atol=0)
+    torch.testing.assert_close(span.basis.mT @ span.basis, torch.eye(K - 1).double(), rtol=0, atol=1e-13)
+    along = (span.basis.mT @ right[: K - 1].mT).diagonal().abs()
+    torch.testing.assert_close(along, torch.ones_like(along), rtol=1e-10, atol=0)
+    torch.testing.assert_close(span.points @ span.basis.mT, M, rtol=0, atol=1e-13)
 
 
 def test_small_singular_values_keep_their_digits():

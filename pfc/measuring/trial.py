@@ -236,7 +236,8 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        own = [value for module in model.modules() for value in vars(module).values()]
+        plain = vars(nn.Module()).keys()
+        own = [vars(module)[name] for module in model.modules() for name in vars(module).keys() - plain]
         resting = [*model.parameters(), *model.buffers(), *found(Tensor, tuple(own))]
         self.running: list[str] = []
         self._resting = {id(tensor) for tensor in resting}
@@ -265,6 +266,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", "").partition(".")[0]
+        if op in ASKS and not isinstance(told := func(*args, **kwargs), Tensor):
+            return told
         arguments = changed(Tensor, self.made, (args, kwargs))  # before in-place operations change it
         out = func(*args, **kwargs)
         result = args[0] if op == "__setitem__" else out
@@ -305,6 +308,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return () if is_lazy(tensor) else (*tensor.shape,)
 
 
+ASKS = frozenset({"__get__", "is_inference"})  # what writes nothing; the hooks here ask most often
 ALIKE = frozenset({  # what leaves numbers as they are, but for their type and arrangement
     *("to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach"),
     *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"),

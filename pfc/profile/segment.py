@@ -13,10 +13,10 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
 from pfc.theory.geodesic import Certificate, Line, OnLine
 from pfc.theory.path import Path, PathSample, path_of
+from pfc.tiles import coordinates
 from pfc.warning import renamed
 
 Position = Literal["path", "chord", "proj", "index"]
-SPARED = 1.5  # times fewer numbers of the means, for which a basis is worth it; ours
 KINDS: tuple[Position, ...] = ("path", "chord", "proj", "index")
 
 
@@ -69,9 +69,7 @@ class Segment:
         """Read a segment from its moments, the second pass's curves, and its samples' own paths."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
-        M = torch.cat([end.centred() for end in ends])
-        if M.shape[1] > SPARED * len(M):
-            M = torch.linalg.qr(M.mT, mode="r").R.mT
+        M = coordinates(torch.cat([end.centred() for end in ends]))
         return cls(
             start=start,
             layers=tuple(layers),
