@@ -154,10 +154,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write named tensors with string metadata as safetensors in one step: the same bytes every time."""
-    ready = {  # copies: tied weights share memory, which the format refuses
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {**metadata, "checksum": _checksum(ready, metadata)}
     replace_file(path, lambda new: _save(ready, new, about))
 
@@ -170,8 +167,8 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     try:
         if all(tensor.dtype in OF_NUMPY for tensor in tensors.values()):  # in less than half of the time
             save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, path, metadata)
-        else:
-            save_file(tensors, path, metadata)
+        else:  # copies: tied weights share memory, which is refused here
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:
         if told := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(told[1]), os.strerror(int(told[1]))) from None
@@ -189,8 +186,14 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     told = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     total = zlib.crc32(json.dumps([told, metadata], sort_keys=True).encode())
     for name in names:
-        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
+        total = zlib.crc32(_bytes(tensors[name]), total)
     return f"{total:08x}"
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """What Python reads as the bytes of a contiguous tensor."""
+    known = tensor.dtype in OF_NUMPY
+    return (tensor if known else tensor.reshape(-1).view(torch.uint8)).numpy()
 
 
 def check_format(found: Any, ours: str, path: Path) -> None:

@@ -17,8 +17,9 @@ ForwardPrecision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 UNITS = ("amx_bf16", "avx512_bf16")  # the flags of x86 processors that multiply bfloat16 by themselves
 
-MODULE_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
-TENSOR_HOOKS = ("backward", "post_accumulate_grad")
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+PLAIN = (bool, int, float, str, tuple, type(None))  # settings of modules
 WARM = 3  # steps of a size before it is recorded: libraries choose their kernels in them
 
 
@@ -102,19 +103,18 @@ def is_plain(net: nn.Module) -> bool:
     """Whether a network is one of ours as it was written, and nobody listens to its steps."""
     if type(net) not in {FCResNet, ConvResNet} or module._has_any_global_hook():
         return False
-    heard = any(map(_heard, net.modules())) or any(map(_heard, net.parameters()))
-    return all(map(_known, net.modules())) and not heard
+    parts: list[nn.Module | Tensor] = [*net.modules(), *net.parameters()]
+    return all(map(_known, net.modules())) and not any(map(_heard, parts))
 
 
 def made_of(net: nn.Module) -> tuple[object, ...]:
     """What a recorded step holds of a network besides the values of its tensors."""
-    plain = (bool, int, float, str, tuple, type(None))
     tensors = [
         (id(t), t.data_ptr(), t.stride(), t.dtype, t.requires_grad)
         for t in (*net.parameters(), *net.buffers())
     ]
     parts = [
-        (type(part), id(part), *(value for value in vars(part).values() if isinstance(value, plain)))
+        (type(part), id(part), *(value for value in vars(part).values() if isinstance(value, PLAIN)))
         for part in net.modules()
     ]
     return *tensors, *parts
@@ -127,5 +127,7 @@ def _known(part: nn.Module) -> bool:
 
 def _heard(part: nn.Module | Tensor) -> bool:
     """Whether a hook of a module or a parameter would be called in a step."""
-    kinds = MODULE_HOOKS if isinstance(part, nn.Module) else TENSOR_HOOKS
-    return any(getattr(part, f"_{kind}_hooks") for kind in kinds)
+    for hooks in MODULE_HOOKS if isinstance(part, nn.Module) else TENSOR_HOOKS:
+        if getattr(part, hooks):
+            return True
+    return False

@@ -46,9 +46,12 @@ class TracedSteps:
     @staticmethod
     def may(net: nn.Module, device: torch.device) -> bool:
         """Whether all that a step does is known: a network of ours, on the CPU, not listened to."""
-        known = all(type(part) in PARTS for part in net.modules())
-        averaging = (getattr(part, "momentum", 0) is None for part in net.modules())  # by a count
-        return device.type == "cpu" and is_plain(net) and known and not any(averaging)
+        if device.type != "cpu" or not is_plain(net):
+            return False
+        # batch normalisation without a momentum averages by a count, which a trace would not follow
+        return all(
+            type(part) in PARTS and vars(part).get("momentum", 0) is not None for part in net.modules()
+        )
 
     def renew(self) -> None:
         """Make plain steps from now on, as the network is another, and may become yet another."""

@@ -179,8 +179,11 @@ def _nothing_gains(G: np.ndarray) -> bool:
 def _some_pair_gains(G: np.ndarray, own: np.ndarray) -> bool:
     """Whether two samples would gain by an exchange, by more than rounding may do."""
     least = -16 * EPS * float(np.abs(own).max())
-    pairs = ((own[at, None] + own - G[at] - G[:, at].T).min() for at in _blocks(len(G)))
-    return any(gain < least for gain in pairs)
+    for at in _blocks(len(G)):
+        on = slice(at.start, None)  # those before have been paired with these
+        if (own[at, None] + own[on] - G[at, on] - G[on, at].T).min() < least:
+            return True
+    return False
 
 
 def _reduced(G: np.ndarray) -> np.ndarray:
