@@ -154,7 +154,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write named tensors with string metadata as safetensors in one step: the same bytes every time."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    ready = {
+        name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        for name, tensor in tensors.items()
+    }
     about = {**metadata, "checksum": _checksum(ready, metadata)}
     replace_file(path, lambda new: _save(ready, new, about))
 

@@ -239,12 +239,12 @@ class SegmentMoments:
     def _begin(self, batch: Sequence[Tensor], labels: BatchLabels) -> None:
         """Put the mean of each class that is seen for the first time at its first sample."""
         k, begins, count = labels.present, labels.first, self.layers[0].count
-        known, asked = count[k] > 0, count.device.type in SYNCHRONOUS_DEVICES
-        if asked:  # other devices would have to be waited for
+        known, waits = count[k] > 0, count.device.type not in SYNCHRONOUS_DEVICES
+        if not waits:
             k, begins = k[~known], begins[~known]
         for layer, H in zip(self.layers, batch, strict=True):
             first = H[begins].double()
-            first = first if asked else torch.where(known[:, None], layer.mean[k], first)
+            first = torch.where(known[:, None], layer.mean[k], first) if waits else first
             layer.mean.index_copy_(0, k, first)
 
     def _absorb(self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:

@@ -21,7 +21,8 @@ from pfc.prototypes import Prototypes
 from pfc.tiles import column_tiles, coordinates, row_tiles, rows_at_once, scratch, upcast
 
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
-STEEP = 2**5  # times weaker than the strongest, up to which directions are formed at once; ours
+WIDE = 2**8  # times as many columns as rows, from which on coordinates of the rows come first; measured
+STEEP = 2**3  # times weaker than the strongest, from which on directions are made orthogonal; ours
 LINE = 8  # numbers of a line of the processor's cache
 FEW = 64  # columns up to which a product is twice as fast with its few rows first; measured
 
@@ -109,18 +110,15 @@ def _directions(
     M: Float64[Tensor, "P D"], weights: Float64[Tensor, " P"], rounding: Float64[Tensor, ""]
 ) -> tuple[Float64[Tensor, "D R"], Float64[Tensor, " R"], Float64[Tensor, ""]]:
     """The singular directions of weighted rows as columns, their values, and what these are above."""
-    scale, near = weights.sqrt()[:, None], coordinates(M)
+    scale, near = weights.sqrt()[:, None], coordinates(M) if M.shape[1] >= WIDE * len(M) else M
     left, values, right = _svd(near * scale)
     floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
     rank = int((values > floor).sum())
     left, values = left[:, :rank], values[:rank]
-    if near is M:
-        flat = right[:rank].contiguous()
-    elif bool((values * STEEP >= values[:1]).all()):
-        flat = (left * scale / values).mT @ M  # which loses as many digits as the values span
-    else:
-        flat = _svd(M * scale)[2][:rank].contiguous()
-    return flat.mT, values, floor
+    basis = right[:rank].mT if near is M else ((left * scale / values).mT @ M).mT
+    if near is not M and bool((values * STEEP < values[:1]).any()):  # as oblique as the values span
+        basis = torch.linalg.qr(basis).Q
+    return basis.mT.contiguous().mT, values, floor
 
 
 def _svd(M: Float64[Tensor, "P D"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
-TALL = 2**9  # rows that are made triangular at once, so that they stay in the cache; measured
+TALL = 2**9  # columns of few wide rows that are made triangular at once, in the cache; measured
 SPARED = 1.5  # times fewer numbers of some rows, for which a basis is worth it; ours
 FEWEST = 256  # rows of a product, so that reading the other factor does not cost the most; measured
 
@@ -82,7 +82,7 @@ def inner(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a 
 
 def coordinates(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
     """Rows in an orthonormal basis of their span, or as they are where that is hardly fewer numbers."""
-    # a triangular factor of some columns, stacked on others', has that of all: no product loses digits
+    # the triangular factor of all columns is that of their parts' factors; nothing is squared
     P, D = M.shape
     if D <= SPARED * P:
         return M

@@ -94,6 +94,8 @@ def test_tensors_come_back_and_a_changed_bit_is_seen(tmp_path):
     kinds = (torch.float64, torch.bfloat16, torch.int8, torch.bool, torch.complex64)
     tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in kinds}
     tensors |= {"empty": torch.zeros(0, 3), "one": torch.tensor(3.0)}
+    turned = torch.tensor([1 + 2j]).conj()
+    tensors |= {"conjugate": turned, "negative": turned.imag, "tied": tensors["one"]}
     write_tensors(path, tensors, format="f-1", note="\N{LATIN SMALL LETTER E WITH ACUTE}\x01")
     again, about = read_tensors(path, "f-1")
     assert about == {"format": "f-1", "note": "\N{LATIN SMALL LETTER E WITH ACUTE}\x01"}

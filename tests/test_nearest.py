@@ -117,25 +117,46 @@ def test_coordinates_of_wide_rows_keep_the_digits_of_each(seed, monkeypatch):
 
 
 @pytest.mark.parametrize("weighting", ["class", "sample"])
-@pytest.mark.parametrize("steep", [1, 20, 50, 1e5])
+@pytest.mark.parametrize("steep", [1.0, 7.9, 8.1, 1e5])
 def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting):
-    """Of directions as strong as each other, nearly so, and so weak that they are formed apart."""
-    g = torch.Generator().manual_seed(int(steep))
-    K, D = 7, 1500
+    """Of directions alike in strength, nearly so, and so weak that what is formed of them is oblique."""
+    K, D, g = 7, 2000, torch.Generator().manual_seed(int(steep))
     y = torch.arange(K).repeat_interleave(torch.arange(1, K + 1))
-    ways = torch.linalg.qr(torch.randn(D, K, generator=g, dtype=torch.float64)).Q.mT
-    means = torch.randn(K, K, generator=g, dtype=torch.float64)
-    H = (means * torch.logspace(0, -math.log10(steep), K, dtype=torch.float64)) @ ways + 3
-    span = MeansSpan.of(ClassMoments.of(H[y], y), weighting)
     pi = torch.ones(K).double() if weighting == "class" else y.bincount().double()
     pi /= pi.sum()
-    M = H - pi @ H
-    _, values, right = torch.linalg.svd(M * pi.sqrt()[:, None], full_matrices=False)
-    torch.testing.assert_close(span.values, values[: K - 1], rtol=1e-10, atol=0)
-    torch.testing.assert_close(span.basis.mT @ span.basis, torch.eye(K - 1).double(), rtol=0, atol=1e-13)
-    along = (span.basis.mT @ right[: K - 1].mT).diagonal().abs()
-    torch.testing.assert_close(along, torch.ones_like(along), rtol=1e-10, atol=0)
+    around = torch.cat([pi.sqrt()[:, None], torch.randn(K, K - 1, generator=g).double()], 1)
+    left = torch.linalg.qr(around).Q[:, 1:]  # of means whose weighted mean is 0
+    right = torch.linalg.qr(torch.randn(D, K - 1, generator=g).double()).Q
+    values = torch.logspace(0, -math.log10(steep), K - 1, dtype=torch.float64)
+    M = (left * values) @ right.mT / pi.sqrt()[:, None]
+    span = MeansSpan.of(ClassMoments.of((M + 3)[y], y), weighting)
+    torch.testing.assert_close(span.values, values, rtol=1e-15 * steep + 1e-14, atol=0)
+    eye = torch.eye(K - 1, dtype=torch.float64)
+    torch.testing.assert_close(
+        span.basis.mT @ span.basis, eye, rtol=0, atol=2e-15 * min(steep, 8) + 2e-15
+    )
+    missed = right - span.basis @ (span.basis.mT @ right)
+    assert (missed.norm(dim=0) <= 1e-14 * values[0] / values).all()
     torch.testing.assert_close(span.points @ span.basis.mT, M, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_exact_ties_of_wide_means_go_to_the_lowest_class(seed, monkeypatch):
+    """Of means 2 to 30 times as far apart in one direction as in another; all numbers are whole."""
+    monkeypatch.setattr(pfc.nearest, "WIDE", 1)
+    rng = np.random.default_rng(seed)
+    D = int(rng.integers(5, 17))
+    means = np.zeros((3, D), int)
+    means[0], means[1] = rng.integers(-40, 41, D), rng.integers(-40, 41, D)
+    means[2] = means[rng.integers(2)] + 2 * rng.integers(-2, 3, D)
+    means *= 2
+    pairs = [(a, b) for a in range(3) for b in range(a)]
+    middles = np.stack([(means[a] + means[b]) // 2 for a, b in pairs])
+    apart = ((middles[:, None] - means) ** 2).sum(2)
+    H = torch.from_numpy(np.concatenate([means, means])).double()
+    span = MeansSpan.of(ClassMoments.of(H, torch.arange(3).repeat(2)))
+    found = NearestMean.empty(span).update(torch.from_numpy(middles).double(), torch.zeros(3).long())
+    assert found.tolist() == apart.argmin(1).tolist()
 
 
 def test_small_singular_values_keep_their_digits():

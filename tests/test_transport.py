@@ -100,6 +100,16 @@ def test_nothing_gains_where_no_cycle_does():
     assert C.min(0).tolist() == C.min(1).tolist() == [0.0] * 200
 
 
+@pytest.mark.parametrize("pair", [(3, 7), (3, 140), (70, 100), (64, 128), (140, 145)])
+def test_any_pair_that_gains_is_seen(pair):
+    """Within a block of rows, across blocks, and in the last."""
+    G = np.eye(150)
+    G[pair] = G[pair[::-1]] = 1
+    assert not assigning._some_pair_gains(G, np.diagonal(G)), "an even exchange gains nothing"
+    G[pair] += 1e-12
+    assert assigning._some_pair_gains(G, np.diagonal(G))
+
+
 def test_o10_known_answer():
     found = quick(torch.tensor([[0.0], [1]]), torch.tensor([[3.0], [1]]))
     shift = found.shift**2  # the known 4.5 and 2.5 hold it still

@@ -266,10 +266,11 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", "").partition(".")[0]
-        if op in ASKS and not isinstance(told := func(*args, **kwargs), Tensor):
+        told = func(*args, **kwargs) if op in ASKS else None
+        if told is not None and not isinstance(told, Tensor):
             return told
         arguments = changed(Tensor, self.made, (args, kwargs))  # before in-place operations change it
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if told is None else told
         result = args[0] if op == "__setitem__" else out
         for tensor in found(Tensor, result):
             if self._is_new(tensor, op):
