@@ -5,6 +5,7 @@ distances to the means differ by a constant from distances there, so nearest-mea
 the within-class scatter that the pseudo-inverse of Sigma_B can see, are read from these numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,15 +75,17 @@ class MeansSpan:
         means = moments.present()
         pi = class_weights(means.count, weighting) if weights is None else weights[seen]
         centre, error, M = means.about_centre(pi)
-        basis, values, floor = _directions(M, pi, _rounding(means))
+        found = _Directions.of(M, pi, _rounding(means))
+        basis, values, points, floor = found.columns(M), found.values, found.points, found.floor
         if not bool(pi.all()):  # the means of no weight need further directions
             noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)
             rest = _beyond(M[pi == 0], basis)
-            more, _, floor = _directions(rest, torch.ones_like(rest[:, 0]), torch.maximum(floor, noise))
-            more = torch.linalg.qr(_beyond(more.mT, basis).mT).Q
-            basis = torch.cat([basis.mT, more.mT]).mT
-            values = torch.cat([values, values.new_zeros(more.shape[1])])
-        points = _together(M @ basis, floor)
+            more = _Directions.of(rest, torch.ones_like(rest[:, 0]), torch.maximum(floor, noise))
+            further = torch.linalg.qr(_beyond(more.columns(rest).mT, basis).mT).Q
+            basis = side_by_side([basis, further])
+            values = torch.cat([values, values.new_zeros(further.shape[1])])
+            points, floor = M @ basis, more.floor
+        points = _together(points, floor)
         return cls(centre, basis, values, points, _places(seen), floor, error)
 
     @classmethod
@@ -91,7 +94,8 @@ class MeansSpan:
         seen = moments.count > 0
         new, D = moments.mean.new_empty, moments.mean.shape[1]
         points = new(int(seen.sum()), rank)
-        return cls(new(D), new(rank, D).mT, new(rank), points, _places(seen), new(()), new(D))
+        basis = _room(D, rank, moments.mean)
+        return cls(new(D), basis, new(rank), points, _places(seen), new(()), new(D))
 
     @cached_property
     def central(self) -> bool:
@@ -106,19 +110,73 @@ class MeansSpan:
         return Prototypes(self.points, self.floor)
 
 
-def _directions(
-    M: Float64[Tensor, "P D"], weights: Float64[Tensor, " P"], rounding: Float64[Tensor, ""]
-) -> tuple[Float64[Tensor, "D R"], Float64[Tensor, " R"], Float64[Tensor, ""]]:
-    """The singular directions of weighted rows as columns, their values, and what these are above."""
-    scale, near = weights.sqrt()[:, None], coordinates(M) if M.shape[1] >= WIDE * len(M) else M
-    left, values, right = _svd(near * scale)
-    floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
-    rank = int((values > floor).sum())
-    left, values = left[:, :rank], values[:rank]
-    basis = right[:rank].mT if near is M else ((left * scale / values).mT @ M).mT
-    if near is not M and bool((values * STEEP < values[:1]).any()):  # as oblique as the values span
-        basis = torch.linalg.qr(basis).Q
-    return basis.mT.contiguous().mT, values, floor
+def points_of(moments: ClassMoments, weighting: Weighting = "class") -> Float64[Tensor, "P R"]:
+    """The `points` of a layer's span, without its basis, which is as large as the means."""
+    means = moments.present()
+    pi = class_weights(means.count, weighting)
+    found = _Directions.of(means.centred(pi), pi, _rounding(means))
+    return _together(found.points, found.floor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Directions:
+    """The singular directions of weighted rows, by few numbers where the rows are wide.
+
+    Args:
+        values: The singular values, all above `floor`.
+        points: The rows along the directions.
+        shares: What share of each row, or else of each column, makes a direction.
+        floor: What the values are above.
+    """
+
+    values: Float64[Tensor, " R"]
+    points: Float64[Tensor, "P R"]
+    shares: Float64[Tensor, "PD R"]
+    floor: Float64[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls, M: Float64[Tensor, "P D"], weights: Float64[Tensor, " P"], rounding: Float64[Tensor, ""]
+    ) -> "_Directions":
+        """Those of the rows `M`."""
+        scale, near = weights.sqrt()[:, None], coordinates(M) if _is_wide(M) else M
+        left, values, right = _svd(near * scale)
+        floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
+        rank = int((values > floor).sum())
+        left, values, right = left[:, :rank], values[:rank], right[:rank].mT
+        return cls(values, near @ right, right if near is M else left * scale / values, floor)
+
+    def columns(self, M: Float64[Tensor, "P D"]) -> Float64[Tensor, "D R"]:
+        """The directions of the rows `M` as orthonormal columns."""
+        if not _is_wide(M):
+            return side_by_side([self.shares])
+        found = _room(M.shape[1], len(self.values), M)
+        torch.mm(self.shares.mT, M, out=found.mT)
+        if bool((self.values * STEEP < self.values[:1]).any()):  # as oblique as the values span
+            Q, ends = torch.linalg.qr(found)
+            torch.mul(Q, ends.diagonal().sign(), out=found)
+        return found
+
+
+def _is_wide(M: Float64[Tensor, "P D"]) -> bool:
+    """Whether coordinates of the rows are worth their time."""
+    return M.shape[1] >= WIDE * len(M)
+
+
+def side_by_side(parts: Sequence[Float64[Tensor, "D _"]]) -> Float64[Tensor, "D R"]:
+    """Columns of several matrices, as they are to lie to be projected on."""
+    sizes = [part.shape[1] for part in parts]
+    found = _room(len(parts[0]), sum(sizes), parts[0])
+    for room, part in zip(found.split(sizes, 1), parts, strict=True):
+        room.copy_(part)
+    return found
+
+
+def _room(D: int, R: int, like: Tensor) -> Float64[Tensor, "D R"]:
+    """Room for columns, an odd number of lines apart where caches are to hold some rows of all."""
+    lines = -(-D // LINE)
+    width = LINE * (lines | 1) if like.device.type in SYNCHRONOUS_DEVICES else D
+    return like.new_empty(R, width)[:, :D].mT
 
 
 def _svd(M: Float64[Tensor, "P D"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,14 +211,6 @@ class Axes:
     bases: Float64[Tensor, "D R"]
 
     @cached_property
-    def _flat(self) -> Float64[Tensor, "R D"]:
-        """The columns as rows; an odd number of lines apart where caches are to hold all."""
-        D, R = self.bases.shape
-        lines = -(-D // LINE)
-        width = LINE * (lines | 1) if self.bases.device.type in SYNCHRONOUS_DEVICES else D
-        return self.bases.new_empty(R, width)[:, :D].copy_(self.bases.mT)
-
-    @cached_property
     def _shift(self) -> Float64[Tensor, " R"]:
         """What rounding took from the centre, along the columns."""
         return self.span.centre_error @ self.bases
@@ -169,7 +219,7 @@ class Axes:
         self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None = None
     ) -> Float64[Tensor, "B R"]:
         """Coordinates of the centred rows of `H`, upcast tile by tile; in that room, if there is any."""
-        span, flat = self.span, self._flat
+        span, flat = self.span, self.bases.mT
         few = len(flat) <= FEW
         if few and (loops := loops_for([H])):
             room = flat.new_empty(len(H), len(flat)) if room is None else room

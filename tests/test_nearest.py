@@ -10,7 +10,7 @@ from hypothesis import given, settings
 import pfc.nearest
 import pfc.tiles
 from pfc.moments import ClassMoments
-from pfc.nearest import Axes, MeansSpan, NearestMean, project
+from pfc.nearest import Axes, MeansSpan, NearestMean, points_of, project
 from pfc.prototypes import Prototypes
 from pfc.tiles import coordinates
 from tests import problems
@@ -138,6 +138,25 @@ def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting):
     missed = right - span.basis @ (span.basis.mT @ right)
     assert (missed.norm(dim=0) <= 1e-14 * values[0] / values).all()
     torch.testing.assert_close(span.points @ span.basis.mT, M, rtol=0, atol=1e-13)
+    assert points_of(ClassMoments.of((M + 3)[y], y), weighting).equal(span.points)
+
+
+@pytest.mark.parametrize("D", [1, 2, 8, 9, 64, 2000])
+@pytest.mark.parametrize("weights", [None, [0.5, 0.5, 0.0]])
+def test_columns_lie_an_odd_number_of_lines_apart(D, weights):
+    H, y = problems.features(2, N=30, D=D, K=3)
+    weights = weights and torch.tensor(weights, dtype=torch.float64)
+    span = MeansSpan.of(ClassMoments.of(H, y), weights=weights)
+    R = min(D, 2)
+    for columns in (span.basis, pfc.nearest.side_by_side([span.basis, span.basis[:, :1], span.basis])):
+        assert columns.stride(0) == 1
+        assert columns.stride(1) % 16 == 8
+        assert D <= columns.stride(1) < D + 16
+        torch.testing.assert_close(columns[:, :R], span.basis, rtol=0, atol=0)
+    room = MeansSpan.room(ClassMoments.of(H, y), R).basis
+    assert (room.shape, room.stride()) == (span.basis.shape, span.basis.stride())
+    torch.testing.assert_close(columns[:, R + 1 :], span.basis, rtol=0, atol=0)
+    torch.testing.assert_close(columns[:, R], span.basis[:, 0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -16,7 +16,7 @@ from pfc.measuring.reference import Reference
 from pfc.measuring.sums import Sums
 from pfc.metrics import Weighting, noise_share
 from pfc.moments import ClassMoments
-from pfc.nearest import MOST_PAIRED, MeansSpan
+from pfc.nearest import MOST_PAIRED, points_of
 from pfc.profile.classes import ClassGeometry
 from pfc.profile.columns import Evidence, measured
 from pfc.profile.profile import Profile
@@ -124,7 +124,7 @@ def _evidence(
 ) -> Evidence:
     """What is known of a layer, of the classes that have samples."""
     present, nearest = moments.present(), decisions.nearest[name] if decisions else None
-    span = nearest.span if nearest and reference is None else MeansSpan.of(moments, weighting)
+    known = nearest.span.points if nearest and reference is None else points_of(moments, weighting)
     about = None
     if nearest and reference is not None:
         about = reference.about_means(name, moments, nearest.span)
@@ -134,7 +134,7 @@ def _evidence(
     evidence = Evidence(
         count=present.count,
         scatter=present.scatter,
-        M=span.points,
+        M=known,
         weighting=weighting,
         reference=about,
         nearest=nearest,

@@ -275,8 +275,9 @@ def shared_span(
     rank = int(ranks.broadcast(torch.tensor([0 if found is None else len(found.values)], device="cpu")))
     span = MeansSpan.room(moments, rank) if found is None else found
     for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points, span.floor):
-        for piece in part.view(-1).split(SLICE):
-            ranks.broadcast(piece)
+        rows = torch.atleast_1d(part)
+        for piece in rows.split(max(1, SLICE // max(1, rows[:1].numel()))):
+            piece.copy_(ranks.broadcast(piece.contiguous()))
     return span
 
 
