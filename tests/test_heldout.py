@@ -139,3 +139,66 @@ def test_texts_of_few_words_are_told_apart():
         patch.setitem(pfc.tiles.TILE, "cpu", COPIES * 6 * 7)
         assert len(ids) % 7
         assert torch.equal(identities_of(batch, hashes), known)
+
+
+def twin(numbers):
+    """The hash of a row by the definition, in whole numbers of any size."""
+    total = 0
+    for place, x in enumerate(numbers, start=1):
+        x = (x - place * 7046029254386353131) % 2**64
+        for shift in (31, 29, 32):
+            signed = x - 2**64 * (x >= 2**63)
+            x = (x ^ (signed >> shift)) * -7046029254386353131 % 2**64
+        total += x
+    return (total + 2**63) % 2**64 - 2**63
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.int64, torch.bool],
+    ids=str,
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_identities_are_those_that_files_keep(engine, dtype, threads, monkeypatch):
+    monkeypatch.setattr(pfc.fused.processor, "SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = (torch.randn(7, 2 * 30, generator=torch.Generator().manual_seed(0)) * 9).relu().to(dtype)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    known = [twin(row) for row in (x.byte() if dtype == torch.bool else x).view(whole).tolist()]
+    batch = Batch(0, (x,), {}, torch.arange(7) % 2)
+    if engine == "compiled":
+        assert pfc.fused.processor.loops()
+    hashes = hashes_of(batch)
+    assert identities_of(batch, hashes).tolist() == known
+    assert identities_of(batch, hashes, torch.tensor([5, 2])).tolist() == [known[5], known[2]]
+    if engine == "compiled":
+        bits = x.byte().view(torch.int8) if dtype == torch.bool else x.view(whole)
+        apart = torch.cat([bits, bits], 1)[:, : bits.shape[1]]
+        for rows in (bits, apart, bits.mT.contiguous().mT):
+            assert pfc.fused.processor.mix(rows).tolist() == known
+        assert not len(pfc.fused.processor.mix(bits[:0]))
+
+
+@pytest.mark.parametrize("sizes", [[900], [250, 100, 550], [1] * 3 + [897]], ids=str)
+def test_no_more_samples_are_followed_than_are_kept(sizes, monkeypatch):
+    """Their identities are of the inputs of least hash, however the data come in batches."""
+    x = torch.randint(0, 60, (900, 8), generator=torch.Generator().manual_seed(1)).float()
+    net, followed = pfc.FCResNet(8, 3, width=6, blocks=1), []
+
+    def spied(batch, hashes, rows=slice(None)):
+        found = identities_of(batch, hashes, rows)
+        followed.append(len(found))
+        return found
+
+    monkeypatch.setattr("pfc.measuring.subset.identities_of", spied)
+    data = [*zip(x.split(sizes), (torch.arange(900) % 3).split(sizes), strict=True)]
+    found = pfc.measure(net, data, progress=False).sample.hashes
+    whole = Batch(0, (x,), {}, torch.arange(900) % 3)
+    hashes = hashes_of(whole)
+    order = hashes.argsort(stable=True)[:300]
+    assert found[:, 0].equal(hashes[order])
+    assert {*map(tuple, found.tolist())} <= {
+        *zip(hashes.tolist(), identities_of(whole, hashes).tolist(), strict=True)
+    }
+    assert all(n <= min(size, 300) for n, size in zip(followed, sizes, strict=True))
+    assert sum(followed) >= 300

@@ -19,7 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
 
-from pfc.fused.processor import uncollected
+from pfc.fused.processor import ODD, SHIFTS, uncollected
 
 ir = cgutils.ir  # type: ignore[attr-defined] # of LLVM
 INT, FLOAT, DOUBLE = ir.IntType(32), ir.FloatType(), ir.DoubleType()
@@ -40,7 +40,7 @@ def compiled(cache):
     try:
         return {
             loop.__name__: _kept(loop)
-            for loop in (absorb, relate, increase, project, gather, screen, relative)
+            for loop in (absorb, relate, increase, mix, project, gather, screen, relative)
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -368,6 +368,21 @@ def increase(like, itemsize, layers, strides, shape, room, steps):
                         gram[h + 1] += qu
                         gram[h + even] += pv
                         gram[h + even + 1] += qv
+
+
+@no_type_check
+def mix(like, address, row, shape, found):
+    """Sums of each row's whole numbers, to which their places are added and all whose bits are mixed."""
+    _widest()
+    (size, width), sums = shape, _at(0, found)
+    for i in range(size):
+        A, total = _at(like, address + i * row), 0
+        for d in range(width):
+            x = np.int64(A[d]) + (d + 1) * ODD
+            for shift in SHIFTS:
+                x = (x ^ (x >> shift)) * ODD
+            total += x
+        sums[i] = total
 
 
 @intrinsic

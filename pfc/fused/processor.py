@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from pfc.folders import cache_folder
@@ -25,6 +25,9 @@ TYPES: dict[torch.dtype, np.generic] = {  # of features, and a number of what th
     torch.bfloat16: np.uint16(0),
     torch.float16: np.int16(0),
 }
+WHOLE = {size: np.dtype(f"i{size}").type(0) for size in (1, 2, 4, 8)}  # of so many bytes
+ODD = -7046029254386353131  # 2^64 over the golden ratio; files keep what is mixed by this and these
+SHIFTS = (31, 29, 32)
 SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows stay near; measured
 MANY = 32  # directions of which so many columns stay near, too; of more only half; measured
@@ -171,6 +174,20 @@ def gather(
     shape, where = (size, R, P), _addresses(places, nearest, points)
     kept = _addresses(pairs) if len(pairs) else (0,)
     loops()["gather"](shape, _place(z)[1:], *where, (*_addresses(*state), *kept))
+
+
+def mix(bits: Shaped[Tensor, "B C"]) -> Int64[Tensor, " B"]:
+    """Hashes of rows by the bits and the place of each number; its twin is in `measuring.subset`."""
+    bits = bits if bits.stride(1) == 1 else bits.contiguous()
+    like, found = WHOLE[bits.element_size()], bits.new_empty(len(bits), dtype=torch.int64)
+    row = bits.stride(0) * like.itemsize
+
+    def rows(part: slice) -> None:
+        at, to = bits.data_ptr() + part.start * row, found.data_ptr() + part.start * found.itemsize
+        loops()["mix"](like, at, row, (part.stop - part.start, bits.shape[1]), to)
+
+    _on_threads(rows, len(bits), bits.numel(), 1)
+    return found
 
 
 def screen(

@@ -8,6 +8,8 @@ from jaxtyping import Float, Float64, Int, Int64, Shaped
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import at_hand, processor
+from pfc.fused.processor import ODD, SHIFTS
 from pfc.labels import BatchLabels
 from pfc.measuring.costs import MOST, SKETCH
 from pfc.measuring.decisions import Decide, Decisions
@@ -22,7 +24,6 @@ READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; o
 COPIES = 8  # numbers of a tile that each counts for while it is mixed on the processor; measured
 SHARED = 0.1  # part of held-out samples that may be among others, as duplicates are; ours
 INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-ODD = -7046029254386353131  # 2^64 over the golden ratio
 ODD_OF = {torch.int64: ODD, torch.int32: -1640531535}
 
 
@@ -37,8 +38,9 @@ class Subset:
         """Note where the samples of a batch are, as `decide` finds it; `settle` ends the batch."""
         hashes = hashes_of(batch).to(labels.y.device)
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
-        if hashes.device.type in SYNCHRONOUS_DEVICES and len(self.kept.get("hash", ())) == MOST:
-            rows = (hashes < self.kept["hash"][-1]).nonzero().flatten()
+        every = torch.cat([self.kept.get("hash", hashes[:0]), hashes])
+        if hashes.device.type in SYNCHRONOUS_DEVICES and len(every) > MOST:
+            rows = (hashes <= every.kthvalue(MOST).values).nonzero().flatten()
         known = identities_of(batch, hashes, rows)
         self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
         return partial(self._follow, rows, decisions, decide)
@@ -129,6 +131,8 @@ def identities_of(
     if x is None or batch.tokens is not None:
         return hashes[rows]
     bits = _bits(x[rows if isinstance(rows, slice) else rows.to(x.device)])
+    if at_hand(bits.device, bits.numel()):
+        return processor.mix(bits).to(hashes.device)
     place = (torch.arange(bits.shape[1], device=x.device) + 1) * ODD
     copies = COPIES if bits.device.type in SYNCHRONOUS_DEVICES else 1
     tiles = row_tiles(bits, slice(0, copies * bits.shape[1]))
@@ -151,7 +155,7 @@ def known_again(own: Int64[Tensor, " N"], known: Int64[Tensor, " M"]) -> int:
 
 def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
     """The same numbers, each bit of them spread over all."""
-    for shift in (31, 29, 32):
+    for shift in SHIFTS:
         h = (h ^ (h >> shift)) * ODD
     return h
 
