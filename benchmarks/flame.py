@@ -20,10 +20,11 @@ from pfc.fused import processor
 
 PARTS = {
     "pfc::absorb": "loop: class sums and squares",
-    "pfc::relate": "loop: products of a segment's ends",
+    "pfc::absorb_ends": "loop: the same of a segment's ends, and their products",
     "pfc::increase": "loop: products of increments",
     "pfc::project": "loop: projections, and fingerprints",
     "pfc::gather": "loop: residuals by class",
+    "pfc::mix": "loop: hashes of inputs",
     "aten::copy_": "upcast and clones",
     "aten::index_select": "shift: the mean of each sample's class",
     "aten::sub_": "shift: subtraction",

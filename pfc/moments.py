@@ -264,24 +264,17 @@ class SegmentMoments:
         self, loops: Loops, batch: Sequence[Tensor], labels: BatchLabels, columns: slice
     ) -> tuple[list[Float64[Tensor, " K"]], Gained | None]:
         """Add some columns, which may run beside others: then scatter is gathered apart."""
-        width, last = columns.stop - columns.start, len(batch) - 1
+        width, count, gained = columns.stop - columns.start, self.layers[0].count, None
         own = [layer.scatter for layer in self.layers]
         scatters = own if width == batch[0].shape[1] else [torch.zeros_like(part) for part in own]
-        count, kept, products = self.layers[0].count, None, None
+        states = [(l.mean, l.mean_error, part) for l, part in zip(self.layers, scatters, strict=True)]
+        inner = slice(1, -1) if self.paired else slice(None)
         if self.paired:
-            ends = [self.layers[0].mean, self.layers[-1].mean]
-            cross, steps = loops.relate(batch, labels, ends, columns)
-            kept = count.new_empty(2, len(labels.numbers), width)
-        for l, (layer, H, scatter) in enumerate(zip(self.layers, batch, scatters, strict=True)):
-            products = loops.absorb(
-                *(H, labels, count, layer.mean, layer.mean_error, scatter, columns),
-                kept=kept if l == 0 else None,
-                beside=kept if l == last else None,
-            )
-        if products is None:
-            return scatters, None
-        n, (moved, rounded) = count[labels.present], products
-        return scatters, (cross - (n + labels.count) * moved + n * rounded, steps)
+            ends = states[0], states[-1]
+            gained = loops.absorb_ends(batch, labels, count, ends, columns)
+        for H, state in zip(batch[inner], states[inner], strict=True):
+            loops.absorb(H, labels, count, *state, columns)
+        return scatters, gained
 
     def _add(self, batch: Sequence[Tensor], labels: BatchLabels) -> Gained | None:
         """As `_absorb`, tile by tile."""

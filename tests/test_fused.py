@@ -458,7 +458,7 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    loops = {"absorb", "relate", "increase", "mix", "project", "gather", "screen", "relative"}
+    loops = {"absorb", "absorb_ends", "increase", "mix", "project", "gather", "screen", "relative"}
     assert {*kernels.compiled("")} == loops
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.fused import processor
+from pfc.fused.processor import State
 from pfc.labels import BatchLabels
 from pfc.warning import warn
 
@@ -35,27 +36,25 @@ class Loops(Protocol):
         errors: Float64[Tensor, "K D"],
         scatter: Float64[Tensor, " K"],
         columns: slice,
-        kept: Float64[Tensor, "2 P C"] | None = None,
-        beside: Float64[Tensor, "2 P C"] | None = None,
-    ) -> Float64[Tensor, "2 P"] | None:
-        """Add some columns of rows to the means and the scatter of their classes.
+    ) -> None:
+        """Add some columns of rows to the means, their errors and the scatter of their classes.
 
-        These had `count` samples before; a class without samples has its first one for a mean. Into
-        `kept` goes how far each class's mean moves, and what rounding had taken from it; `beside` is
-        what was so kept of another layer.
-
-        Returns:
-            The products of what was kept of both layers, if there are two.
+        These had `count` samples before; a class without samples has its first one for a mean.
         """
 
-    def relate(
+    def absorb_ends(
         self,
         batch: Sequence[Float[Tensor, "B D"]],
         labels: BatchLabels,
-        means: Sequence[Float64[Tensor, "K D"]],
+        count: Float64[Tensor, " K"],
+        ends: Sequence[State],
         columns: slice,
     ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
-        """Of some columns, by class the product of the ends less their means; by row, of all steps."""
+        """As `absorb`, the first and the last of several layers; what relates the layers besides.
+
+        Returns:
+            What the cross scatter of each class gains, and each row's products of all increments.
+        """
 
     def project(
         self,

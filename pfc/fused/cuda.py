@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pfc.fused import programs
-from pfc.fused.processor import by_rows, side_by_side
+from pfc.fused.processor import State, by_rows, side_by_side
 from pfc.labels import BatchLabels
 
 COLUMNS = 128  # that a program has at once; ours
@@ -33,15 +33,13 @@ def absorb(
     errors: Float64[Tensor, "K D"],
     scatter: Float64[Tensor, " K"],
     columns: slice,
-    kept: Float64[Tensor, "2 P C"] | None = None,
-    beside: Float64[Tensor, "2 P C"] | None = None,
-) -> Float64[Tensor, "2 P"] | None:
-    """As in `Loops`."""
+) -> Float64[Tensor, "2 P C"]:
+    """As in `Loops`; how far each class's mean moved, and what rounding had taken from it."""
     H, start, width = by_rows(H), columns.start, columns.stop - columns.start
     n, starts = count[labels.present], labels.count.cumsum(0) - labels.count
     P = len(n)
     gained = n.new_empty(P, triton.cdiv(width, COLUMNS))
-    step, error = kept = n.new_empty(2, P, width) if kept is None else kept
+    step, error = kept = n.new_empty(2, P, width)
     where = labels.order, starts.long(), labels.count, labels.present
     with torch.cuda.device_of(H):
         programs.absorb[(P, gained.shape[1])](
@@ -60,16 +58,31 @@ def absorb(
             enable_fp_fusion=True,
         )
     scatter.index_add_(0, labels.present, gained.sum(1))
-    return None if beside is None else torch.einsum("epc,epc->ep", kept, beside)
+    return kept
 
 
-def relate(
+def absorb_ends(
+    batch: Sequence[Float[Tensor, "B D"]],
+    labels: BatchLabels,
+    count: Float64[Tensor, " K"],
+    ends: Sequence[State],
+    columns: slice,
+) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
+    """As in `Loops`."""
+    cross, steps = _relate(batch, labels, [means for means, _, _ in ends], columns)
+    pairs = zip((batch[0], batch[-1]), ends, strict=True)
+    kept = [absorb(H, labels, count, *end, columns) for H, end in pairs]
+    (moved, rounded), n = torch.einsum("epc,epc->ep", *kept), count[labels.present]
+    return cross - (n + labels.count) * moved + n * rounded, steps
+
+
+def _relate(
     batch: Sequence[Float[Tensor, "B D"]],
     labels: BatchLabels,
     means: Sequence[Float64[Tensor, "K D"]],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
-    """As in `Loops`."""
+    """By class the product of the ends less their means; by row, those of all increments."""
     layers, depth, B = side_by_side(batch), len(batch) - 1, len(labels.place)
     (first, last), start, width = means, columns.start, columns.stop - columns.start
     addresses = [H[:, start:].data_ptr() for H in layers]
@@ -137,7 +150,7 @@ def check(device: str) -> None:
     means, errors = H[:2].double(), torch.zeros(2, 3, dtype=torch.float64, device=device)
     absorb(H, labels, means.new_zeros(2), means, errors, means.new_zeros(2), slice(0, 3))
     layers = [H, H.cos(), H.sin(), H.tan()]
-    grams = relate(layers, labels, [means, means], slice(0, 3))[1]
+    grams = _relate(layers, labels, [means, means], slice(0, 3))[1]
     directions = torch.cat([means, means], 1)[:, :3]
     z = project(H, means[0], directions, means.new_ones(4, 2))
     X = H.double()

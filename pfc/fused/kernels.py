@@ -40,7 +40,7 @@ def compiled(cache):
     try:
         return {
             loop.__name__: _kept(loop)
-            for loop in (absorb, relate, increase, mix, project, gather, screen, relative)
+            for loop in (absorb, absorb_ends, increase, mix, project, gather, screen, relative)
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -189,56 +189,117 @@ def _widest(context):
 
 
 @no_type_check
-def absorb(like, itemsize, address, row, labels, state, columns, kept, beside):
+def absorb(like, itemsize, address, row, labels, state, columns):
     """Add some columns of rows to the means and the scatter of their classes.
 
     For the formula see `SegmentMoments.absorb`. In `labels` are the rows class by class, the classes of
     the batch with their counts, and how many these are; in `state` the samples of all classes so far,
     the means, their errors and the scatter; in `columns` how many rows there are, the first column, how
-    many, and how many at once. How far the means moved and what rounding had taken from them goes to
-    `kept`, where classes lie so many numbers apart, if that is wanted; of another layer it is `beside`,
-    with a place for the products of both.
+    many, and how many at once.
     """
     (rows, classes, counts, P), (samples, means, errors, scatters, D), stop = labels, state, 0
-    (size, start, width, near), (moved, rounded, apart), (other, products) = columns, kept, beside
-    order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
-    before, scatter, found = _at(0.0, samples), _at(0.0, scatters), _at(0.0, products)
-    if not apart:  # classes share a place
-        moved = _room(2 * near)
-        rounded = moved + 8 * near
+    (size, start, width, near), order, present = columns, _at(0, rows), _at(0, classes)
+    count, before, scatter = _at(0.0, counts), _at(0.0, samples), _at(0.0, scatters)
+    s, t = _at(0.0, _room(near)), _at(0.0, _room(near))
     for p in range(P):
-        begin, stop, gain = stop, stop + np.int64(count[p]), 0.0
+        begin, stop = stop, stop + np.int64(count[p])
         n, m = before[present[p]], count[p]
         for first in range(0, width, near):
-            at, i = address + first * itemsize, begin
             some = near if first + near < width else width - first
-            own = (p * apart + first) * 8 if apart else 0
-            s, t = _at(0.0, moved + own), _at(0.0, rounded + own)
             place = (present[p] * D + start + first) * 8
-            mean, rest, square = _at(0.0, means + place), _at(0.0, errors + place), 0.0
-            for d in range(some):
-                t[d] = 0.0
-            jump = (begin - stop, at + near * itemsize) if first + near < width else (0, address)
-            where = row, order, stop, size, jump
-            while i + len(MANY) <= stop:
-                square += _absorb_rows(like, at, i, where, MANY, mean, t, some)
-                i += len(MANY)
-            while i + len(FEW) <= stop:
-                square += _absorb_rows(like, at, i, where, FEW, mean, t, some)
-                i += len(FEW)
-            while i < stop:
-                square += _absorb_rows(like, at, i, where, ONE, mean, t, some)
-                i += 1
+            mean, rest, tile = _at(0.0, means + place), _at(0.0, errors + place), (first, near, width)
+            where = row, order, begin, stop, size
+            gain = _absorb_class(like, itemsize, address, where, tile, mean, t)
             _move(n, m, mean, rest, t, s, some)
-            step, _, _, error = _products(s, t, s, t, some)
-            gain += square - ((n + m) * step - n * error)
-            if other != 0:
-                u = _at(0.0, other + (p * width + first) * 8)
-                v = _at(0.0, other + ((P + p) * width + first) * 8)
-                step, _, _, error = _products(s, t, u, v, some)
-                found[p] += step
-                found[P + p] += error
-        scatter[present[p]] += gain
+            scatter[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
+
+
+@no_type_check
+def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
+    """As `absorb` for two layers, with the products of their rows less the means, by class.
+
+    Of a segment of two, squared steps from one layer to the other go to `steps`, row by row.
+    """
+    (first, before, last, after), (rows, classes, counts, P), stop = ends, labels, 0
+    (samples, (M, E, S), (N, F, T), D), (size, start, width, near) = states, columns
+    order, present, count, seen = _at(0, rows), _at(0, classes), _at(0.0, counts), _at(0.0, samples)
+    own, other, found = _at(0.0, S), _at(0.0, T), _at(0.0, cross)
+    s, t = _at(0.0, _room(near)), _at(0.0, _room(near))
+    u, v = _at(0.0, _room(near)), _at(0.0, _room(near))
+    for p in range(P):
+        begin, stop = stop, stop + np.int64(count[p])
+        n, m = seen[present[p]], count[p]
+        for column in range(0, width, near):
+            some = near if column + near < width else width - column
+            place, tile = (present[p] * D + start + column) * 8, (column, near, width)
+            a, e = _at(0.0, M + place), _at(0.0, E + place)
+            b, f = _at(0.0, N + place), _at(0.0, F + place)
+            where, there = (before, order, begin, stop, size), (after, order, begin, stop, size)
+            gain = _absorb_class(like, itemsize, first, where, tile, a, t)
+            more = _absorb_class(like, itemsize, last, there, tile, b, v)
+            at = first + column * itemsize, before, last + column * itemsize, after
+            both = _relate_class(like, at, (order, begin, stop), a, b, some, steps)  # what lies near now
+            _move(n, m, a, e, t, s, some)
+            _move(n, m, b, f, v, u, some)
+            own[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
+            other[present[p]] += more - _moved(n, m, (u, v), (u, v), some)
+            found[p] += both - _moved(n, m, (s, t), (u, v), some)
+
+
+@called
+@no_type_check
+def _absorb_class(like, itemsize, address, where, tile, mean, total):
+    """Sums of a class's rows less their mean so far, in some columns; the sum of their squares."""
+    (row, order, begin, stop, size), (first, near, width) = where, tile
+    some, at = near if first + near < width else width - first, address + first * itemsize
+    jump = (begin - stop, at + near * itemsize) if first + near < width else (0, address)
+    ahead, square, i = (row, order, stop, size, jump), 0.0, begin
+    for d in range(some):
+        total[d] = 0.0
+    while i + len(MANY) <= stop:
+        square += _absorb_rows(like, at, i, ahead, MANY, mean, total, some)
+        i += len(MANY)
+    while i + len(FEW) <= stop:
+        square += _absorb_rows(like, at, i, ahead, FEW, mean, total, some)
+        i += len(FEW)
+    while i < stop:
+        square += _absorb_rows(like, at, i, ahead, ONE, mean, total, some)
+        i += 1
+    return square
+
+
+@called
+@no_type_check
+def _relate_class(like, ends, rows, a, b, width, steps):
+    """The sum of products of a class's rows in two layers, less `a` and `b`; squared steps by row."""
+    _widest()
+    (first, before, last, after), (order, begin, stop), found = ends, rows, 0.0
+    gained = _at(0.0, steps)
+    for n in range(begin, stop, 2):
+        i, j = order[n], order[n + 1 if n + 1 < stop else n]
+        A, B = _at(like, first + i * before), _at(like, last + i * after)
+        C, E = _at(like, first + j * before), _at(like, last + j * after)
+        product = more = step = other = 0.0
+        for d in range(width):
+            x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(E[d])
+            product += (x - a[d]) * (y - b[d])
+            more += (u - a[d]) * (v - b[d])
+            step += (y - x) * (y - x)
+            other += (v - u) * (v - u)
+        found += product + more if i != j else product
+        if steps != 0:
+            gained[i] += step
+            if i != j:
+                gained[j] += other
+    return found
+
+
+@called
+@no_type_check
+def _moved(n, m, one, other, width):
+    """How much products of two layers' rows are too large, as their means move."""
+    step, _, _, error = _products(one[0], one[1], other[0], other[1], width)
+    return (n + m) * step - n * error
 
 
 @intrinsic
@@ -306,36 +367,6 @@ def _move(n, m, mean, error, total, steps, width):
         error[d] = (shift - (moved - part)) + (step - part)
         steps[d] = step
         total[d] = e
-
-
-@no_type_check
-def relate(like, ends, labels, means, columns, cross, steps):
-    """Products of the ends less their means, by class; of a segment of two, squared steps, by row."""
-    _widest()
-    (first, before, last, after), (rows, classes, counts, P) = ends, labels
-    (M, N, D), (start, width) = means, columns
-    order, present, count = _at(0, rows), _at(0, classes), _at(0.0, counts)
-    found, gained, stop = _at(0.0, cross), _at(0.0, steps), 0
-    for p in range(P):
-        begin, stop = stop, stop + np.int64(count[p])
-        place = (present[p] * D + start) * 8
-        a, b = _at(0.0, M + place), _at(0.0, N + place)
-        for n in range(begin, stop, 2):
-            i, j = order[n], order[n + 1 if n + 1 < stop else n]
-            A, B = _at(like, first + i * before), _at(like, last + i * after)
-            C, E = _at(like, first + j * before), _at(like, last + j * after)
-            product = more = step = other = 0.0
-            for d in range(width):
-                x, y, u, v = real(A[d]), real(B[d]), real(C[d]), real(E[d])
-                product += (x - a[d]) * (y - b[d])
-                more += (u - a[d]) * (v - b[d])
-                step += (y - x) * (y - x)
-                other += (v - u) * (v - u)
-            found[p] += product + more if i != j else product
-            if steps != 0:
-                gained[i] += step
-                if i != j:
-                    gained[j] += other
 
 
 @no_type_check

@@ -35,6 +35,7 @@ NEAR = 2**10  # columns of a row that are summed at once: sums stay in the neare
 WIDTH = 2**14  # columns of several layers that are worked on at once; ours
 
 Found = TypeVar("Found")
+State = tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"], Float64[Tensor, " K"]]  # as of `absorb`
 
 
 @cache
@@ -87,47 +88,34 @@ def absorb(
     errors: Float64[Tensor, "K D"],
     scatter: Float64[Tensor, " K"],
     columns: slice,
-    kept: Float64[Tensor, "2 P C"] | None = None,
-    beside: Float64[Tensor, "2 P C"] | None = None,
-) -> Float64[Tensor, "2 P"] | None:
+) -> None:
     """As in `Loops`."""
     H, start, width = by_rows(H), columns.start, columns.stop - columns.start
     like, *where = _place(H, column=start)
-    own, products, other = (0, 0, 0), None, (0, 0)
-    if kept is not None:
-        own = kept.data_ptr(), kept.data_ptr() + 4 * kept.numel(), width
-    if beside is not None:
-        products = count.new_zeros(2, beside.shape[1])
-        other = beside.data_ptr(), products.data_ptr()
+    state = (*_addresses(count, means, errors, scatter), means.shape[1])
     loops()["absorb"](
-        like,
-        like.itemsize,
-        *where,
-        labels.addresses,
-        (*_addresses(count, means, errors, scatter), means.shape[1]),
-        (H.shape[0], start, width, NEAR),
-        own,
-        other,
+        like, like.itemsize, *where, labels.addresses, state, (H.shape[0], start, width, NEAR)
     )
-    return products
 
 
-def relate(
+def absorb_ends(
     batch: Sequence[Float[Tensor, "B D"]],
     labels: BatchLabels,
-    means: Sequence[Float64[Tensor, "K D"]],
+    count: Float64[Tensor, " K"],
+    ends: Sequence[State],
     columns: slice,
 ) -> tuple[Float64[Tensor, " P"], Float64[Tensor, "B L L"]]:
     """As in `Loops`."""
-    layers, width, depth = side_by_side(batch), columns.stop - columns.start, len(batch) - 1
-    even, size = depth if depth < 2 else depth + depth % 2, len(labels.place)
+    layers, start, width = side_by_side(batch), columns.start, columns.stop - columns.start
+    depth, size = len(batch) - 1, len(labels.place)
+    even = depth if depth < 2 else depth + depth % 2
     cross = torch.zeros_like(labels.count)
     steps = cross.new_zeros(size, even, even)
-    (like, *first), *_, (_, *last) = places = [_place(H, column=columns.start) for H in layers]
-    ends, within = (*first, *last), (*_addresses(*means), means[0].shape[1])
-    alone = steps.data_ptr() if depth == 1 else 0
-    where = columns.start, width
-    loops()["relate"](like, ends, labels.addresses, within, where, cross.data_ptr(), alone)
+    (like, *first), *_, (_, *last) = places = [_place(H, column=start) for H in layers]
+    states = *_addresses(count), *(_addresses(*end) for end in ends), ends[0][0].shape[1]
+    found = cross.data_ptr(), steps.data_ptr() if depth == 1 else 0
+    where = (*first, *last), labels.addresses, states, (size, start, width, NEAR)
+    loops()["absorb_ends"](like, like.itemsize, *where, *found)
     if depth > 1:
         lie = torch.tensor([place[1:] for place in places], device="cpu").T.contiguous()
         room, shape = cross.new_zeros(even, NEAR), (size, depth, width, NEAR)
