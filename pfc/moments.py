@@ -225,9 +225,10 @@ class SegmentMoments:
             ValueError: If the numbers of samples differ or a label is out of range.
         """
         _check(self.layers, batch, labels)
-        if not all(layer.begun.issuperset(labels.numbers) for layer in self.layers):
-            self._begin(batch, labels)
         loops = loops_for(batch)
+        begins = loops is not None and loops.BEGINS
+        if not (begins or all(layer.begun.issuperset(labels.numbers) for layer in self.layers)):
+            self._begin(batch, labels)
         gained = self._absorb(loops, batch, labels) if loops else self._add(batch, labels)
         if gained is None:
             return None

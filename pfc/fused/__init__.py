@@ -27,6 +27,8 @@ Found = TypeVar("Found")
 class Loops(Protocol):
     """What is compiled; every function has its slow twin beside its caller."""
 
+    BEGINS: bool  # whether `absorb` itself puts the mean of a class without samples at its first one
+
     def absorb(
         self,
         H: Float[Tensor, "B D"],
@@ -39,7 +41,8 @@ class Loops(Protocol):
     ) -> None:
         """Add some columns of rows to the means, their errors and the scatter of their classes.
 
-        These had `count` samples before; a class without samples has its first one for a mean.
+        These had `count` samples before; a class without samples has its first one for a mean, which the
+        caller sees to where `BEGINS` is not so.
         """
 
     def absorb_ends(

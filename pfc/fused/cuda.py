@@ -16,6 +16,7 @@ from pfc.labels import BatchLabels
 COLUMNS = 128  # that a program has at once; ours
 DEEPEST = 33  # layers whose increments' products a program has at once; compiling more takes minutes
 ROWS = 4  # that a program projects at once; ours
+BEGINS = False
 
 Found = TypeVar("Found")
 

@@ -209,6 +209,8 @@ def absorb(like, itemsize, address, row, labels, state, columns):
             place = (present[p] * D + start + first) * 8
             mean, rest, tile = _at(0.0, means + place), _at(0.0, errors + place), (first, near, width)
             where = row, order, begin, stop, size
+            if n == 0:
+                _begin(like, address + order[begin] * row + first * itemsize, mean, rest, some)
             gain = _absorb_class(like, itemsize, address, where, tile, mean, t)
             _move(n, m, mean, rest, t, s, some)
             scatter[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
@@ -235,6 +237,9 @@ def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
             a, e = _at(0.0, M + place), _at(0.0, E + place)
             b, f = _at(0.0, N + place), _at(0.0, F + place)
             where, there = (before, order, begin, stop, size), (after, order, begin, stop, size)
+            if n == 0:
+                _begin(like, first + order[begin] * before + column * itemsize, a, e, some)
+                _begin(like, last + order[begin] * after + column * itemsize, b, f, some)
             gain = _absorb_class(like, itemsize, first, where, tile, a, t)
             more = _absorb_class(like, itemsize, last, there, tile, b, v)
             at = first + column * itemsize, before, last + column * itemsize, after
@@ -244,6 +249,15 @@ def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
             own[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
             other[present[p]] += more - _moved(n, m, (u, v), (u, v), some)
             found[p] += both - _moved(n, m, (s, t), (u, v), some)
+
+
+@called
+@no_type_check
+def _begin(like, address, mean, error, width):
+    """Put the mean of a class without samples at its first one."""
+    row = _at(like, address)
+    for d in range(width):
+        mean[d], error[d] = real(row[d]), 0.0
 
 
 @called

@@ -32,7 +32,8 @@ SHARE = 2**18  # numbers that are worth a thread of their own; ours
 WIDE = 2**12  # columns that are projected at once, so that few rows stay near; measured
 MANY = 32  # directions of which so many columns stay near, too; of more only half; measured
 NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
-WIDTH = 2**14  # columns of several layers that are worked on at once; ours
+WIDTH = 2**16  # columns of several layers that are worked on at once; measured
+BEGINS = True
 
 Found = TypeVar("Found")
 State = tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"], Float64[Tensor, " K"]]  # as of `absorb`
