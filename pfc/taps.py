@@ -172,7 +172,7 @@ class Watch:
         if tensor is None or not tensor.is_floating_point():
             got = type(output).__name__ if tensor is None else str(tensor.dtype)
             raise ValueError(f"layer {name!r} gave no tensor of floating-point numbers but {got}")
-        self._see(name, tensor.detach() if self._detach else tensor)
+        self._see(name, tensor.detach() if self._detach and tensor.requires_grad else tensor)
 
     def finish(self, batch: int) -> None:
         """Check after a forward pass that every module ran.

@@ -10,18 +10,20 @@ def found(kinds: Kinds, item: Any) -> Iterator[Any]:
     """Everything of some types."""
     if isinstance(item, kinds):
         yield item
-    elif isinstance(item, Mapping | tuple | list):
-        for part in item.values() if isinstance(item, Mapping) else item:
+    elif isinstance(item, tuple | list):  # asked first, as to ask for a mapping is slow
+        for part in item:
             yield from found(kinds, part)
+    elif isinstance(item, Mapping):
+        yield from found(kinds, [*item.values()])
 
 
 def changed(kinds: Kinds, change: Callable[[Any], Any], item: Any) -> Any:
     """The same with everything of some types changed; a mapping becomes a dict."""
     if isinstance(item, kinds):
         return change(item)
+    if isinstance(item, tuple | list):
+        parts = [changed(kinds, change, part) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
     if isinstance(item, Mapping):
         return {key: changed(kinds, change, value) for key, value in item.items()}
-    if not isinstance(item, tuple | list):
-        return item
-    parts = [changed(kinds, change, part) for part in item]
-    return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    return item
