@@ -66,7 +66,7 @@ class ClassMoments:
     ) -> "ClassMoments":
         """Moments of no samples."""
         zeros = torch.zeros(classes, features, dtype=torch.float64, device=device)
-        return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes), zeros.clone())
+        return cls(zeros.new_zeros(classes), zeros, zeros.new_zeros(classes), torch.zeros_like(zeros))
 
     @classmethod
     def of(cls, H: ArrayLike, y: ArrayLike, classes: int | None = None) -> "ClassMoments":

@@ -180,7 +180,7 @@ class _Looking:
         rows = self.survey._rows(name, output, self.batch)
         if name == self.survey.layout.classifier_row and self.survey.giver is None:
             self.at_logits(self.survey._product(rows))
-        self.see(name, rows.to(self.device))
+        self.see(name, rows if rows.device == self.device else rows.to(self.device))
 
     def at_input(self, value: Any) -> None:
         """Hand over what the classifier reads."""
