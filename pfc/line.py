@@ -19,7 +19,7 @@ from pfc.bounds import Form, unit_of
 from pfc.crossings import intervals
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan, side_by_side
+from pfc.nearest import MeansSpan, laid_out
 from pfc.prototypes import Prototypes
 from pfc.screening import PAIRS, Ends, Places, Tile
 from pfc.tiles import FEWEST
@@ -101,7 +101,7 @@ class LineCrossings:
     @cached_property
     def bases(self) -> Float64[Tensor, "D R"]:
         """The two bases side by side: both layers are projected on both."""
-        return side_by_side([self.first.basis, self.last.basis])
+        return laid_out([self.first.basis, self.last.basis])
 
     @cached_property
     def prototypes(self) -> dict[End, Prototypes]:

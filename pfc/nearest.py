@@ -19,7 +19,16 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments, Gather, Total, alone, own, total_of
 from pfc.pairs import EPS
 from pfc.prototypes import Prototypes
-from pfc.tiles import column_tiles, coordinates, row_tiles, rows_at_once, scratch, upcast
+from pfc.tiles import (
+    column_tiles,
+    coordinates,
+    coordinates_of,
+    row_tiles,
+    rows_at_once,
+    scratch,
+    upcast,
+    wide_tiles,
+)
 
 MOST_PAIRED = 200  # classes up to which numbers of pairs of classes are kept; ours
 WIDE = 2**8  # times as many columns as rows, from which on coordinates of the rows come first; measured
@@ -75,14 +84,15 @@ class MeansSpan:
         means = moments.present()
         pi = class_weights(means.count, weighting) if weights is None else weights[seen]
         centre, error, M = means.about_centre(pi)
-        found = _Directions.of(M, pi, _rounding(means))
+        found = _Directions.of(_near(M), M.shape[1], pi, _rounding(means))
         basis, values, points, floor = found.columns(M), found.values, found.points, found.floor
         if not bool(pi.all()):  # the means of no weight need further directions
             noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)
             rest = _beyond(M[pi == 0], basis)
-            more = _Directions.of(rest, torch.ones_like(rest[:, 0]), torch.maximum(floor, noise))
+            ones, noise = torch.ones_like(rest[:, 0]), torch.maximum(floor, noise)
+            more = _Directions.of(_near(rest), rest.shape[1], ones, noise)
             further = torch.linalg.qr(_beyond(more.columns(rest).mT, basis).mT).Q
-            basis = side_by_side([basis, further])
+            basis = laid_out([basis, further])
             values = torch.cat([values, values.new_zeros(further.shape[1])])
             points, floor = M @ basis, more.floor
         points = _together(points, floor)
@@ -114,7 +124,11 @@ def points_of(moments: ClassMoments, weighting: Weighting = "class") -> Float64[
     """The `points` of a layer's span, without its basis, which is as large as the means."""
     means = moments.present()
     pi = class_weights(means.count, weighting)
-    found = _Directions.of(means.centred(pi), pi, _rounding(means))
+    if _is_wide(means.mean):
+        near = coordinates_of(means.about_centre_of(pi, each)[2] for each in wide_tiles(means.mean))
+    else:
+        near = means.centred(pi)
+    found = _Directions.of(near, means.mean.shape[1], pi, _rounding(means))
     return _together(found.points, found.floor)
 
 
@@ -136,20 +150,25 @@ class _Directions:
 
     @classmethod
     def of(
-        cls, M: Float64[Tensor, "P D"], weights: Float64[Tensor, " P"], rounding: Float64[Tensor, ""]
+        cls,
+        near: Float64[Tensor, "P R"],
+        D: int,
+        weights: Float64[Tensor, " P"],
+        rounding: Float64[Tensor, ""],
     ) -> "_Directions":
-        """Those of the rows `M`."""
-        scale, near = weights.sqrt()[:, None], coordinates(M) if _is_wide(M) else M
+        """Those of rows of D numbers, of which these are the coordinates, or which these are."""
+        scale = weights.sqrt()[:, None]
         left, values, right = _svd(near * scale)
-        floor = torch.maximum(EPS * max(M.shape) * values[0], rounding)
+        floor = torch.maximum(EPS * max(len(near), D) * values[0], rounding)
         rank = int((values > floor).sum())
         left, values, right = left[:, :rank], values[:rank], right[:rank].mT
-        return cls(values, near @ right, right if near is M else left * scale / values, floor)
+        own = near.shape[1] == D
+        return cls(values, near @ right, right if own else left * scale / values, floor)
 
     def columns(self, M: Float64[Tensor, "P D"]) -> Float64[Tensor, "D R"]:
-        """The directions of the rows `M` as orthonormal columns."""
+        """The directions as orthonormal columns, of the same rows `M`."""
         if not _is_wide(M):
-            return side_by_side([self.shares])
+            return laid_out([self.shares])
         found = _room(M.shape[1], len(self.values), M)
         torch.mm(self.shares.mT, M, out=found.mT)
         if bool((self.values * STEEP < self.values[:1]).any()):  # as oblique as the values span
@@ -158,13 +177,18 @@ class _Directions:
         return found
 
 
+def _near(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
+    """Coordinates of rows that are wide, or the rows."""
+    return coordinates(M) if _is_wide(M) else M
+
+
 def _is_wide(M: Float64[Tensor, "P D"]) -> bool:
     """Whether coordinates of the rows are worth their time."""
     return M.shape[1] >= WIDE * len(M)
 
 
-def side_by_side(parts: Sequence[Float64[Tensor, "D _"]]) -> Float64[Tensor, "D R"]:
-    """Columns of several matrices, as they are to lie to be projected on."""
+def laid_out(parts: Sequence[Float64[Tensor, "D _"]]) -> Float64[Tensor, "D R"]:
+    """Columns of several matrices, laid out as they are to be projected on."""
     sizes = [part.shape[1] for part in parts]
     found = _room(len(parts[0]), sum(sizes), parts[0])
     for room, part in zip(found.split(sizes, 1), parts, strict=True):
@@ -204,7 +228,7 @@ class Axes:
 
     Args:
         span: Of the layer's class means, about whose centre.
-        bases: Orthonormal columns, of the span itself or of a line's both ends.
+        bases: Orthonormal columns, of the span itself or of a line's both ends, as `laid_out` lays them.
     """
 
     span: MeansSpan

@@ -183,6 +183,8 @@ def test_parts_and_threads_change_nothing(monkeypatch, width, near, threads):
     H, y = problems.features(3, N=80, D=33, K=4)
     layers = [H, H.sin(), H.cos().exp()]
     known, alone = (both(some, y, 4, 80, compiled=False) for some in (layers, [H]))
+    sorted_y = y.sort().values  # whose later batches bring new classes
+    later = both(layers[:2], sorted_y, 4, 15, compiled=False)
     flat, centre = torch.randn(5, 33, dtype=F64), torch.randn(33, dtype=F64)
     monkeypatch.setattr(processor, "WIDTH", width)
     monkeypatch.setattr(processor, "NEAR", near)
@@ -190,6 +192,7 @@ def test_parts_and_threads_change_nothing(monkeypatch, width, near, threads):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_same(both(layers, y, 4, 80, compiled=True), known)
     assert_same(both([H], y, 4, 80, compiled=True), alone)
+    assert_same(both(layers[:2], sorted_y, 4, 15, compiled=True), later)
     torch.testing.assert_close(
         processor.project(H, centre, flat), (H - centre) @ flat.mT, rtol=1e-12, atol=1e-12
     )
@@ -375,6 +378,11 @@ def test_memory_that_the_loops_would_misread_is_refused(means):
         processor.absorb(
             torch.zeros(2, 3), labels, labels.count, means, means, labels.count, slice(0, 3)
         )
+    fine, ends = ZEROS[:6].view(2, 3).clone(), [torch.zeros(2, 3)] * 2
+    for first, last in ((means, fine), (fine, means)):
+        states = [(each, fine, labels.count) for each in (first, last)]
+        with pytest.raises(ValueError, match="take only contiguous numbers of 8 bytes here"):
+            processor.absorb_ends(ends, labels, labels.count, states, slice(0, 3))
 
 
 @needs_numba

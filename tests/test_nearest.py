@@ -1,6 +1,7 @@
 """Nearest class means in the span of the means: exact decisions, scatter and sameness."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pfc.tiles
 from pfc.moments import ClassMoments
 from pfc.nearest import Axes, MeansSpan, NearestMean, points_of, project
 from pfc.prototypes import Prototypes
-from pfc.tiles import coordinates
+from pfc.tiles import coordinates, coordinates_of, wide_tiles
 from tests import problems
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -109,6 +110,12 @@ def test_coordinates_of_wide_rows_keep_the_digits_of_each(seed, monkeypatch):
     rows[-1] = rows[0] * rng.choice([-1, 0, 1])
     M = torch.from_numpy(rows)
     near = coordinates(M)
+    if near is not M:
+        monkeypatch.setattr(pfc.tiles, "NEAR", int(rng.integers(1, 200)))
+        tiles = [*wide_tiles(M)]
+        assert [(a.stop, b.start) for a, b in pairwise(tiles)] == [(t.stop, t.stop) for t in tiles[:-1]]
+        assert (tiles[0].start, tiles[-1].stop) == (0, D)
+        assert coordinates_of(M[:, tile] for tile in tiles).equal(near)
     assert near.shape == (P, P) if D > 1.5 * P else near is M
     size = rows.astype(np.longdouble)
     gram, norms = size @ size.T, np.sqrt((size**2).sum(1))
@@ -118,7 +125,7 @@ def test_coordinates_of_wide_rows_keep_the_digits_of_each(seed, monkeypatch):
 
 @pytest.mark.parametrize("weighting", ["class", "sample"])
 @pytest.mark.parametrize("steep", [1.0, 7.9, 8.1, 1e5])
-def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting):
+def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting, monkeypatch):
     """Of directions alike in strength, nearly so, and so weak that what is formed of them is oblique."""
     K, D, g = 7, 2000, torch.Generator().manual_seed(int(steep))
     y = torch.arange(K).repeat_interleave(torch.arange(1, K + 1))
@@ -138,7 +145,15 @@ def test_a_span_of_wide_means_is_that_of_their_decomposition(steep, weighting):
     missed = right - span.basis @ (span.basis.mT @ right)
     assert (missed.norm(dim=0) <= 1e-14 * values[0] / values).all()
     torch.testing.assert_close(span.points @ span.basis.mT, M, rtol=0, atol=1e-13)
-    assert points_of(ClassMoments.of((M + 3)[y], y), weighting).equal(span.points)
+    moments = ClassMoments.of((M + 3)[y], y)
+    assert points_of(moments, weighting).equal(span.points)
+    assert len([*wide_tiles(moments.mean)]) == 1
+    monkeypatch.setattr(pfc.tiles, "NEAR", 1)
+    assert len([*wide_tiles(moments.mean)]) == 4
+    again = MeansSpan.of(moments, weighting)
+    assert points_of(moments, weighting).equal(again.points)
+    for part in ("centre", "centre_error", "basis", "points"):
+        torch.testing.assert_close(getattr(again, part), getattr(span, part), rtol=0, atol=1e-15 * steep)
 
 
 @pytest.mark.parametrize("D", [1, 2, 8, 9, 64, 2000])
@@ -148,7 +163,7 @@ def test_columns_lie_an_odd_number_of_lines_apart(D, weights):
     weights = weights and torch.tensor(weights, dtype=torch.float64)
     span = MeansSpan.of(ClassMoments.of(H, y), weights=weights)
     R = min(D, 2)
-    for columns in (span.basis, pfc.nearest.side_by_side([span.basis, span.basis[:, :1], span.basis])):
+    for columns in (span.basis, pfc.nearest.laid_out([span.basis, span.basis[:, :1], span.basis])):
         assert columns.stride(0) == 1
         assert columns.stride(1) % 16 == 8
         assert D <= columns.stride(1) < D + 16

@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 class Loops(Protocol):
     """What is compiled; every function has its slow twin beside its caller."""
 
-    BEGINS: bool  # whether `absorb` itself puts the mean of a class without samples at its first one
+    BEGINS: bool  # whether the mean of a class without samples is put at its first one here
 
     def absorb(
         self,

@@ -34,8 +34,20 @@ def absorb(
     errors: Float64[Tensor, "K D"],
     scatter: Float64[Tensor, " K"],
     columns: slice,
+) -> None:
+    """As in `Loops`."""
+    _absorb(H, labels, count, (means, errors, scatter), columns)
+
+
+def _absorb(
+    H: Float[Tensor, "B D"],
+    labels: BatchLabels,
+    count: Float64[Tensor, " K"],
+    state: State,
+    columns: slice,
 ) -> Float64[Tensor, "2 P C"]:
-    """As in `Loops`; how far each class's mean moved, and what rounding had taken from it."""
+    """As `absorb`; how far each class's mean moved, and what rounding had taken from it."""
+    means, errors, scatter = state
     H, start, width = by_rows(H), columns.start, columns.stop - columns.start
     n, starts = count[labels.present], labels.count.cumsum(0) - labels.count
     P = len(n)
@@ -72,7 +84,7 @@ def absorb_ends(
     """As in `Loops`."""
     cross, steps = _relate(batch, labels, [means for means, _, _ in ends], columns)
     pairs = zip((batch[0], batch[-1]), ends, strict=True)
-    kept = [absorb(H, labels, count, *end, columns) for H, end in pairs]
+    kept = [_absorb(H, labels, count, end, columns) for H, end in pairs]
     (moved, rounded), n = torch.einsum("epc,epc->ep", *kept), count[labels.present]
     return cross - (n + labels.count) * moved + n * rounded, steps
 

@@ -3,8 +3,8 @@
 Every loop has a slow twin in torch beside the place that calls it. What they read and write comes by the
 address of its first number, as arrays take twice as long to compile; features besides by the bytes from
 row to row and a number of their type: bfloat16 as uint16 and float16 as int16, which numba has no type
-for. Sums may be reordered, nothing else is assumed of them. All stands in one file: what is kept
-compiled is compiled anew when that file changes.
+for. Sums may be reordered, nothing else is assumed of them. All stands in one file, but for the numbers
+of `mix`, which never change: what is kept compiled is compiled anew when that file changes.
 """
 
 from contextlib import contextmanager, suppress
@@ -203,7 +203,7 @@ def absorb(like, itemsize, address, row, labels, state, columns):
     s, t = _at(0.0, _room(near)), _at(0.0, _room(near))
     for p in range(P):
         begin, stop = stop, stop + np.int64(count[p])
-        n, m = before[present[p]], count[p]
+        n, m, gain = before[present[p]], count[p], 0.0
         for first in range(0, width, near):
             some = near if first + near < width else width - first
             place = (present[p] * D + start + first) * 8
@@ -211,9 +211,10 @@ def absorb(like, itemsize, address, row, labels, state, columns):
             where = row, order, begin, stop, size
             if n == 0:
                 _begin(like, address + order[begin] * row + first * itemsize, mean, rest, some)
-            gain = _absorb_class(like, itemsize, address, where, tile, mean, t)
+            gain += _absorb_class(like, itemsize, address, where, tile, mean, t)
             _move(n, m, mean, rest, t, s, some)
-            scatter[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
+            gain -= _moved(n, m, (s, t), (s, t), some)
+        scatter[present[p]] += gain
 
 
 @no_type_check
@@ -230,7 +231,7 @@ def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
     u, v = _at(0.0, _room(near)), _at(0.0, _room(near))
     for p in range(P):
         begin, stop = stop, stop + np.int64(count[p])
-        n, m = seen[present[p]], count[p]
+        n, m, gain, more = seen[present[p]], count[p], 0.0, 0.0
         for column in range(0, width, near):
             some = near if column + near < width else width - column
             place, tile = (present[p] * D + start + column) * 8, (column, near, width)
@@ -240,15 +241,19 @@ def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
             if n == 0:
                 _begin(like, first + order[begin] * before + column * itemsize, a, e, some)
                 _begin(like, last + order[begin] * after + column * itemsize, b, f, some)
-            gain = _absorb_class(like, itemsize, first, where, tile, a, t)
-            more = _absorb_class(like, itemsize, last, there, tile, b, v)
+            gain += _absorb_class(like, itemsize, first, where, tile, a, t)
+            more += _absorb_class(like, itemsize, last, there, tile, b, v)
             at = first + column * itemsize, before, last + column * itemsize, after
-            both = _relate_class(like, at, (order, begin, stop), a, b, some, steps)  # what lies near now
+            both = _relate_class(
+                like, at, (order, begin, stop), a, b, some, steps
+            )  # while they lie near
             _move(n, m, a, e, t, s, some)
             _move(n, m, b, f, v, u, some)
-            own[present[p]] += gain - _moved(n, m, (s, t), (s, t), some)
-            other[present[p]] += more - _moved(n, m, (u, v), (u, v), some)
+            gain -= _moved(n, m, (s, t), (s, t), some)
+            more -= _moved(n, m, (u, v), (u, v), some)
             found[p] += both - _moved(n, m, (s, t), (u, v), some)
+        own[present[p]] += gain
+        other[present[p]] += more
 
 
 @called
@@ -321,7 +326,8 @@ def _moved(n, m, one, other, width):
 def _absorb_rows(context, like, address, i, where, some, mean, total, width):
     """Add some rows from place i on, less the mean so far; the sum of their squares.
 
-    What comes soon is fetched: after the last column those of the rows that are read after `THEN`.
+    What comes soon is fetched: after the last column those of the rows of this layer that are read after
+    `THEN`.
     """
 
     @no_type_check

@@ -14,7 +14,8 @@ def found(kinds: Kinds, item: Any) -> Iterator[Any]:
         for part in item:
             yield from found(kinds, part)
     elif isinstance(item, Mapping):
-        yield from found(kinds, [*item.values()])
+        for part in item.values():
+            yield from found(kinds, part)
 
 
 def changed(kinds: Kinds, change: Callable[[Any], Any], item: Any) -> Any:

@@ -277,7 +277,7 @@ def shared_span(
     for part in (span.centre, span.centre_error, span.basis.mT, span.values, span.points, span.floor):
         rows = torch.atleast_1d(part)
         for piece in rows.split(max(1, SLICE // max(1, rows[:1].numel()))):
-            piece.copy_(ranks.broadcast(piece.contiguous()))
+            ranks.broadcast(piece)
     return span
 
 

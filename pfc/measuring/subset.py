@@ -38,9 +38,10 @@ class Subset:
         """Note where the samples of a batch are, as `decide` finds it; `settle` ends the batch."""
         hashes = hashes_of(batch).to(labels.y.device)
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
-        every = torch.cat([self.kept.get("hash", hashes[:0]), hashes])
-        if hashes.device.type in SYNCHRONOUS_DEVICES and len(every) > MOST:
-            rows = (hashes <= every.kthvalue(MOST).values).nonzero().flatten()
+        if hashes.device.type in SYNCHRONOUS_DEVICES:
+            kept = self.kept.get("hash", hashes[:0])
+            least = torch.cat([kept, hashes]).argsort(stable=True)[:MOST] - len(kept)
+            rows = least[least >= 0].sort().values
         known = identities_of(batch, hashes, rows)
         self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
         return partial(self._follow, rows, decisions, decide)
