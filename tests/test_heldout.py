@@ -179,7 +179,7 @@ def test_identities_are_those_that_files_keep(engine, dtype, threads, monkeypatc
         assert not len(pfc.fused.processor.mix(bits[:0]))
 
 
-@pytest.mark.filterwarnings("ignore::pfc.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::pfc.warning.CollapseWarning")
 @pytest.mark.parametrize("most", [60, 2, 0])
 @pytest.mark.parametrize("sizes", [[900], [250, 100, 550], [1] * 3 + [897]], ids=str)
 def test_no_more_samples_are_followed_than_are_kept(sizes, most, monkeypatch):
