@@ -243,10 +243,9 @@ def absorb_ends(like, itemsize, ends, labels, states, columns, cross, steps):
                 _begin(like, last + order[begin] * after + column * itemsize, b, f, some)
             gain += _absorb_class(like, itemsize, first, where, tile, a, t)
             more += _absorb_class(like, itemsize, last, there, tile, b, v)
+            # rows that were just summed are near, if they are few
             at = first + column * itemsize, before, last + column * itemsize, after
-            both = _relate_class(
-                like, at, (order, begin, stop), a, b, some, steps
-            )  # while they lie near
+            both = _relate_class(like, at, (order, begin, stop), a, b, some, steps)
             _move(n, m, a, e, t, s, some)
             _move(n, m, b, f, v, u, some)
             gain -= _moved(n, m, (s, t), (s, t), some)
