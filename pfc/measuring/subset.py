@@ -38,8 +38,8 @@ class Subset:
         """Note where the samples of a batch are, as `decide` finds it; `settle` ends the batch."""
         hashes = hashes_of(batch).to(labels.y.device)
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
-        if hashes.device.type in SYNCHRONOUS_DEVICES:
-            kept = self.kept.get("hash", hashes[:0])
+        kept = self.kept.get("hash", hashes[:0])
+        if hashes.device.type in SYNCHRONOUS_DEVICES and len(kept) + len(hashes) > MOST:
             least = torch.cat([kept, hashes]).argsort(stable=True)[:MOST] - len(kept)
             rows = least[least >= 0].sort().values
         known = identities_of(batch, hashes, rows)
