@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pfc.line import LineCrossings, StepCurve
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, project
+from pfc.nearest import project
+from pfc.span import MeansSpan
 
 N, D, K, BATCH, REPEATS = 50_000, 1_000, 10, 10_000, 9
 FLOOR = "inner products"

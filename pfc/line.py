@@ -19,9 +19,9 @@ from pfc.bounds import Form, unit_of
 from pfc.crossings import intervals
 from pfc.metrics import effective_depth
 from pfc.moments import Gather, Total, alone, own
-from pfc.nearest import MeansSpan, laid_out
 from pfc.prototypes import Prototypes
 from pfc.screening import PAIRS, Ends, Places, Tile
+from pfc.span import MeansSpan, laid_out
 from pfc.tiles import FEWEST
 
 End = Literal["measured", "means", "etf"]

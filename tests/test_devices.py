@@ -26,7 +26,8 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.loader import MeasuredBatches
 from pfc.measuring.scale import Scale
 from pfc.moments import ClassMoments, SegmentMoments
-from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.nearest import NearestMean, project
+from pfc.span import MeansSpan
 from pfc.theory.path import PathSample
 from tests import problems
 from tests.models import Net, Plain, batched, samples, seeded

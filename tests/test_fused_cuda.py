@@ -11,7 +11,8 @@ import pfc
 from pfc import fused
 from pfc.labels import BatchLabels
 from pfc.moments import ClassMoments, SegmentMoments
-from pfc.nearest import MeansSpan, project
+from pfc.nearest import project
+from pfc.span import MeansSpan
 from tests import problems
 from tests.models import Plain, batched, samples, seeded
 from tests.oracles import naive_moments

@@ -12,7 +12,8 @@ from torch import nn
 import pfc
 from pfc.line import ENDS, LineCrossings, StepCurve
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.nearest import NearestMean, project
+from pfc.span import MeansSpan
 from tests import problems
 
 

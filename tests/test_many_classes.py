@@ -8,6 +8,7 @@ import torch
 
 import pfc
 import pfc.line
+import pfc.span
 import pfc.tiles
 from pfc import fused, metrics, pairs
 from pfc.bounds import Form
@@ -15,9 +16,10 @@ from pfc.crossings import Pairs, intervals
 from pfc.line import LineCrossings
 from pfc.measuring import costs
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean, project
+from pfc.nearest import NearestMean, project
 from pfc.prototypes import Prototypes
 from pfc.screening import Ends, Places, Tile
+from pfc.span import MeansSpan
 from tests import problems
 
 SEEDS = 80  # 6,000 were tried once
@@ -240,7 +242,7 @@ def test_points_within_rounding_are_one_wherever_they_stand():
     floor = torch.tensor(1e-11, dtype=torch.float64)
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     known = points[(apart <= floor).byte().argmax(1)]
-    assert pfc.nearest._together(points, floor).equal(known)
+    assert pfc.span._together(points, floor).equal(known)
     assert not known.equal(points)
 
 

@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 
 from pfc import metrics
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean
+from pfc.nearest import NearestMean
 from pfc.profile.columns import COLUMNS, Evidence
+from pfc.span import MeansSpan
 from tests import problems
 from tests.oracles import covariances, naive_row
 

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given, settings
 
 import pfc.nearest
+import pfc.span
 import pfc.tiles
 from pfc.moments import ClassMoments
-from pfc.nearest import Axes, MeansSpan, NearestMean, points_of, project
+from pfc.nearest import Axes, NearestMean, project
 from pfc.prototypes import Prototypes
+from pfc.span import MeansSpan, points_of
 from pfc.tiles import coordinates, coordinates_of, wide_tiles
 from tests import problems
 
@@ -163,7 +165,7 @@ def test_columns_lie_an_odd_number_of_lines_apart(D, weights):
     weights = weights and torch.tensor(weights, dtype=torch.float64)
     span = MeansSpan.of(ClassMoments.of(H, y), weights=weights)
     R = min(D, 2)
-    for columns in (span.basis, pfc.nearest.laid_out([span.basis, span.basis[:, :1], span.basis])):
+    for columns in (span.basis, pfc.span.laid_out([span.basis, span.basis[:, :1], span.basis])):
         assert columns.stride(0) == 1
         assert columns.stride(1) % 16 == 8
         assert D <= columns.stride(1) < D + 16
@@ -177,7 +179,7 @@ def test_columns_lie_an_odd_number_of_lines_apart(D, weights):
 @pytest.mark.parametrize("seed", range(40))
 def test_exact_ties_of_wide_means_go_to_the_lowest_class(seed, monkeypatch):
     """Of means 2 to 30 times as far apart in one direction as in another; all numbers are whole."""
-    monkeypatch.setattr(pfc.nearest, "WIDE", 1)
+    monkeypatch.setattr(pfc.span, "WIDE", 1)
     rng = np.random.default_rng(seed)
     D = int(rng.integers(5, 17))
     means = np.zeros((3, D), int)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pfc.measuring.scale import Scale
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, project
+from pfc.nearest import project
+from pfc.span import MeansSpan
 from pfc.tiles import column_tiles, row_tiles, upcast
 
 

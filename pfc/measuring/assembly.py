@@ -16,11 +16,12 @@ from pfc.measuring.reference import Reference
 from pfc.measuring.sums import Sums
 from pfc.metrics import Weighting, noise_share
 from pfc.moments import ClassMoments
-from pfc.nearest import MOST_PAIRED, points_of
+from pfc.nearest import MOST_PAIRED
 from pfc.profile.classes import ClassGeometry
 from pfc.profile.columns import Evidence, measured
 from pfc.profile.profile import Profile
 from pfc.profile.segment import Segment
+from pfc.span import points_of
 from pfc.warning import warn
 
 NOISE = 0.1  # share of the between-class variance above which the noise of the means is told

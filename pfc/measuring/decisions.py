@@ -17,7 +17,8 @@ from pfc.measuring.layout import Layout
 from pfc.measuring.scale import Scale
 from pfc.measuring.sums import Sums
 from pfc.moments import Gather, Total
-from pfc.nearest import Axes, MeansSpan, NearestMean
+from pfc.nearest import Axes, NearestMean
+from pfc.span import MeansSpan
 from pfc.warning import warn
 
 Decide = Callable[[str, Float[Tensor, "B D"]], Float64[Tensor, "B R"]]  # gives where features are

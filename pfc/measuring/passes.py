@@ -22,10 +22,10 @@ from pfc.measuring.reference import Reference
 from pfc.measuring.subset import Subset
 from pfc.measuring.sums import Copies, See, Sums
 from pfc.metrics import Weighting
-from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
 from pfc.progress import Step
+from pfc.span import MeansSpan
 
 LOOK = 64  # batches between two looks at a device for features that are not finite; ours
 

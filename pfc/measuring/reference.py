@@ -14,9 +14,9 @@ from pfc.measuring.scale import Scale
 from pfc.measuring.sums import Sums
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.profile import Profile
+from pfc.span import MeansSpan
 
 
 @dataclass(frozen=True, eq=False)

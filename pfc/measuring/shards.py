@@ -24,8 +24,8 @@ from pfc.measuring.sums import Sums
 from pfc.measuring.survey import Request, Survey, survey
 from pfc.metrics import Weighting
 from pfc.moments import SLICE, ClassMoments
-from pfc.nearest import MeansSpan
 from pfc.processes import Processes, alike
+from pfc.span import MeansSpan
 from pfc.taps import gathered
 from pfc.theory.path import PathSample
 from pfc.warning import warn

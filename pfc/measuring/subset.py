@@ -15,9 +15,9 @@ from pfc.measuring.costs import MOST, SKETCH
 from pfc.measuring.decisions import Decide, Decisions
 from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.sums import See
-from pfc.nearest import MeansSpan
 from pfc.processes import Processes
 from pfc.profile.classes import SamplePoints
+from pfc.span import MeansSpan
 from pfc.tiles import row_tiles
 
 READ = 4096  # numbers of an input that its hash reads at most, evenly spaced; ours

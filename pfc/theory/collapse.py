@@ -16,8 +16,9 @@ from pfc.metrics import (
     within_trace,
 )
 from pfc.moments import ClassMoments
-from pfc.nearest import MeansSpan, NearestMean
+from pfc.nearest import NearestMean
 from pfc.samples import ArrayLike, labelled
+from pfc.span import MeansSpan
 
 
 @dataclass(frozen=True)
