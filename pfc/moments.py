@@ -18,7 +18,7 @@ from pfc.device import SYNCHRONOUS_DEVICES
 from pfc.fused import Loops, loops_for
 from pfc.labels import BatchLabels
 from pfc.samples import ArrayLike, labelled
-from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast, wide_tiles
+from pfc.tiles import column_tiles, exact_sum, row_tiles, scratch, upcast
 from pfc.warning import renamed
 
 SLICE = 2**22  # float64 numbers of the means that are merged at once: 32 MiB; ours
@@ -107,21 +107,8 @@ class ClassMoments:
         self, pi: Float64[Tensor, " K"]
     ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, " D"], Float64[Tensor, "K D"]]:
         """The mean of the class means under weights, what rounding took from it, and `centred`."""
-        (first, *others), D = wide_tiles(self.mean), self.mean.shape[1]
-        if not others:
-            return self.about_centre_of(pi, first)
-        centre, error, M = pi.new_empty(D), pi.new_empty(D), torch.empty_like(self.mean)
-        for columns in (first, *others):
-            centre[columns], error[columns], M[:, columns] = self.about_centre_of(pi, columns)
-        return centre, error, M
-
-    def about_centre_of(
-        self, pi: Float64[Tensor, " K"], columns: slice
-    ) -> tuple[Float64[Tensor, " C"], Float64[Tensor, " C"], Float64[Tensor, "K C"]]:
-        """As `about_centre`, some columns."""
-        means = self.mean[:, columns]
-        centre = pi @ means
-        M = (means - centre).add_(self.mean_error[:, columns])
+        centre = pi @ self.mean
+        M = (self.mean - centre).add_(self.mean_error)
         error = pi @ M
         return centre, error, M.sub_(error)
 

@@ -12,14 +12,17 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from pfc.device import SYNCHRONOUS_DEVICES
+from pfc.fused import at_hand, processor
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
 from pfc.pairs import EPS
 from pfc.prototypes import Prototypes
-from pfc.tiles import coordinates, coordinates_of, rows_at_once, wide_tiles
+from pfc.tiles import SPARED, coordinates, rows_at_once
 
 WIDE = 2**8  # times as many columns as rows, from which on coordinates of the rows come first; measured
 STEEP = 2**3  # times weaker than the strongest, from which on directions are made orthogonal; ours
+FEWER = 2**8  # rows that a compiled loop makes triangular as fast as LAPACK, or faster; measured
+SAFE = 2.0**400  # sizes up to which, and down to whose inverse, squares stay in float64; ours
 LINE = 8  # numbers of a line of the processor's cache
 
 
@@ -69,8 +72,8 @@ class MeansSpan:
         seen = moments.count > 0
         means = moments.present()
         pi = class_weights(means.count, weighting) if weights is None else weights[seen]
-        centre, error, M = means.about_centre(pi)
-        found = _Directions.of(_near(M), M.shape[1], pi, _rounding(means))
+        centre, error, M, near, size = _about_centre(means, pi)
+        found = _Directions.of(near, M.shape[1], pi, _rounding(means, size))
         basis, values, points, floor = found.columns(M), found.values, found.points, found.floor
         if not bool(pi.all()):  # the means of no weight need further directions
             noise = EPS * max(M.shape) * torch.linalg.matrix_norm(M, 2)
@@ -110,11 +113,8 @@ def points_of(moments: ClassMoments, weighting: Weighting = "class") -> Float64[
     """The `points` of a layer's span, without its basis, which is as large as the means."""
     means = moments.present()
     pi = class_weights(means.count, weighting)
-    if _is_wide(means.mean):
-        near = coordinates_of(means.about_centre_of(pi, each)[2] for each in wide_tiles(means.mean))
-    else:
-        near = means.centred(pi)
-    found = _Directions.of(near, means.mean.shape[1], pi, _rounding(means))
+    near, size = _near_means([means], pi) if _is_wide(means.mean) else (means.centred(pi), None)
+    found = _Directions.of(near, means.mean.shape[1], pi, _rounding(means, size))
     return _together(found.points, found.floor)
 
 
@@ -163,6 +163,43 @@ class _Directions:
         return found
 
 
+def near_means(layers: Sequence[ClassMoments], pi: Float64[Tensor, " K"]) -> Float64[Tensor, "P R"]:
+    """Class means of layers about their centres, one layer under the other, in few coordinates."""
+    return _near_means(layers, pi)[0]
+
+
+def _near_means(
+    layers: Sequence[ClassMoments],
+    pi: Float64[Tensor, " K"],
+    kept: Sequence[Float64[Tensor, "..."]] = (),
+) -> tuple[Float64[Tensor, "P R"], Float64[Tensor, ""] | None]:
+    """As `near_means`, with the size of the largest mean if known; keeps what `about_centre` gives."""
+    means, P, D = layers[0].mean, len(layers) * len(pi), layers[0].mean.shape[1]
+    if SPARED * P < D and P <= FEWER and at_hand(means.device, P * D):
+        states = [(layer.mean, layer.mean_error) for layer in layers]
+        factor, squares = processor.triangular(states, pi, kept)
+        largest = squares.max()
+        if 1 / SAFE < float(factor.abs().max()) < SAFE and bool(largest.isfinite()):
+            return factor.mT, largest.sqrt()
+    parts = [layer.about_centre(pi) for layer in layers]
+    for room, part in zip(kept, parts[0], strict=False):
+        room.copy_(part)
+    return coordinates(torch.cat([M for _, _, M in parts])), None
+
+
+def _about_centre(
+    means: ClassMoments, pi: Float64[Tensor, " P"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """What `about_centre` gives, and what `_near_means` does, if the means are wide."""
+    if not _is_wide(means.mean):
+        centre, error, M = means.about_centre(pi)
+        return centre, error, M, M, None
+    D, new = means.mean.shape[1], means.mean.new_empty
+    centre, error, M = kept = new(D), new(D), torch.empty_like(means.mean)
+    near, size = _near_means([means], pi, kept)
+    return centre, error, M, near, size
+
+
 def _near(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
     """Coordinates of rows that are wide, or the rows."""
     return coordinates(M) if _is_wide(M) else M
@@ -208,10 +245,10 @@ def _places(seen: Bool[Tensor, " K"]) -> Int64[Tensor, " K"]:
     return torch.where(seen, seen.cumsum(0) - 1, -1)
 
 
-def _rounding(means: ClassMoments) -> Float64[Tensor, ""]:
+def _rounding(means: ClassMoments, size: Float64[Tensor, ""] | None) -> Float64[Tensor, ""]:
     """How far rounding may move the means: it is of their samples' spread, hardly of an offset."""
     spread = (means.scatter / means.count).max().sqrt()
-    size = torch.linalg.vector_norm(means.mean, dim=1).max()
+    size = torch.linalg.vector_norm(means.mean, dim=1).max() if size is None else size
     return 32 * len(means.count) ** 0.5 * EPS * (spread + EPS * size)
 
 

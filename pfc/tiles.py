@@ -1,7 +1,7 @@
 """Float64 arithmetic on tiles of a matrix that stay in the processor's cache."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**22}  # float64 numbers worked on at once: near the cache, few calls
 TALL = 2**9  # columns of few wide rows that are made triangular at once, in the cache; measured
-NEAR = 2**15  # float64 numbers of few wide rows that are worked on at once, in a nearer cache; ours
 SPARED = 1.5  # times fewer numbers of some rows, for which a basis is worth it; ours
 FEWEST = 256  # rows of a product, so that reading the other factor does not cost the most; measured
 
@@ -83,28 +82,11 @@ def inner(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a 
 
 def coordinates(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
     """Rows in an orthonormal basis of their span, or as they are where that is hardly fewer numbers."""
-    return M if M.shape[1] <= SPARED * len(M) else coordinates_of([M])
-
-
-def coordinates_of(tiles: Iterable[Float64[Tensor, "P _"]]) -> Float64[Tensor, "P R"]:
-    """As `coordinates`, of columns that come tile after tile, as `wide_tiles` cuts them."""
+    if M.shape[1] <= SPARED * len(M):
+        return M
     # the triangular factor of all columns is that of their parts' factors; nothing is squared
-    factors = []
-    for M in tiles:
-        height = _height(len(M))
-        count = M.shape[1] // height
-        parts = M[:, : count * height].unflatten(1, (count, height)).permute(1, 2, 0)
-        factors += [torch.linalg.qr(parts, mode="r").R.flatten(0, 1), M[:, count * height :].mT]
+    height = max(TALL, 4 * len(M))
+    count = M.shape[1] // height
+    parts = M[:, : count * height].unflatten(1, (count, height)).permute(1, 2, 0)
+    factors = [torch.linalg.qr(parts, mode="r").R.flatten(0, 1), M[:, count * height :].mT]
     return torch.linalg.qr(torch.cat(factors), mode="r").R.mT
-
-
-def wide_tiles(M: Shaped[Tensor, "P D"]) -> Iterator[slice]:
-    """Columns of few wide rows that are worked on at once, of whole parts of `coordinates`."""
-    (P, D), height = M.shape, _height(len(M))
-    width = height * max(1, NEAR // (P * height)) if M.device.type == "cpu" else D
-    return (slice(start, min(start + width, D)) for start in range(0, max(D, 1), width))
-
-
-def _height(P: int) -> int:
-    """Columns of P rows that are made triangular at once."""
-    return max(TALL, 4 * P)

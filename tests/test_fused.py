@@ -295,6 +295,16 @@ for z, places, nearest in [
         processor.gather(z, places, nearest, zeros(2, 3), state, zeros(2, 2))
     except ValueError as error:
         print(error)
+for errors, weights, kept in [
+    (zeros(2, 2), zeros(2), ()),
+    (zeros(2, 3), zeros(3), ()),
+    (zeros(2, 3), zeros(2), (zeros(3), zeros(3), zeros(2, 2))),
+    (zeros(2, 3), zeros(2), (zeros(3), zeros(3))),
+]:
+    try:
+        processor.triangular([(zeros(2, 3), errors)], weights, kept)
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -315,7 +325,57 @@ def test_what_does_not_fit_is_refused_before_memory_is_written():
         "z of 8 bytes and of shape (4, 3), got torch.float64 of shape (5, 3)",
         "nearest of 8 bytes and of shape (4,), got torch.int64 of shape (3,)",
         "labels must be of classes that the span knows",
+        "errors of 8 bytes and of shape (2, 3), got torch.float64 of shape (2, 2)",
+        "weights of 8 bytes and of shape (2,), got torch.float64 of shape (3,)",
+        "kept of 8 bytes and of shape (2, 3), got torch.float64 of shape (2, 2)",
+        "zip() argument 2 is longer than argument 1",
     ]
+
+
+@needs_numba
+@pytest.mark.parametrize("seed", range(40))
+def test_class_means_are_made_triangular_about_their_centres(seed, monkeypatch):
+    """Of sizes 1e-8 to 1e8 about an offset, in whatever parts, on any number of threads."""
+    rng = np.random.default_rng(seed)
+    K, D, depth = int(rng.integers(1, 9)), int(rng.integers(1, 300)), int(rng.integers(1, 4))
+    monkeypatch.setattr(processor, "STRIP", int(rng.integers(1, 50)))
+    monkeypatch.setattr(processor, "TALL", int(rng.integers(1, 200)))
+    monkeypatch.setattr(processor, "SHARE", int(rng.integers(1, 1000)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seed % 4 + 1)
+    sizes = 10.0 ** rng.integers(-8, 9, size=(depth, K, 1))
+    rows = rng.standard_normal((depth, K, D)) * sizes
+    means = torch.from_numpy(rows + rng.choice([0, 1e3]))
+    errors = torch.from_numpy(rng.standard_normal((depth, K, D)) * 1e-9 * sizes)
+    pi = torch.from_numpy(rng.uniform(0.1, 1, K))
+    pi /= pi.sum()
+    kept = [torch.empty(n, dtype=F64) for n in ((D,), (D,), (K, D))] if depth == 1 else []
+    factor, squares = processor.triangular([*zip(means, errors, strict=True)], pi, kept)
+    assert factor.equal(factor.triu())
+
+    exact = means.numpy().astype(np.longdouble) + errors.numpy()
+    weights = pi.numpy().astype(np.longdouble)
+    known = exact - np.einsum("k,lkd->ld", weights, exact)[:, None]
+    flat = known.reshape(depth * K, D)
+    gram = flat @ flat.T
+    norms = np.linalg.norm(known, axis=2).flatten()
+    lost = 1e-15 * norms.max()  # a mean of small size loses digits beside a large one, by the centre
+    missed = np.abs((factor.mT @ factor).numpy() - gram)
+    assert (missed <= 1e-14 * np.outer(norms, norms) + lost * np.add.outer(norms, norms)).all()
+    np.testing.assert_allclose(squares, (means**2).sum(2).flatten(), rtol=1e-13)
+    if kept:
+        centre, error, M = kept
+        np.testing.assert_allclose(M, known[0], atol=1e-15 * np.abs(known).max(), rtol=0)
+        far = np.abs((centre.numpy().astype(np.longdouble) + error.numpy()) - weights @ exact[0])
+        assert (far <= 1e-15 * np.abs(known).max()).all()
+
+
+@needs_numba
+def test_rounding_of_a_triangular_factor_does_not_add_up():
+    """Over 512 parts; it would to 6e-15 if one factor were made of them, part after part."""
+    M = torch.randn(10, 2**16, generator=torch.Generator().manual_seed(0), dtype=F64)
+    M -= M.mean(0)
+    factor, _ = processor.triangular([(M, torch.zeros_like(M))], torch.full((10,), 0.1, dtype=F64))
+    torch.testing.assert_close((factor.mT @ factor) / 2**16, M @ M.mT / 2**16, rtol=0, atol=2e-15)
 
 
 NARROW = """
@@ -383,6 +443,8 @@ def test_memory_that_the_loops_would_misread_is_refused(means):
         states = [(each, fine, labels.count) for each in (first, last)]
         with pytest.raises(ValueError, match="take only contiguous numbers of 8 bytes here"):
             processor.absorb_ends(ends, labels, labels.count, states, slice(0, 3))
+        with pytest.raises(ValueError, match="take only contiguous numbers of 8 bytes here"):
+            processor.triangular([(first, last)], labels.count)
 
 
 @needs_numba
@@ -466,7 +528,8 @@ def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
         return real(*args, **how)
 
     monkeypatch.setattr(numba, "njit", unkept)
-    loops = {"absorb", "absorb_ends", "increase", "mix", "project", "gather", "screen", "relative"}
+    loops = {"absorb", "absorb_ends", "increase", "triangular"}
+    loops |= {"mix", "project", "gather", "screen", "relative"}
     assert {*kernels.compiled("")} == loops
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import pfc
 import pfc.line
 import pfc.span
 import pfc.tiles

@@ -40,7 +40,17 @@ def compiled(cache):
     try:
         return {
             loop.__name__: _kept(loop)
-            for loop in (absorb, absorb_ends, increase, mix, project, gather, screen, relative)
+            for loop in (
+                absorb,
+                absorb_ends,
+                increase,
+                triangular,
+                mix,
+                project,
+                gather,
+                screen,
+                relative,
+            )
         }
     finally:
         numba.config.CACHE_DIR = before
@@ -418,6 +428,93 @@ def increase(like, itemsize, layers, strides, shape, room, steps):
                         gram[h + 1] += qu
                         gram[h + even] += pv
                         gram[h + even + 1] += qv
+
+
+@no_type_check
+def triangular(layers, weights, shape, room, kept, found):
+    """Triangular factors of the class means of some layers, about their centres, side by side.
+
+    Columns are taken in parts that stay near; of each and of the factor so far Householder's reflections
+    make the next, and after `each` columns another one is begun. For the centres see
+    `ClassMoments.about_centre`: they, what rounding took from them and the means about them are kept if
+    there is room. In `found` are the factors and the means' squares.
+    """
+    (depth, K, D, start, stop, near, each), (centres, errors, about) = shape, kept
+    (x, c, r), (factor, sizes), layer = room, found, _at(0, layers)
+    size, P = _at(0.0, sizes), depth * K
+    for first in range(start, stop, near):
+        some = near if first + near < stop else stop - first
+        if about != 0:
+            c, r = centres + first * 8, errors + first * 8
+        for l in range(depth):
+            means, rest = layer[2 * l] + first * 8, layer[2 * l + 1] + first * 8
+            for k in range(K):
+                size[l * K + k] += _square(means + k * D * 8, some)
+            to = x + l * K * near * 8, near
+            _about((means, rest, D), weights, (_at(0.0, c), _at(0.0, r)), to, K, some)
+        for k in range(K if about != 0 else 0):
+            one, to = _at(0.0, x + k * near * 8), _at(0.0, about + (k * D + first) * 8)
+            for d in range(some):
+                to[d] = one[d]
+        _reflect(x, near, factor + (first - start) // each * P * P * 8, P, some)
+
+
+@called
+@no_type_check
+def _square(address, width):
+    _widest()
+    x, s = _at(0.0, address), 0.0
+    for d in range(width):
+        s += x[d] * x[d]
+    return s
+
+
+@exactly
+@no_type_check
+def _about(state, weights, centre, room, K, width):
+    """Some columns of class means less their centre, which is kept with what rounding took from it."""
+    _widest()
+    (means, errors, apart), (c, r), (to, near), weight = state, centre, room, _at(0.0, weights)
+    for d in range(width):
+        c[d] = r[d] = 0.0
+    for k in range(K):
+        m, w = _at(0.0, means + k * apart * 8), weight[k]
+        for d in range(width):
+            c[d] += w * m[d]
+    for k in range(K):
+        m, e, w = _at(0.0, means + k * apart * 8), _at(0.0, errors + k * apart * 8), weight[k]
+        x = _at(0.0, to + k * near * 8)
+        for d in range(width):
+            x[d] = (m[d] - c[d]) + e[d]
+            r[d] += w * x[d]
+    for k in range(K):
+        x = _at(0.0, to + k * near * 8)
+        for d in range(width):
+            x[d] -= r[d]
+
+
+@called
+@no_type_check
+def _reflect(rows, near, factor, P, width):
+    """Make some columns of rows part of the triangular factor of those before."""
+    _widest()
+    for j in range(P):
+        x, row = _at(0.0, rows + j * near * 8), _at(0.0, factor + j * P * 8)
+        s = _square(rows + j * near * 8, width)
+        size = np.sqrt(row[j] * row[j] + s)
+        if s == 0 or size == 0:
+            continue
+        end = -size if row[j] > 0 else size
+        step, over = row[j] - end, 1 / (end * (end - row[j]))
+        row[j] = end
+        for l in range(j + 1, P):
+            y, t = _at(0.0, rows + l * near * 8), 0.0
+            for d in range(width):
+                t += x[d] * y[d]
+            t = (step * row[l] + t) * over
+            row[l] -= step * t
+            for d in range(width):
+                y[d] -= t * x[d]
 
 
 @no_type_check

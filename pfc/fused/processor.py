@@ -33,6 +33,8 @@ WIDE = 2**12  # columns that are projected at once, so that few rows stay near; 
 MANY = 32  # directions of which so many columns stay near, too; of more only half; measured
 NEAR = 2**10  # columns of a row that are summed at once: sums stay in the nearest cache; measured
 WIDTH = 2**16  # columns of several layers that are worked on at once; measured
+STRIP = 2**7  # columns of class means that are made triangular at once; measured
+TALL = 2**12  # columns of one triangular factor, so that rounding does not add up; ours
 BEGINS = True
 
 Found = TypeVar("Found")
@@ -163,6 +165,44 @@ def gather(
     shape, where = (size, R, P), _addresses(places, nearest, points)
     kept = _addresses(pairs) if len(pairs) else (0,)
     loops()["gather"](shape, _place(z)[1:], *where, (*_addresses(*state), *kept))
+
+
+def triangular(
+    layers: Sequence[tuple[Float64[Tensor, "K D"], Float64[Tensor, "K D"]]],
+    weights: Float64[Tensor, " K"],
+    kept: Sequence[Float64[Tensor, "..."]] = (),
+) -> tuple[Float64[Tensor, "P P"], Float64[Tensor, " P"]]:
+    """The triangular factor of class means about their centres, and the squared sizes of the means.
+
+    Args:
+        layers: Means of each layer, and what rounding took from them.
+        weights: What a class counts in the centre.
+        kept: Room for the centre, what rounding took from it and the means about it, of one layer.
+
+    Returns:
+        What has the inner products of the means of all layers for those of its columns; their sizes.
+    """
+    (K, D), P = layers[0][0].shape, len(layers) * len(weights)
+    _refuse(weights=(weights, (K,)))
+    for means, errors in layers:
+        _refuse(means=(means, (K, D)), errors=(errors, (K, D)))
+    for room, shape in zip(kept, ((D,), (D,), (K, D)), strict=bool(kept)):
+        _refuse(kept=(room, shape))
+    lie = torch.tensor([_addresses(*layer) for layer in layers], device="cpu")
+    given, to = _addresses(lie, weights), _addresses(*kept) or (0, 0, 0)
+
+    def columns(part: slice) -> tuple[Tensor, Tensor]:
+        width = part.stop - part.start
+        room, found = weights.new_empty(P + 2, STRIP), weights.new_zeros(-(-width // TALL) * P + 1, P)
+        shape, near = (len(layers), K, D, part.start, part.stop, STRIP, TALL), (*room[-2:], found[-1])
+        centre, error, sizes = _addresses(*near)
+        loops()["triangular"](
+            *given, shape, (room.data_ptr(), centre, error), to, (found.data_ptr(), sizes)
+        )
+        return found[:-1], found[-1]
+
+    factors, sizes = zip(*_on_threads(columns, D, P * D, 1), strict=True)
+    return torch.linalg.qr(torch.cat(factors), mode="r").R, torch.stack(sizes).sum(0)
 
 
 def mix(bits: Shaped[Tensor, "B C"]) -> Int64[Tensor, " B"]:

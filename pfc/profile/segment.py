@@ -11,9 +11,9 @@ from torch import Tensor
 from pfc.line import End, StepCurve
 from pfc.metrics import Weighting, class_weights
 from pfc.moments import SegmentMoments
+from pfc.span import near_means
 from pfc.theory.geodesic import Certificate, Line, OnLine
 from pfc.theory.path import Path, PathSample, path_of
-from pfc.tiles import coordinates
 from pfc.warning import renamed
 
 Position = Literal["path", "chord", "proj", "index"]
@@ -69,7 +69,7 @@ class Segment:
         """Read a segment from its moments, the second pass's curves, and its samples' own paths."""
         seen = moments.layers[0].count > 0
         ends = [moments.layers[i].present() for i in (0, -1)]
-        M = coordinates(torch.cat([end.centred() for end in ends]))
+        M = near_means(ends, class_weights(ends[0].count, "class"))
         return cls(
             start=start,
             layers=tuple(layers),
