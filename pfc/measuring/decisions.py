@@ -279,7 +279,8 @@ class Coordinates:
         nearest, frame = of.nearest[name], of.frames[name]
         nearest.note(H.dtype)
         if self.start is not None:
-            return frame.axes.project(H, of.room(name, self.start, len(H)))[:, frame.own]
+            z = frame.axes.project(H, of.room(name, self.start, len(H)))
+            return z if frame.own == slice(None) else z[:, frame.own]
         self._seen[name] = z = frame.axes.project(H)
         found = of.decide({each: self._seen.pop(each) for each in frame.ready}, self.labels.y)
         self.nearest = self.nearest if found is None else found

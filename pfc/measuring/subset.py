@@ -54,15 +54,15 @@ class Subset:
         name: str,
         H: Float[Tensor, "B D"],
     ) -> None:
-        z = decide(name, H)[rows]
-        if not len(z):
+        z = decide(name, H)
+        if not len(self._new["hash"]):
             return
         span = decisions.nearest[name].span
         if span.basis.shape[1] == 1:
             H = decisions.scales[name].rescaled(H[rows])
-            across = (H.double() - span.centre) - span.centre_error - z @ span.basis.mT
+            across = (H.double() - span.centre) - span.centre_error - z[rows] @ span.basis.mT
             self._new[f"across/{name}"] = _sketch(across)
-        self._new[f"at/{name}"] = _two(z)
+        self._new[f"at/{name}"] = _two(z, rows)
 
     def settle(self) -> None:
         """Keep the least of the samples so far and of those of the batch."""
@@ -93,7 +93,7 @@ class Subset:
         return SamplePoints(
             labels=kept["label"],
             points={name: kept[f"at/{name}"].float() for name in spans},
-            means={name: _two(span.points).float().cpu() for name, span in spans.items()},
+            means={name: _two(span.points, slice(None)).float().cpu() for name, span in spans.items()},
             hashes=torch.stack([kept["hash"], kept["identity"]], 1),
         )
 
@@ -161,8 +161,10 @@ def _mixed(h: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
     return h
 
 
-def _two(z: Float64[Tensor, "b R"]) -> Float64[Tensor, "b 2"]:
-    return z[:, :2].clone() if z.shape[1] > 1 else torch.nn.functional.pad(z, (0, 2 - z.shape[1]))
+def _two(z: Float64[Tensor, "B R"], rows: slice | Tensor) -> Float64[Tensor, "b 2"]:
+    """Two coordinates of some rows, in memory of their own."""
+    two = z[:, :2] if z.shape[1] > 1 else torch.nn.functional.pad(z, (0, 2 - z.shape[1]))
+    return two[rows] if isinstance(rows, Tensor) else two[rows].clone()
 
 
 def _sketch(H: Float64[Tensor, "b D"]) -> Float64[Tensor, "b S"]:
