@@ -34,19 +34,23 @@ class Axes:
     bases: Float64[Tensor, "D R"]
 
     @cached_property
-    def _shift(self) -> Float64[Tensor, " R"]:
-        """What rounding took from the centre, along the columns."""
-        return self.span.centre_error @ self.bases
+    def _flat(self) -> Float64[Tensor, "R D"]:
+        return self.bases.mT
+
+    @cached_property
+    def _start(self) -> Float64[Tensor, " R"]:
+        """Less what rounding took from the centre, along the columns."""
+        return -(self.span.centre_error @ self.bases)
 
     def project(
         self, H: Float[Tensor, "B D"], room: Float64[Tensor, "B R"] | None = None
     ) -> Float64[Tensor, "B R"]:
         """Coordinates of the centred rows of `H`, upcast tile by tile; in that room, if there is any."""
-        span, flat = self.span, self.bases.mT
+        span, flat = self.span, self._flat
         few = len(flat) <= FEW
         if few and (loops := loops_for([H])):
             room = flat.new_empty(len(H), len(flat)) if room is None else room
-            return loops.project(H, span.centre, flat, room.copy_(-self._shift))
+            return loops.project(H, span.centre, flat, room.copy_(self._start))
         z = flat.new_zeros(len(flat), len(H)).mT if few else flat.new_zeros(len(H), len(flat))
         if H.dtype == torch.float64 and span.central:  # needs no copy
             _add(z, H, flat, few=few)
@@ -57,7 +61,7 @@ class Axes:
                     X = X if span.central else X.sub_(span.centre[columns])
                     _add(z[rows], X, flat[:, columns], few=few)
         # to subtract the centre at last loses nothing where it is among the means
-        z -= (span.centre + span.centre_error) @ self.bases if span.central else self._shift
+        z += -((span.centre + span.centre_error) @ self.bases) if span.central else self._start
         z = z.contiguous()
         return z if room is None else room.copy_(z)
 

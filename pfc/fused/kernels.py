@@ -653,13 +653,13 @@ def gather(shape, rows, places, nearest, points, state):
 
 
 @no_type_check
-def project(like, itemsize, address, row, centre, directions, shape, wide, z, spare):
+def project(like, itemsize, address, row, centre, directions, shape, wide, z):
     """Add the products of centred rows with directions to `z`, of three rows at once.
 
-    In `directions` are the address of the first and the bytes from one to the next. What comes of rows
-    that are missing to threes goes to `spare`.
+    In `directions` are the address of the first and the bytes from one to the next.
     """
     (flat, apart), (size, R, D), far = directions, shape, (shape[0] + 2) // 3
+    spare = _room(R)  # for what comes of rows that are missing to threes
     for start in range(0, D, wide):
         width, at = wide if start + wide < D else D - start, address + start * itemsize
         middle, ways = _at(0.0, centre + start * 8), _at(0.0, flat + start * 8)

@@ -141,9 +141,9 @@ def project(
     wide = WIDE if R <= MANY else WIDE // 2
 
     def rows(part: slice) -> None:
-        (like, *where), spare = _place(H, part.start), flat.new_empty(R)
-        shape, to = (part.stop - part.start, R, D), (found + part.start * R * 8, spare.data_ptr())
-        loops()["project"](like, like.itemsize, *where, middle, directions, shape, wide, *to)
+        (like, *where), to = _place(H, part.start), found + part.start * R * 8
+        shape = part.stop - part.start, R, D
+        loops()["project"](like, like.itemsize, *where, middle, directions, shape, wide, to)
 
     _on_threads(rows, size, H.numel(), 1)
     return z
@@ -271,7 +271,8 @@ def side_by_side(batch: Sequence[Float[Tensor, "B D"]]) -> list[Float[Tensor, "B
 
 def by_rows(H: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """A layer with each row's numbers side by side; copied if need be."""
-    return (H if H.stride(1) == 1 else H.contiguous()).resolve_neg()
+    H = H if H.stride(1) == 1 else H.contiguous()
+    return H.resolve_neg() if H.is_neg() else H
 
 
 def _place(H: Float[Tensor, "B D"], row: int = 0, column: int = 0) -> tuple[np.generic, int, int]:

@@ -1,7 +1,7 @@
 """A fixed small sample of the data, the inputs of least hash, and where it lies at each layer."""
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64, Shaped
@@ -113,8 +113,8 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
         return _mixed(torch.arange(start, start + len(batch.y), device="cpu"))
     bits = _bits(x)
     bits = bits if bits.element_size() > 2 else bits.int()  # products wrap around in their own type
-    place = torch.arange(bits.shape[1], dtype=bits.dtype, device=x.device)
-    hashes = _mixed((bits * ((place * 2 + 1) * ODD_OF[bits.dtype])).sum(1, dtype=torch.int64))
+    odd = _odd(bits.shape[1], bits.dtype, x.device)
+    hashes = _mixed((bits * odd).sum(1, dtype=torch.int64))
     if batch.tokens is None:
         return hashes
     tokens, mask = batch.tokens.to(x.device), attention_mask(batch.kwargs)
@@ -122,6 +122,13 @@ def hashes_of(batch: Batch) -> Int64[Tensor, " B"]:
     if mask is not None and mask.shape == tokens.shape:  # of tokens, not of padding before them
         place = mask.cumsum(1) - 1
     return _mixed(batch.spread(hashes) + place.expand(tokens.shape)[tokens].long() * ODD)
+
+
+@lru_cache(maxsize=8)
+def _odd(width: int, dtype: torch.dtype, device: torch.device) -> Int[Tensor, " C"]:
+    """Odd numbers by which those of an input are multiplied, by their places."""
+    place = torch.arange(width, dtype=dtype, device=device)
+    return (place * 2 + 1) * ODD_OF[dtype]
 
 
 def identities_of(
