@@ -1,6 +1,6 @@
 """State of pass two: nearest class means, about means that are known, which may be another set's."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,6 @@ from pfc.nearest import Axes, NearestMean
 from pfc.span import MeansSpan
 from pfc.warning import warn
 
-Decide = Callable[[str, Float[Tensor, "B D"]], Float64[Tensor, "B R"]]  # gives where features are
 WAITING = 2**19  # numbers of samples that wait to be decided at once, 4 MB; ours
 QUEUED = 2**22  # the same on a device whose queue has to be waited for, 32 MB; ours
 

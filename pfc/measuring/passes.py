@@ -205,7 +205,7 @@ def second_pass(
         inputs.update(batch)
         labels = batch.labels.to(device)
         with decisions.batch(labels, batch.number) as seen:
-            see = subset.follow(batch, labels, decisions, seen.see)
+            see = subset.follow(batch, labels, decisions, seen)
             seen.answers = source.forward(batch, device, see)
         subset.settle()
         step(done + batch.number + 1, "pass 2")

@@ -12,7 +12,7 @@ from pfc.fused import at_hand, processor
 from pfc.fused.processor import ODD, SHIFTS
 from pfc.labels import BatchLabels
 from pfc.measuring.costs import MOST, SKETCH
-from pfc.measuring.decisions import Decide, Decisions
+from pfc.measuring.decisions import Coordinates, Decisions
 from pfc.measuring.loader import Batch, attention_mask
 from pfc.measuring.sums import See
 from pfc.processes import Processes
@@ -33,9 +33,11 @@ class Subset:
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}  # hashes, labels, of each layer coordinates and residuals
         self._new: dict[str, Tensor] = {}
+        self._waiting: dict[str, Tensor] = {}  # of each layer the coordinates of a whole batch
+        self._rows: slice | Tensor = slice(None)  # of the batch, those that may be kept
 
-    def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, decide: Decide) -> See:
-        """Note where the samples of a batch are, as `decide` finds it; `settle` ends the batch."""
+    def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, seen: Coordinates) -> See:
+        """Note where the samples of a batch are as it is seen; `settle` ends the batch."""
         hashes = hashes_of(batch).to(labels.y.device)
         rows: slice | Tensor = slice(None)  # of a device that is not asked, all of them
         kept = self.kept.get("hash", hashes[:0])
@@ -44,29 +46,30 @@ class Subset:
             rows = least[least >= 0].sort().values
         known = identities_of(batch, hashes, rows)
         self._new = {"hash": hashes[rows], "identity": known, "label": labels.y[rows]}
-        return partial(self._follow, rows, decisions, decide)
+        self._rows = rows
+        return partial(self._follow, decisions, seen)
 
     def _follow(
-        self,
-        rows: slice | Tensor,
-        decisions: Decisions,
-        decide: Decide,
-        name: str,
-        H: Float[Tensor, "B D"],
+        self, decisions: Decisions, seen: Coordinates, name: str, H: Float[Tensor, "B D"]
     ) -> None:
-        z = decide(name, H)
+        z = seen.see(name, H)
         if not len(self._new["hash"]):
             return
         span = decisions.nearest[name].span
         if span.basis.shape[1] == 1:
-            H = decisions.scales[name].rescaled(H[rows])
-            across = (H.double() - span.centre) - span.centre_error - z[rows] @ span.basis.mT
+            H = decisions.scales[name].rescaled(H[self._rows])
+            across = (H.double() - span.centre) - span.centre_error - z[self._rows] @ span.basis.mT
             self._new[f"across/{name}"] = _sketch(across)
-        self._new[f"at/{name}"] = _two(z, rows)
+        if seen.start is None:  # of large batches no more is kept than needed
+            self._new[f"at/{name}"] = _two(z, self._rows)
+        else:
+            self._waiting[name] = z
 
     def settle(self) -> None:
         """Keep the least of the samples so far and of those of the batch."""
         new, self._new = self._new, {}
+        new |= {f"at/{name}": _two(z, self._rows) for name, z in self._waiting.items()}
+        self._waiting = {}
         if len(new["hash"]):
             both = {
                 key: torch.cat([self.kept[key], part]) if self.kept else part
