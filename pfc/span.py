@@ -176,7 +176,7 @@ def _near_means(
     """As `near_means`, with the size of the largest mean if known; keeps what `about_centre` gives."""
     means, P, D = layers[0].mean, len(layers) * len(pi), layers[0].mean.shape[1]
     if SPARED * P < D and P <= FEWER and at_hand(means.device, P * D):
-        states = [(layer.mean, layer.mean_error) for layer in layers]
+        states = [(layer.mean.contiguous(), layer.mean_error.contiguous()) for layer in layers]
         factor, squares = processor.triangular(states, pi, kept)
         largest = squares.max()
         if 1 / SAFE < float(factor.abs().max()) < SAFE and bool(largest.isfinite()):
@@ -194,8 +194,8 @@ def _about_centre(
     if not _is_wide(means.mean):
         centre, error, M = means.about_centre(pi)
         return centre, error, M, M, None
-    D, new = means.mean.shape[1], means.mean.new_empty
-    centre, error, M = kept = new(D), new(D), torch.empty_like(means.mean)
+    (K, D), new = means.mean.shape, means.mean.new_empty
+    centre, error, M = kept = new(D), new(D), new(K, D)
     near, size = _near_means([means], pi, kept)
     return centre, error, M, near, size
 

@@ -159,6 +159,18 @@ def test_spans_of_wide_means_of_any_size_are_alike(power, engine):
     assert points_of(moments).equal(span.points)
 
 
+def test_means_may_lie_anyhow(engine):
+    H, y = problems.features(6, N=30, D=1100, K=4)
+    moments, turned = ClassMoments.of(H, y), ClassMoments.of(H, y)
+    turned.mean, turned.mean_error = (M.mT.contiguous().mT for M in (turned.mean, turned.mean_error))
+    assert not turned.mean.is_contiguous()
+    for found, known in (
+        (points_of(turned), points_of(moments)),
+        (MeansSpan.of(turned).points, MeansSpan.of(moments).points),
+    ):
+        torch.testing.assert_close(found.abs(), known.abs(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("D", [1, 2, 8, 9, 64, 2000])
 @pytest.mark.parametrize("weights", [None, [0.5, 0.5, 0.0]])
 def test_columns_lie_an_odd_number_of_lines_apart(D, weights, engine):
