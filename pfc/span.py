@@ -17,7 +17,7 @@ from pfc.metrics import Weighting, class_weights
 from pfc.moments import ClassMoments
 from pfc.pairs import EPS
 from pfc.prototypes import Prototypes
-from pfc.tiles import SPARED, coordinates, rows_at_once
+from pfc.tiles import coordinates, rows_at_once, spares
 
 WIDE = 2**8  # times as many columns as rows, from which on coordinates of the rows come first; measured
 STEEP = 2**3  # times weaker than the strongest, from which on directions are made orthogonal; ours
@@ -113,7 +113,8 @@ def points_of(moments: ClassMoments, weighting: Weighting = "class") -> Float64[
     """The `points` of a layer's span, without its basis, which is as large as the means."""
     means = moments.present()
     pi = class_weights(means.count, weighting)
-    near, size = _near_means([means], pi) if _is_wide(means.mean) else (means.centred(pi), None)
+    looped = _by_loop([means], pi) if _is_wide(means.mean) else None
+    near, size = looped or (_near(means.centred(pi)), None)
     found = _Directions.of(near, means.mean.shape[1], pi, _rounding(means, size))
     return _together(found.points, found.floor)
 
@@ -165,39 +166,42 @@ class _Directions:
 
 def near_means(layers: Sequence[ClassMoments], pi: Float64[Tensor, " K"]) -> Float64[Tensor, "P R"]:
     """Class means of layers about their centres, one layer under the other, in few coordinates."""
-    return _near_means(layers, pi)[0]
-
-
-def _near_means(
-    layers: Sequence[ClassMoments],
-    pi: Float64[Tensor, " K"],
-    kept: Sequence[Float64[Tensor, "..."]] = (),
-) -> tuple[Float64[Tensor, "P R"], Float64[Tensor, ""] | None]:
-    """As `near_means`, with the size of the largest mean if known; keeps what `about_centre` gives."""
-    means, P, D = layers[0].mean, len(layers) * len(pi), layers[0].mean.shape[1]
-    if SPARED * P < D and P <= FEWER and at_hand(means.device, P * D):
-        states = [(layer.mean.contiguous(), layer.mean_error.contiguous()) for layer in layers]
-        factor, squares = processor.triangular(states, pi, kept)
-        largest = squares.max()
-        if 1 / SAFE < float(factor.abs().max()) < SAFE and bool(largest.isfinite()):
-            return factor.mT, largest.sqrt()
-    parts = [layer.about_centre(pi) for layer in layers]
-    for room, part in zip(kept, parts[0], strict=False):
-        room.copy_(part)
-    return coordinates(torch.cat([M for _, _, M in parts])), None
+    found = _by_loop(layers, pi)
+    return coordinates(torch.cat([layer.centred(pi) for layer in layers])) if found is None else found[0]
 
 
 def _about_centre(
     means: ClassMoments, pi: Float64[Tensor, " P"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """What `about_centre` gives, and what `_near_means` does, if the means are wide."""
-    if not _is_wide(means.mean):
-        centre, error, M = means.about_centre(pi)
-        return centre, error, M, M, None
+    """What `about_centre` gives, few coordinates of the means, and the size of the largest if known."""
     (K, D), new = means.mean.shape, means.mean.new_empty
-    centre, error, M = kept = new(D), new(D), new(K, D)
-    near, size = _near_means([means], pi, kept)
-    return centre, error, M, near, size
+    if _is_wide(means.mean) and _fits(means, K):
+        centre, error, M = kept = new(D), new(D), new(K, D)
+        if (found := _by_loop([means], pi, kept)) is not None:
+            return centre, error, M, *found
+    centre, error, M = means.about_centre(pi)
+    return centre, error, M, _near(M), None
+
+
+def _fits(means: ClassMoments, P: int) -> bool:
+    """Whether a compiled loop makes that many rows of means triangular."""
+    D = means.mean.shape[1]
+    return spares(P, D) and P <= FEWER and at_hand(means.mean.device, P * D)
+
+
+def _by_loop(
+    layers: Sequence[ClassMoments],
+    pi: Float64[Tensor, " K"],
+    kept: Sequence[Float64[Tensor, "..."]] = (),
+) -> tuple[Float64[Tensor, "P R"], Float64[Tensor, ""]] | None:
+    """As `near_means`, and the size of the largest mean, where a loop serves and squares are numbers."""
+    if not _fits(layers[0], len(layers) * len(pi)):
+        return None
+    states = [(layer.mean.contiguous(), layer.mean_error.contiguous()) for layer in layers]
+    factor, squares = processor.triangular(states, pi, kept)
+    largest = squares.max()
+    safe = 1 / SAFE < float(factor.abs().max()) < SAFE and bool(largest.isfinite())
+    return (factor.mT, largest.sqrt()) if safe else None
 
 
 def _near(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:

@@ -80,9 +80,14 @@ def inner(A: Float[Tensor, "a R"], B: Float[Tensor, "b R"]) -> Float[Tensor, "a 
         return torch.from_numpy(np.matmul(A.numpy(), B.numpy().T))
 
 
+def spares(rows: int, columns: int) -> bool:
+    """Whether in a basis of their span rows are of far fewer numbers."""
+    return columns > SPARED * rows
+
+
 def coordinates(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:
     """Rows in an orthonormal basis of their span, or as they are where that is hardly fewer numbers."""
-    if M.shape[1] <= SPARED * len(M):
+    if not spares(*M.shape):
         return M
     # the triangular factor of all columns is that of their parts' factors; nothing is squared
     height = max(TALL, 4 * len(M))

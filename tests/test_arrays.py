@@ -263,6 +263,15 @@ def test_the_plane_of_a_sample_is_the_same_at_every_size_of_batch():
     assert sorted(points["class"]) == sorted(Y.tolist())
 
 
+@pytest.mark.parametrize("most", [1, 200])
+def test_the_plane_is_the_same_however_many_samples_wait_to_be_decided(most, monkeypatch):
+    known = profile_of(H, Y, batch=7).sample
+    monkeypatch.setattr("pfc.measuring.decisions.WAITING", most)
+    found = profile_of(H, Y, batch=7).sample
+    assert found.hashes.equal(known.hashes)
+    assert all(found.points[name].equal(known.points[name]) for name in H)
+
+
 def test_the_plane_shows_the_means_in_their_first_two_directions():
     x, y = problems.features(4, N=400, D=7, K=5)
     profile = profile_of({"x": x}, y)

@@ -13,7 +13,7 @@ import pfc.tiles
 from pfc.moments import ClassMoments
 from pfc.nearest import Axes, NearestMean, project
 from pfc.prototypes import Prototypes
-from pfc.span import MeansSpan, points_of
+from pfc.span import MeansSpan, near_means, points_of
 from pfc.tiles import coordinates
 from tests import problems
 
@@ -157,6 +157,29 @@ def test_spans_of_wide_means_of_any_size_are_alike(power, engine):
     found, known = (each.points.abs() for each in (span, ours))  # directions have no sign
     torch.testing.assert_close(found / 2.0**power, known, rtol=1e-12, atol=1e-12)
     assert points_of(moments).equal(span.points)
+
+
+@pytest.mark.parametrize("most", [1, 2**8])
+@pytest.mark.parametrize("D", [9, 40, 1100])
+def test_means_of_two_layers_are_in_coordinates_of_both(D, most, monkeypatch, engine):
+    """By a loop, or by what serves where there are too many rows for it."""
+    monkeypatch.setattr(pfc.span, "FEWER", most)
+    layers = [ClassMoments.of(H + 5, y) for H, y in (problems.features(s, D=D) for s in (1, 2))]
+    pi = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    near = near_means(layers, pi)
+    assert near.shape == (8, 8 if D > 12 else D)
+    M = torch.cat([layer.centred(pi) for layer in layers])
+    torch.testing.assert_close(near @ near.mT, M @ M.mT, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_means_that_are_no_numbers_are_not_made_triangular(bad, engine):
+    H, y = problems.features(6, N=30, D=1100, K=4)
+    moments = ClassMoments.of(H, y)
+    moments.mean[1, 700] = bad
+    assert not near_means([moments], moments.count / 30).isfinite().all()
+    with pytest.raises(torch.linalg.LinAlgError):
+        points_of(moments)
 
 
 def test_means_may_lie_anyhow(engine):

@@ -501,9 +501,9 @@ def _reflect(rows, near, factor, P, width):
     for j in range(P):
         x, row = _at(0.0, rows + j * near * 8), _at(0.0, factor + j * P * 8)
         s = _square(rows + j * near * 8, width)
-        size = np.sqrt(row[j] * row[j] + s)
-        if s == 0 or size == 0:
+        if s == 0:
             continue
+        size = np.sqrt(row[j] * row[j] + s)
         end = -size if row[j] > 0 else size
         step, over = row[j] - end, 1 / (end * (end - row[j]))
         row[j] = end

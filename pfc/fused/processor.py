@@ -181,8 +181,13 @@ def triangular(
 
     Returns:
         What has the inner products of the means of all layers for those of its columns; their sizes.
+
+    Raises:
+        ValueError: If what is given does not fit, or the centres of several layers are to be kept.
     """
     (K, D), P = layers[0][0].shape, len(layers) * len(weights)
+    if kept and len(layers) > 1:
+        raise ValueError(f"compiled loops keep the centre of one layer, got {len(layers)}")
     _refuse(weights=(weights, (K,)))
     for means, errors in layers:
         _refuse(means=(means, (K, D)), errors=(errors, (K, D)))
