@@ -114,7 +114,7 @@ def points_of(moments: ClassMoments, weighting: Weighting = "class") -> Float64[
     means = moments.present()
     pi = class_weights(means.count, weighting)
     looped = _by_loop([means], pi) if _is_wide(means.mean) else None
-    near, size = looped or (_near(means.centred(pi)), None)
+    near, size, _ = looped or (_near(means.centred(pi)), None, [])
     found = _Directions.of(near, means.mean.shape[1], pi, _rounding(means, size))
     return _together(found.points, found.floor)
 
@@ -174,34 +174,29 @@ def _about_centre(
     means: ClassMoments, pi: Float64[Tensor, " P"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """What `about_centre` gives, few coordinates of the means, and the size of the largest if known."""
-    (K, D), new = means.mean.shape, means.mean.new_empty
-    if _is_wide(means.mean) and _fits(means, K):
-        centre, error, M = kept = new(D), new(D), new(K, D)
-        if (found := _by_loop([means], pi, kept)) is not None:
-            return centre, error, M, *found
-    centre, error, M = means.about_centre(pi)
-    return centre, error, M, _near(M), None
-
-
-def _fits(means: ClassMoments, P: int) -> bool:
-    """Whether a compiled loop makes that many rows of means triangular."""
-    D = means.mean.shape[1]
-    return spares(P, D) and P <= FEWER and at_hand(means.mean.device, P * D)
+    looped = _by_loop([means], pi, keep=True) if _is_wide(means.mean) else None
+    if looped is None:
+        centre, error, M = means.about_centre(pi)
+        return centre, error, M, _near(M), None
+    near, size, (centre, error, M) = looped
+    return centre, error, M, near, size
 
 
 def _by_loop(
-    layers: Sequence[ClassMoments],
-    pi: Float64[Tensor, " K"],
-    kept: Sequence[Float64[Tensor, "..."]] = (),
-) -> tuple[Float64[Tensor, "P R"], Float64[Tensor, ""]] | None:
-    """As `near_means`, and the size of the largest mean, where a loop serves and squares are numbers."""
-    if not _fits(layers[0], len(layers) * len(pi)):
+    layers: Sequence[ClassMoments], pi: Float64[Tensor, " K"], *, keep: bool = False
+) -> tuple[Float64[Tensor, "P R"], Float64[Tensor, ""], list[Tensor]] | None:
+    """As `near_means`, the largest size, what `about_centre` gives if kept; where a loop serves."""
+    means, P = layers[0].mean, len(layers) * len(pi)
+    K, D = means.shape
+    if P > FEWER or not spares(P, D) or not at_hand(means.device, P * D):
         return None
+    kept = [means.new_empty(shape) for shape in ((D,), (D,), (K, D))] if keep else []
     states = [(layer.mean.contiguous(), layer.mean_error.contiguous()) for layer in layers]
     factor, squares = processor.triangular(states, pi, kept)
     largest = squares.max()
+    # squares that left float64 are not to be trusted
     safe = 1 / SAFE < float(factor.abs().max()) < SAFE and bool(largest.isfinite())
-    return (factor.mT, largest.sqrt()) if safe else None
+    return (factor.mT, largest.sqrt(), kept) if safe else None
 
 
 def _near(M: Float64[Tensor, "P D"]) -> Float64[Tensor, "P R"]:

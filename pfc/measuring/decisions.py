@@ -169,7 +169,7 @@ class Decisions:
             if last in z:
                 found[first], found[last] = line.update(z[first], z[last], y)
         for name, coordinates in z.items():
-            own = coordinates[:, self.frames[name].own]
+            own = self.frames[name].owned(coordinates)
             found[name] = self.nearest[name].take(own, y, found.get(name))
         row = self.layout.classifier_row
         return self.classes[found[row]] if row in found else None
@@ -249,6 +249,10 @@ class Frame:
     own: slice
     ready: tuple[str, ...]
 
+    def owned(self, z: Float64[Tensor, "B R"]) -> Float64[Tensor, "B r"]:
+        """The coordinates along the axes of the layer's span; no view where these are all."""
+        return z if self.own == slice(None) else z[:, self.own]
+
 
 @dataclass(eq=False)
 class Coordinates:
@@ -278,9 +282,8 @@ class Coordinates:
         nearest, frame = of.nearest[name], of.frames[name]
         nearest.note(H.dtype)
         if self.start is not None:
-            z = frame.axes.project(H, of.room(name, self.start, len(H)))
-            return z if frame.own == slice(None) else z[:, frame.own]
+            return frame.owned(frame.axes.project(H, of.room(name, self.start, len(H))))
         self._seen[name] = z = frame.axes.project(H)
         found = of.decide({each: self._seen.pop(each) for each in frame.ready}, self.labels.y)
         self.nearest = self.nearest if found is None else found
-        return z[:, frame.own]
+        return frame.owned(z)

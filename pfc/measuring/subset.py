@@ -33,9 +33,7 @@ class Subset:
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}  # hashes, labels, of each layer coordinates and residuals
         self._new: dict[str, Tensor] = {}
-        self._waiting: dict[
-            str, Tensor
-        ] = {}  # coordinates of a batch, where they lie until the next one
+        self._waiting: dict[str, Tensor] = {}  # a batch's coordinates, that lie there until the next
         self._rows: slice | Tensor = slice(None)  # of the batch, those that may be kept
 
     def follow(self, batch: Batch, labels: BatchLabels, decisions: Decisions, seen: Coordinates) -> See:
